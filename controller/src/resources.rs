@@ -1,0 +1,44 @@
+//! The custom resources of group `impound.dev`: what a responder asks for, and what became of it.
+//!
+//! Generated YAML is checked in under `deploy/crds/` and compared by a test.
+
+mod collection;
+mod quarantine;
+
+pub use collection::{
+    ArtifactState, ArtifactStatus, Collection, CollectionPhase, CollectionSpec, CollectionStatus,
+};
+pub use quarantine::{
+    ApiCall, Before, EvictionState, EvictionStatus, Fact, FactState, NodeUndo, PodUndo, Quarantine,
+    QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec, StepName, StepState,
+    StepStatus, TaintRecord, Undo,
+};
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::CustomResourceExt;
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// API group of the custom resources.
+pub const GROUP: &str = "impound.dev";
+
+/// Case id as [`impound_evidence::names::CaseId`] accepts it; the schema stops most mistakes early.
+pub(crate) const CASE_PATTERN: &str = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$";
+
+/// The definitions in the order in which they are to be applied.
+#[must_use]
+pub fn definitions() -> Vec<CustomResourceDefinition> {
+    vec![Quarantine::crd(), Collection::crd()]
+}
+
+/// The present moment in the resolution that status fields have (microseconds).
+#[must_use]
+pub fn now() -> MicroTime {
+    MicroTime(Timestamp::now())
+}
+
+/// Schema of a field that holds a foreign object exactly as the API server gave it.
+pub(crate) fn any_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
+}

@@ -1,0 +1,423 @@
+//! `Quarantine`: one suspect pod, what was done to it and how to undo it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{CASE_PATTERN, any_object};
+
+/// What a responder asks for. Everything but `release` is fixed at creation.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, Deserialize, Serialize)]
+#[kube(
+    group = "impound.dev",
+    version = "v1alpha1",
+    kind = "Quarantine",
+    namespaced,
+    status = "QuarantineStatus",
+    shortname = "quar",
+    category = "impound",
+    doc = "Contains one suspect pod and collects its evidence.",
+    printcolumn(name = "Pod", type_ = "string", json_path = ".spec.pod"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
+    printcolumn(name = "Case", type_ = "string", json_path = ".spec.case"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Evidence", type_ = "string", json_path = ".status.collection"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.message",
+        priority = "1"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct QuarantineSpec {
+    /// Name of the suspect pod in this namespace.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the pod of a quarantine can't be changed: create another quarantine"))]
+    pub pod: String,
+    /// metadata.uid that the pod must have. Without it, the pod that has the name when the
+    /// quarantine is first seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the pod of a quarantine can't be changed: create another quarantine"))]
+    pub pod_uid: Option<String>,
+    /// Case id: 1 to 63 letters, digits, "-", "_" or ".", first and last a letter or digit.
+    #[schemars(length(min = 1, max = 63), regex(pattern = CASE_PATTERN))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the case of a quarantine can't be changed: create another quarantine"))]
+    pub case: String,
+    /// Why, for the custody log.
+    #[schemars(length(min = 1, max = 1024))]
+    pub reason: String,
+    /// Who asked. Set from the client certificate for requests over gRPC; for an object made with
+    /// kubectl it is a claim.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 512))]
+    pub requested_by: String,
+    /// Leave the other pods of the node where they are.
+    #[serde(default)]
+    pub keep_neighbours: bool,
+    /// Evict pods that no controller would recreate.
+    #[serde(default)]
+    pub evict_unmanaged: bool,
+    /// Evict pods with emptyDir volumes, whose data is then lost.
+    #[serde(default)]
+    pub delete_empty_dir_data: bool,
+    /// Contain only, collect nothing.
+    #[serde(default)]
+    pub skip_collection: bool,
+    /// Pause each container while its image is committed.
+    #[serde(default)]
+    pub pause: bool,
+    /// Set it to undo the quarantine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<ReleaseSpec>,
+}
+
+/// The wish to undo a quarantine.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReleaseSpec {
+    /// Why, for the custody log.
+    #[schemars(length(min = 1, max = 1024))]
+    pub reason: String,
+    /// Who asked, as in `QuarantineSpec.requestedBy`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub requested_by: String,
+    /// Also when the evidence is not sealed.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What became of it. Written by the controller only.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QuarantineStatus {
+    /// Where the quarantine stands.
+    #[serde(default)]
+    pub phase: QuarantinePhase,
+    /// What the phase means for this pod, for people.
+    #[serde(default)]
+    pub message: String,
+    /// metadata.generation that the status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// metadata.uid of the pod that was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// Node that the pod runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Kind and name of the pod's controller before containment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Steps in the order in which they were begun.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepStatus>,
+    /// What was checked after containment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub facts: Vec<Fact>,
+    /// Consequences and limits, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// The calls that containment makes, in order, stored before the first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plan: Vec<ApiCall>,
+    /// What release needs to put back, stored before the first change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<Undo>,
+    /// The objects as they were before the first change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Before>,
+    /// The node's other pods and what became of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evictions: Vec<EvictionStatus>,
+    /// Name of the Collection in the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collection: Option<String>,
+}
+
+/// Where a quarantine stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum QuarantinePhase {
+    /// Not looked at yet.
+    #[default]
+    Pending,
+    /// Containment steps are under way: the pod is not contained yet.
+    Containing,
+    /// The pod is contained at the Kubernetes API; eviction and collection go on.
+    Contained,
+    /// Contained, neighbours evicted, evidence sealed and complete.
+    Complete,
+    /// Contained, but something could not be done; the message and the steps say what.
+    Incomplete,
+    /// Nothing was changed, because the pod can't be contained safely.
+    Refused,
+    /// Containment did not succeed; the message says what is changed and what is not.
+    Failed,
+    /// Recorded changes are being undone.
+    Releasing,
+    /// Every recorded change is undone.
+    Released,
+}
+
+impl QuarantinePhase {
+    /// Nothing more happens by itself.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(
+            self,
+            Self::Complete | Self::Incomplete | Self::Refused | Self::Failed | Self::Released
+        )
+    }
+}
+
+/// One call to the Kubernetes API, exactly as it is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiCall {
+    /// Step it belongs to.
+    pub step: StepName,
+    /// HTTP method.
+    pub method: String,
+    /// Path below the API server, with query.
+    pub path: String,
+    /// Content type of the body; empty without a body.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub content_type: String,
+    /// JSON text; empty without a body.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub body: String,
+    /// What it is for, for people.
+    pub purpose: String,
+}
+
+/// The steps of containment, in their safe order, and those of release.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
+)]
+pub enum StepName {
+    /// Node made unschedulable, own taint and autoscaler annotations set.
+    Cordon,
+    /// Disruption budget that keeps the suspect from being evicted.
+    Protect,
+    /// NetworkPolicy that denies all traffic of pods with the suspect label.
+    Policy,
+    /// Labels that owner and Services select by taken off and the suspect label put on, in one patch.
+    Strip,
+    /// Node labelled as suspect.
+    LabelNode,
+    /// Facts checked against the API.
+    Verify,
+    /// Quick inspect and diff of every container on the node.
+    Neighbours,
+    /// The node's other pods evicted.
+    Evict,
+    /// Full collection sealed.
+    Collect,
+    /// Node labels taken off.
+    UndoLabelNode,
+    /// Suspect label taken off and the original labels put back.
+    UndoStrip,
+    /// NetworkPolicy removed, if no other quarantine needs it.
+    UndoPolicy,
+    /// Disruption budget removed.
+    UndoProtect,
+    /// Node schedulable again, if it was before and no other quarantine needs it.
+    UndoCordon,
+}
+
+impl std::fmt::Display for StepName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// One step and how it went.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStatus {
+    /// Which step.
+    pub name: StepName,
+    /// How it stands.
+    pub state: StepState,
+    /// Result, or what is waited for, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// When it was begun, by the controller's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<MicroTime>,
+    /// When it ended, by the controller's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<MicroTime>,
+    /// How often it was tried.
+    #[serde(default)]
+    pub attempts: u32,
+}
+
+/// How a step stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum StepState {
+    /// Begun.
+    Running,
+    /// Something outside must happen first; the message says what.
+    Waiting,
+    /// Its effect was seen.
+    Done,
+    /// It has no effect and is not tried again.
+    Failed,
+    /// Not needed or not wanted; the message says why.
+    Skipped,
+}
+
+impl StepState {
+    /// Whether the step will not be worked on again.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Skipped)
+    }
+}
+
+/// One thing that was checked.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub struct Fact {
+    /// What was checked, e.g. `OwnerReleased`.
+    pub name: String,
+    /// What was found.
+    pub state: FactState,
+    /// For people: what was seen, and what to do if it is not true.
+    pub message: String,
+}
+
+/// Outcome of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum FactState {
+    /// Seen to be so.
+    True,
+    /// Seen not to be so.
+    False,
+    /// Could not be checked; the message says why.
+    Unverified,
+}
+
+/// What release puts back.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Undo {
+    /// The pod's metadata as it was.
+    pub pod: PodUndo,
+    /// The node's state as it was.
+    pub node: NodeUndo,
+}
+
+/// The pod's metadata before the change.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodUndo {
+    /// All labels as they were.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Owner references as they were, for the record: adoption is up to the controller.
+    #[serde(default)]
+    #[schemars(schema_with = "owner_references")]
+    pub owner_references: Vec<OwnerReference>,
+    /// Label keys that the strip removes.
+    #[serde(default)]
+    pub removed: Vec<String>,
+    /// Labels that the strip sets.
+    #[serde(default)]
+    pub added: BTreeMap<String, String>,
+    /// Annotations that the strip sets, with the value that was there before.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, Option<String>>,
+}
+
+/// The node's state before the change.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeUndo {
+    /// Whether the node was unschedulable already, by somebody else's will.
+    #[serde(default)]
+    pub unschedulable: bool,
+    /// Label keys that are set, with the value that was there before.
+    #[serde(default)]
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Annotations that are set, with the value that was there before.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, Option<String>>,
+    /// Taints as they were, for the record.
+    #[serde(default)]
+    pub taints: Vec<TaintRecord>,
+}
+
+/// A node's taint.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaintRecord {
+    /// Taint key.
+    pub key: String,
+    /// Taint value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// NoSchedule, PreferNoSchedule or NoExecute.
+    pub effect: String,
+}
+
+/// Objects as the API server gave them before the first change.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Before {
+    /// The pod.
+    #[schemars(schema_with = "any_object")]
+    pub pod: serde_json::Value,
+    /// Its node.
+    #[schemars(schema_with = "any_object")]
+    pub node: serde_json::Value,
+    /// Its controller, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub owner: Option<serde_json::Value>,
+}
+
+/// One of the node's other pods.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EvictionStatus {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// metadata.uid: a pod re-created under the same name is another one.
+    pub uid: String,
+    /// What became of it.
+    pub state: EvictionState,
+    /// Why it waits or stays, and what would change that.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// What became of a pod that shared the suspect's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum EvictionState {
+    /// To be evicted.
+    Pending,
+    /// Eviction was refused for now, e.g. by a disruption budget.
+    Blocked,
+    /// Eviction was granted; the pod is terminating.
+    Evicting,
+    /// The pod is gone from the node.
+    Gone,
+    /// Left alone on purpose; the message says why.
+    Kept,
+    /// Could not be evicted in time.
+    Failed,
+}
+
+fn owner_references(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "array",
+        "items": { "type": "object", "x-kubernetes-preserve-unknown-fields": true }
+    })
+}
