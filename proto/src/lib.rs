@@ -1,1 +1,43 @@
-//! .
+//! The wire contract of Impound: generated protobuf types, who a peer is, and the mutual TLS that
+//! proves it. The controller, the agents and the command line all speak through this crate, so a
+//! field, an identity rule or a TLS setting exists exactly once.
+//!
+//! - [`agent::v1`], [`controller::v1`]: generated from `impound/**/*.proto` (see `tests/generated.rs`).
+//! - [`identity`]: [`PeerId`], read from a certificate's single URI name.
+//! - [`tls`]: both ends of the connection, reloading of certificates, HTTP/2 settings.
+//! - [`pki`]: issues the three private CAs and their certificates.
+
+pub mod identity;
+pub mod pki;
+pub mod tls;
+
+pub use identity::{NodeName, PeerId, ResponderName, Role};
+
+/// gRPC metadata key that carries the case id, so both ends' logs join.
+pub const CASE_METADATA: &str = "impound-case";
+
+/// What one node's agent serves.
+pub mod agent {
+    /// Version 1 of `impound.agent`.
+    // Generated text: doc comments come from the .proto file, not every item has one.
+    #[allow(missing_docs, clippy::all)]
+    pub mod v1 {
+        include!("gen/impound.agent.v1.rs");
+
+        /// Encoded `FileDescriptorSet` of this package and what it imports, for gRPC reflection.
+        pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/impound.agent.v1.bin");
+    }
+}
+
+/// What the controller serves.
+pub mod controller {
+    /// Version 1 of `impound.controller`.
+    // Generated text: doc comments come from the .proto file, not every item has one.
+    #[allow(missing_docs, clippy::all)]
+    pub mod v1 {
+        include!("gen/impound.controller.v1.rs");
+
+        /// Encoded `FileDescriptorSet` of this package and what it imports, for gRPC reflection.
+        pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/impound.controller.v1.bin");
+    }
+}
