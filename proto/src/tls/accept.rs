@@ -1,0 +1,258 @@
+//! The server's door: TCP connections in, verified peers out.
+//!
+//! The port is open to every pod that can reach the node, the suspect included. A stranger costs at
+//! most one handshake slot for [`HANDSHAKE_TIMEOUT`], and one address cannot take all slots. Every
+//! refused peer is logged once, with its address and the reason.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::{Id, JoinSet};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use super::reload::Credentials;
+use super::verify::reason;
+use super::{ALPN, HANDSHAKE_TIMEOUT};
+use crate::identity::PeerId;
+
+/// Handshakes at the same time. Each costs a few KiB and a millisecond of work.
+const MAX_HANDSHAKES: usize = 256;
+
+/// Handshakes at the same time from one address.
+const MAX_HANDSHAKES_PER_ADDRESS: usize = 16;
+
+/// How long a refused peer may take to read why, before the connection is cut.
+const REFUSAL_LINGER: Duration = Duration::from_secs(1);
+
+/// Pause after the system refused to accept (out of file descriptors, most likely).
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Who is at the other end of a connection. In the extensions of every request on it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Verified identity.
+    pub id: PeerId,
+    /// SHA-256 of the certificate's DER, for the custody log.
+    pub certificate_sha256: [u8; 32],
+    /// Remote address.
+    pub remote: SocketAddr,
+}
+
+impl Peer {
+    /// The peer that sent `request`; `None` if it did not come through [`incoming`].
+    pub fn of<T>(request: &tonic::Request<T>) -> Option<&Self> {
+        request.extensions().get()
+    }
+}
+
+/// A connection whose peer is verified.
+#[derive(Debug)]
+pub struct PeerStream {
+    io: TlsStream<TcpStream>,
+    peer: Peer,
+}
+
+/// Verified connections, for tonic's `serve_with_incoming`. Dropping it closes the door and
+/// abandons handshakes; connections that were handed out live on.
+#[derive(Debug)]
+pub struct Incoming {
+    accepted: mpsc::Receiver<PeerStream>,
+    // Aborts the accept loop when dropped.
+    _task: JoinSet<()>,
+}
+
+/// Starts accepting on `listener`.
+#[must_use]
+pub fn incoming(listener: TcpListener, credentials: Credentials<ServerConfig>) -> Incoming {
+    // One: a connection that the server has not taken yet keeps its handshake slot.
+    let (hand_over, accepted) = mpsc::channel(1);
+    let mut task = JoinSet::new();
+    task.spawn(accept_loop(listener, credentials, hand_over));
+    Incoming {
+        accepted,
+        _task: task,
+    }
+}
+
+async fn accept_loop(
+    listener: TcpListener,
+    credentials: Credentials<ServerConfig>,
+    hand_over: mpsc::Sender<PeerStream>,
+) {
+    let mut handshakes = JoinSet::new();
+    let mut addresses: HashMap<Id, IpAddr> = HashMap::new();
+    loop {
+        tokio::select! {
+            Some(ended) = handshakes.join_next_with_id() => {
+                let id = match ended {
+                    Ok((id, ())) => id,
+                    Err(error) => error.id(),
+                };
+                addresses.remove(&id);
+            }
+            accepted = listener.accept(), if handshakes.len() < MAX_HANDSHAKES => match accepted {
+                Ok((tcp, remote)) => {
+                    let address = remote.ip();
+                    let busy = addresses.values().filter(|other| **other == address).count();
+                    if busy >= MAX_HANDSHAKES_PER_ADDRESS {
+                        refuse(remote, "too many unfinished handshakes from this address");
+                        continue;
+                    }
+                    let config = credentials.current();
+                    let hand_over = hand_over.clone();
+                    let task = handshakes.spawn(async move {
+                        if let Some(stream) = handshake(tcp, remote, config).await {
+                            // Fails only if the server is shutting down.
+                            let _ = hand_over.send(stream).await;
+                        }
+                    });
+                    addresses.insert(task.id(), address);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "could not accept a connection");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            },
+            () = hand_over.closed() => return,
+        }
+    }
+}
+
+async fn handshake(
+    tcp: TcpStream,
+    remote: SocketAddr,
+    config: Arc<ServerConfig>,
+) -> Option<PeerStream> {
+    let accept = TlsAcceptor::from(config).accept(tcp).into_fallible();
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, accept).await {
+        Err(_) => {
+            refuse(
+                remote,
+                &format!("no complete handshake within {HANDSHAKE_TIMEOUT:?}"),
+            );
+            None
+        }
+        Ok(Err((error, tcp))) => {
+            let tls = error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            refuse(remote, &tls.map_or_else(|| error.to_string(), reason));
+            linger(tcp).await;
+            None
+        }
+        Ok(Ok(io)) => match peer(&io, remote) {
+            Ok(peer) => {
+                tracing::debug!(%remote, peer = %peer.id, "accepted a peer");
+                Some(PeerStream { io, peer })
+            }
+            Err(why) => {
+                refuse(remote, &why);
+                None
+            }
+        },
+    }
+}
+
+/// Lets a refused peer read the alert: closing with unread input would reset the connection and
+/// throw the alert away.
+async fn linger(mut tcp: TcpStream) {
+    let drain = async {
+        tcp.shutdown().await?;
+        let mut scratch = [0; 4096];
+        while tcp.read(&mut scratch).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // The peer was refused already; how it goes away is its own business.
+    let _ = tokio::time::timeout(REFUSAL_LINGER, drain).await;
+}
+
+fn peer(io: &TlsStream<TcpStream>, remote: SocketAddr) -> Result<Peer, String> {
+    let (tcp, session) = io.get_ref();
+    if session.alpn_protocol() != Some(ALPN) {
+        return Err("expected the application protocol h2, the peer offered none".to_owned());
+    }
+    let certificate = session
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .ok_or("the peer presented no certificate")?;
+    let id = PeerId::from_certificate(certificate).map_err(|error| error.to_string())?;
+    tcp.set_nodelay(true)
+        .map_err(|error| format!("could not set TCP_NODELAY: {error}"))?;
+    Ok(Peer {
+        id,
+        certificate_sha256: Sha256::digest(certificate).into(),
+        remote,
+    })
+}
+
+fn refuse(remote: SocketAddr, reason: &str) {
+    tracing::warn!(%remote, reason, "refused a peer");
+}
+
+impl futures::Stream for Incoming {
+    type Item = Result<PeerStream, io::Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.accepted.poll_recv(cx).map(|stream| stream.map(Ok))
+    }
+}
+
+impl Connected for PeerStream {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,320 @@
+//! Certificate files, read and checked: nothing is used that the other end would refuse.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
+
+use super::verify::IdentityVerifier;
+use super::{ALPN, Peers, TlsFiles};
+use crate::identity::{IdentityError, PeerId};
+
+/// Largest file that is read. A certificate is 1 KiB; a bundle of a few CAs a few.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The files' bytes as they are now. The key is wiped from memory when dropped.
+pub(super) struct Snapshot {
+    certificate: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+    roots: Vec<u8>,
+}
+
+/// One end's certificate, key and roots, checked.
+pub(super) struct Material {
+    own: PeerId,
+    key: Arc<CertifiedKey>,
+    roots: Arc<RootCertStore>,
+    not_after: OffsetDateTime,
+}
+
+impl Snapshot {
+    pub(super) fn read(files: &TlsFiles) -> Result<Self, MaterialError> {
+        Ok(Self {
+            certificate: read(&files.certificate)?,
+            key: Zeroizing::new(read(&files.key)?),
+            roots: read(&files.roots)?,
+        })
+    }
+
+    /// Differs whenever one of the files does.
+    pub(super) fn fingerprint(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for file in [&self.certificate, &*self.key, &self.roots] {
+            hash.update(Sha256::digest(file));
+        }
+        hash.finalize().into()
+    }
+
+    /// Parses and checks: the key belongs to the certificate, the certificate is valid now, names
+    /// one of `own` and its DNS name, and its chain, if the file holds it, verifies.
+    pub(super) fn check(&self, files: &TlsFiles, own: &Peers) -> Result<Material, MaterialError> {
+        let chain = certificates(&self.certificate, &files.certificate)?;
+        let leaf = chain
+            .first()
+            .ok_or_else(|| MaterialError::NoCertificate(files.certificate.clone()))?;
+        let identity =
+            PeerId::from_certificate(leaf).map_err(|source| MaterialError::Identity {
+                path: files.certificate.clone(),
+                source,
+            })?;
+        if !own.contains(&identity) {
+            return Err(MaterialError::NotOurs {
+                path: files.certificate.clone(),
+                expected: own.clone(),
+                found: identity,
+            });
+        }
+        let not_after = valid_now(leaf, &files.certificate)?;
+        let refused = |source| MaterialError::Refused {
+            path: files.certificate.clone(),
+            source,
+        };
+        verify_chain(&chain, &identity).map_err(refused)?;
+        let key =
+            PrivateKeyDer::from_pem_slice(&self.key).map_err(|source| MaterialError::Pem {
+                path: files.key.clone(),
+                source,
+            })?;
+        let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|source| {
+            MaterialError::Refused {
+                path: files.key.clone(),
+                source,
+            }
+        })?;
+        let mut roots = RootCertStore::empty();
+        for root in certificates(&self.roots, &files.roots)? {
+            roots.add(root).map_err(|source| MaterialError::Refused {
+                path: files.roots.clone(),
+                source,
+            })?;
+        }
+        if roots.is_empty() {
+            return Err(MaterialError::NoCertificate(files.roots.clone()));
+        }
+        Ok(Material {
+            own: identity,
+            key: Arc::new(key),
+            roots: Arc::new(roots),
+            not_after,
+        })
+    }
+}
+
+impl Material {
+    pub(super) fn own(&self) -> &PeerId {
+        &self.own
+    }
+
+    pub(super) fn not_after(&self) -> OffsetDateTime {
+        self.not_after
+    }
+
+    pub(super) fn server_config(&self, accept: &Peers) -> Result<ServerConfig, MaterialError> {
+        let verifier = IdentityVerifier::new(Arc::clone(&self.roots), provider(), accept.clone())
+            .map_err(|error| {
+            MaterialError::Rustls(rustls::Error::General(error.to_string()))
+        })?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(MaterialError::Rustls)?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(
+                &self.key,
+            ))));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // A resumed session would skip the verifier above.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+
+    pub(super) fn client_config(&self) -> Result<ClientConfig, MaterialError> {
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
+                .build()
+                .map_err(|error| {
+                    MaterialError::Rustls(rustls::Error::General(error.to_string()))
+                })?;
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(MaterialError::Rustls)?
+            .with_webpki_verifier(verifier)
+            .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(
+                &self.key,
+            ))));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(config)
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {
+    let failed = |source| MaterialError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+        .map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(failed(io::Error::other(format!(
+            "expected at most {MAX_FILE} bytes, it is larger"
+        ))));
+    }
+    Ok(bytes)
+}
+
+fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| MaterialError::Pem {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn valid_now(leaf: &CertificateDer<'_>, path: &Path) -> Result<OffsetDateTime, MaterialError> {
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| MaterialError::Identity {
+        path: path.to_owned(),
+        source: IdentityError::Certificate(error.to_string()),
+    })?;
+    let not_before = parsed.validity().not_before.to_datetime();
+    let not_after = parsed.validity().not_after.to_datetime();
+    let now = OffsetDateTime::now_utc();
+    if now < not_before || now > not_after {
+        return Err(MaterialError::NotValidNow {
+            path: path.to_owned(),
+            not_before,
+            not_after,
+            now,
+        });
+    }
+    Ok(not_after)
+}
+
+/// Checks what peers will check: the DNS name and, as far as the file holds the issuers (its last
+/// certificate is taken as root), signatures, validity and purpose.
+fn verify_chain(chain: &[CertificateDer<'static>], own: &PeerId) -> Result<(), rustls::Error> {
+    let Some((leaf, issuers)) = chain.split_first() else {
+        return Err(rustls::Error::NoCertificatesPresented);
+    };
+    let name = match own.dns_name() {
+        Some(name) => Some(
+            ServerName::try_from(name)
+                .map_err(|error| rustls::Error::General(error.to_string()))?,
+        ),
+        None => None,
+    };
+    if let Some(name) = &name {
+        let parsed = rustls::server::ParsedCertificate::try_from(leaf)?;
+        rustls::client::verify_server_name(&parsed, name)?;
+    }
+    let Some(root) = issuers.last() else {
+        return Ok(());
+    };
+    let mut roots = RootCertStore::empty();
+    roots.add(root.clone())?;
+    let roots = Arc::new(roots);
+    let general =
+        |error: rustls::server::VerifierBuilderError| rustls::Error::General(error.to_string());
+    if let Some(name) = &name {
+        WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider())
+            .build()
+            .map_err(general)?
+            .verify_server_cert(leaf, issuers, name, &[], UnixTime::now())?;
+    }
+    if !matches!(own, PeerId::Agent { .. }) {
+        WebPkiClientVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map_err(general)?
+            .verify_client_cert(leaf, issuers, UnixTime::now())?;
+    }
+    Ok(())
+}
+
+/// Why certificate files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MaterialError {
+    /// A file cannot be read.
+    #[error("could not read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Broken PEM, or a key file without a key.
+    #[error("{} is not the PEM file it should be", path.display())]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// No certificate in the file.
+    #[error("expected at least one PEM certificate in {}, found none", .0.display())]
+    NoCertificate(PathBuf),
+    /// The certificate has no identity of ours.
+    #[error("the certificate in {} has no usable identity", path.display())]
+    Identity {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: IdentityError,
+    },
+    /// The certificate belongs to somebody else.
+    #[error("expected the certificate of {expected} in {}, found that of {found}", path.display())]
+    NotOurs {
+        /// Which file.
+        path: PathBuf,
+        /// Who we are.
+        expected: Peers,
+        /// Whose it is.
+        found: PeerId,
+    },
+    /// Expired or not valid yet, by this machine's clock.
+    #[error(
+        "the certificate in {} is valid from {not_before} to {not_after}, and this machine's clock says \
+         {now}: issue a new one or correct the clock",
+        path.display()
+    )]
+    NotValidNow {
+        /// Which file.
+        path: PathBuf,
+        /// Start.
+        not_before: OffsetDateTime,
+        /// End.
+        not_after: OffsetDateTime,
+        /// This machine's clock.
+        now: OffsetDateTime,
+    },
+    /// The chain, a name or the key does not fit.
+    #[error("what {} holds would be refused by peers", path.display())]
+    Refused {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// rustls refused a configuration.
+    #[error("TLS cannot be configured")]
+    Rustls(#[source] rustls::Error),
+}

@@ -1,0 +1,187 @@
+//! Certificates in use, and their replacement while the process runs.
+//!
+//! The directory is polled by content: Kubernetes replaces a mounted Secret by swapping a symbolic
+//! link, which file watchers miss. A set of files that does not check out is reported once and
+//! never replaces a working one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::{ClientConfig, ServerConfig};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use super::material::{Material, MaterialError, Snapshot};
+use super::{Peers, TlsFiles};
+use crate::identity::PeerId;
+
+/// A server's or client's TLS configuration as of now. Clones follow the same reloads.
+pub struct Credentials<C> {
+    own: PeerId,
+    published: watch::Receiver<Published<C>>,
+}
+
+/// Re-reads the files of one [`Credentials`]. Dropping it freezes them.
+pub struct Reloader<C> {
+    files: TlsFiles,
+    own: Peers,
+    build: Build<C>,
+    seen: [u8; 32],
+    publish: watch::Sender<Published<C>>,
+}
+
+/// What a look at the files led to.
+#[derive(Debug)]
+pub enum Reload {
+    /// They are as they were at the last look.
+    Unchanged,
+    /// New ones are in use now.
+    Replaced,
+    /// New ones are broken; the former stay in use.
+    Refused(MaterialError),
+}
+
+type Build<C> = Box<dyn Fn(&Material) -> Result<C, MaterialError> + Send>;
+
+struct Published<C> {
+    config: Arc<C>,
+    not_after: OffsetDateTime,
+}
+
+/// Reads a server's files. `own` is the identity our certificate must have, `accept` the clients
+/// that are let in.
+///
+/// # Errors
+/// If the files cannot be used, see [`MaterialError`].
+pub fn server_credentials(
+    files: TlsFiles,
+    own: PeerId,
+    accept: Peers,
+) -> Result<(Credentials<ServerConfig>, Reloader<ServerConfig>), MaterialError> {
+    let build = move |material: &Material| material.server_config(&accept);
+    load(files, Peers::Only(own), Box::new(build))
+}
+
+/// Reads a client's files. `own` says whose certificate it may be; a process that reloads keeps the
+/// identity it started with.
+///
+/// # Errors
+/// If the files cannot be used, see [`MaterialError`].
+pub fn client_credentials(
+    files: TlsFiles,
+    own: Peers,
+) -> Result<(Credentials<ClientConfig>, Reloader<ClientConfig>), MaterialError> {
+    load(files, own, Box::new(Material::client_config))
+}
+
+fn load<C>(
+    files: TlsFiles,
+    own: Peers,
+    build: Build<C>,
+) -> Result<(Credentials<C>, Reloader<C>), MaterialError> {
+    let snapshot = Snapshot::read(&files)?;
+    let material = snapshot.check(&files, &own)?;
+    let own = material.own().clone();
+    let config = Arc::new(build(&material)?);
+    let (publish, published) = watch::channel(Published {
+        config,
+        not_after: material.not_after(),
+    });
+    let reloader = Reloader {
+        files,
+        own: Peers::Only(own.clone()),
+        build,
+        seen: snapshot.fingerprint(),
+        publish,
+    };
+    Ok((Credentials { own, published }, reloader))
+}
+
+impl<C> Credentials<C> {
+    /// The configuration for the next handshake.
+    #[must_use]
+    pub fn current(&self) -> Arc<C> {
+        Arc::clone(&self.published.borrow().config)
+    }
+
+    /// The identity of our own certificate.
+    #[must_use]
+    pub fn own(&self) -> &PeerId {
+        &self.own
+    }
+
+    /// When our own certificate ends; from then on every peer refuses us.
+    #[must_use]
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.published.borrow().not_after
+    }
+}
+
+impl<C> Clone for Credentials<C> {
+    fn clone(&self) -> Self {
+        Self {
+            own: self.own.clone(),
+            published: self.published.clone(),
+        }
+    }
+}
+
+impl<C: Send + Sync + 'static> Reloader<C> {
+    /// Looks at the files every `interval` for as long as the process lives. Run it as a task.
+    pub async fn run(mut self, interval: Duration) {
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.publish.is_closed() {
+            ticks.tick().await;
+            // Three small files, most often unchanged; not worth a thread of their own.
+            match self.check() {
+                Reload::Unchanged => {}
+                Reload::Replaced => tracing::info!(
+                    certificate = %self.files.certificate.display(),
+                    not_after = %self.publish.borrow().not_after,
+                    "certificate files changed and are in use now"
+                ),
+                Reload::Refused(error) => tracing::error!(
+                    certificate = %self.files.certificate.display(),
+                    error = super::explain(&error),
+                    "certificate files changed but cannot be used: the former ones stay in use"
+                ),
+            }
+        }
+    }
+
+    /// Looks at the files once.
+    pub fn check(&mut self) -> Reload {
+        let snapshot = match Snapshot::read(&self.files) {
+            Ok(snapshot) => snapshot,
+            // Reported once, until the files can be read again.
+            Err(_) if self.seen == UNREADABLE => return Reload::Unchanged,
+            Err(error) => {
+                self.seen = UNREADABLE;
+                return Reload::Refused(error);
+            }
+        };
+        let fingerprint = snapshot.fingerprint();
+        if fingerprint == self.seen {
+            return Reload::Unchanged;
+        }
+        self.seen = fingerprint;
+        let built = snapshot
+            .check(&self.files, &self.own)
+            .and_then(|material| Ok(((self.build)(&material)?, material.not_after())));
+        match built {
+            Ok((config, not_after)) => {
+                self.publish.send_replace(Published {
+                    config: Arc::new(config),
+                    not_after,
+                });
+                Reload::Replaced
+            }
+            Err(error) => Reload::Refused(error),
+        }
+    }
+}
+
+/// Stands for files that could not be read; no SHA-256 that occurs is all zeros.
+const UNREADABLE: [u8; 32] = [0; 32];
