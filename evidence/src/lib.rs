@@ -15,12 +15,41 @@
 //! <case>/<collection>/artifacts/...            what was read off the node
 //! ```
 
+mod bundle;
+mod custody;
 mod digest;
+mod manifest;
 mod names;
+mod sign;
 mod tar_end;
+mod timestamp;
 
+pub use bundle::{BUNDLE_LIMIT, BUNDLE_TYPE, BundleError, OpenBundle, PAYLOAD_TYPE, sign_manifest};
+pub use custody::{
+    CHECKPOINT_LIMIT, Checkpoint, CheckpointError, CustodyError, CustodyLog, ENTRY_LIMIT, Entry,
+    EntryError, Event, LINE_LIMIT, LogHead, origin, verify_consistency, verify_inclusion,
+};
 pub use digest::{DigestError, Sha256, Sha256Hasher};
+pub use manifest::{
+    Agent, Alteration, AlterationKind, ArtifactRecord, Build, Container, ContainerRole,
+    MANIFEST_LIMIT, Manifest, ManifestError, Method, Missing, Node, OMISSIONS, Outcome,
+    PREDICATE_TYPE, Pod, STATEMENT_TYPE,
+};
 pub use names::{
     CaseId, CollectionName, EvidencePath, NameError, export_name, image_name, short_id,
 };
+pub use sign::{KeyError, SigningKey, VerifyingKey};
 pub use tar_end::{Completeness, TarEnd};
+pub use timestamp::{Timestamp, TimestampError};
+
+/// File name of the manifest in a collection.
+pub const MANIFEST: &str = "manifest.json";
+
+/// File name of the manifest's signature bundle.
+pub const BUNDLE: &str = "manifest.sigstore.json";
+
+/// File name of the custody log.
+pub const CUSTODY: &str = "custody.jsonl";
+
+/// File name of the custody log's signed head.
+pub const CHECKPOINT: &str = "custody.checkpoint";

@@ -1,0 +1,385 @@
+//! `custody.jsonl`: who did what to a collection, when and why, as an append-only Merkle log.
+//!
+//! One JSON object a line. The leaves of the log are the exact bytes of the lines without their
+//! newline, hashed as RFC 6962 says. `custody.checkpoint` signs the log's head, and the manifest
+//! holds the head from when it was made, so cutting, changing or re-ordering lines shows.
+//!
+//! The writer appends a line, then replaces the checkpoint. After a crash between the two the
+//! checkpoint covers a prefix: [`CustodyLog::read`] the lines, check the old checkpoint with
+//! [`CustodyLog::check`], sign a new one.
+
+mod checkpoint;
+mod merkle;
+
+use std::io::BufRead;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Sha256;
+use crate::manifest::ArtifactRecord;
+use crate::names::{CaseId, CollectionName};
+use crate::sign::SigningKey;
+use crate::timestamp::Timestamp;
+
+pub use checkpoint::{CHECKPOINT_LIMIT, Checkpoint, CheckpointError};
+pub use merkle::{verify_consistency, verify_inclusion};
+
+/// Longest line, in bytes without its newline.
+pub const LINE_LIMIT: usize = 1 << 20;
+
+/// Most entries of one log.
+pub const ENTRY_LIMIT: u64 = 1_000_000;
+
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Position in the log, 0 the first. [`CustodyLog::append`] sets it.
+    pub seq: u64,
+    /// When it was written. The controller's clock.
+    pub time: Timestamp,
+    /// What happened.
+    pub event: Event,
+    /// Identity in the certificate of who did it.
+    pub who: String,
+    /// What it happened to or with, for people.
+    pub what: String,
+    /// Why: the requester's reason, or what went wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// The agent's clock minus the controller's, milliseconds, if an agent took part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_offset_ms: Option<i64>,
+    /// The artifact that was read or stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<ArtifactRecord>,
+}
+
+/// What happened to the evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// Somebody asked for the collection.
+    Requested,
+    /// Their role allowed it.
+    Authorised,
+    /// The pod was contained.
+    Contained,
+    /// An artifact came whole from its source and is about to get its name in the store.
+    Read,
+    /// An artifact has its name in the store, and its bytes were re-read and fit.
+    Stored,
+    /// The collection was re-read and checked.
+    Verified,
+    /// The manifest was signed and stored.
+    Sealed,
+    /// Somebody looked at a file.
+    Accessed,
+    /// Somebody took a copy.
+    Exported,
+    /// The quarantine was undone.
+    Released,
+    /// Something failed; `why` says what.
+    Failed,
+}
+
+/// Head of a log: how many entries, and the Merkle root over them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogHead {
+    /// Entries.
+    pub size: u64,
+    /// RFC 6962 Merkle Tree Hash over them.
+    pub root: Sha256,
+}
+
+/// A custody log in memory: 32 bytes an entry.
+#[derive(Clone, Debug)]
+pub struct CustodyLog {
+    origin: String,
+    leaves: Vec<Sha256>,
+}
+
+impl Entry {
+    /// An entry of now. `seq` comes with [`CustodyLog::append`].
+    #[must_use]
+    pub fn new(event: Event, who: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            seq: 0,
+            time: Timestamp::now(),
+            event,
+            who: who.into(),
+            what: what.into(),
+            why: None,
+            clock_offset_ms: None,
+            artifact: None,
+        }
+    }
+
+    /// The entry in a line without its newline, if it is exactly what we would write.
+    pub fn decode(line: &[u8]) -> Result<Self, EntryError> {
+        let entry: Self =
+            serde_json::from_slice(line).map_err(|error| EntryError::Form(error.to_string()))?;
+        if entry.encode() != line {
+            return Err(EntryError::NotCanonical);
+        }
+        Ok(entry)
+    }
+
+    /// The line, without its newline.
+    fn encode(&self) -> Vec<u8> {
+        // Serialising to memory fails only for maps with keys that are no strings; there are none.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// The origin of a collection's log: `impound.dev/<case>/<collection>`.
+#[must_use]
+pub fn origin(case: &CaseId, collection: &CollectionName) -> String {
+    format!("impound.dev/{case}/{collection}")
+}
+
+impl CustodyLog {
+    /// An empty log. `origin` as [`origin`] gives it.
+    #[must_use]
+    pub fn new(origin: impl Into<String>) -> Self {
+        Self {
+            origin: origin.into(),
+            leaves: Vec::new(),
+        }
+    }
+
+    /// A log from its lines. Every entry is handed to `each` and not kept: the memory needed is one
+    /// line and 32 bytes an entry.
+    pub fn read(
+        origin: impl Into<String>,
+        mut lines: impl BufRead,
+        mut each: impl FnMut(Entry),
+    ) -> Result<Self, CustodyError> {
+        let mut log = Self::new(origin);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            // One more than the limit and the newline, to tell a line that is too long.
+            std::io::Read::take(&mut lines, LINE_LIMIT as u64 + 2).read_until(b'\n', &mut line)?;
+            if line.is_empty() {
+                return Ok(log);
+            }
+            let number = log.size() + 1;
+            let whole = line.pop_if(|last| *last == b'\n').is_some();
+            if line.len() > LINE_LIMIT {
+                return Err(CustodyError::LineTooLong { line: number });
+            }
+            if !whole {
+                return Err(CustodyError::Torn { line: number });
+            }
+            if number > ENTRY_LIMIT {
+                return Err(CustodyError::Full);
+            }
+            let entry = Entry::decode(&line).map_err(|error| CustodyError::Entry {
+                line: number,
+                error,
+            })?;
+            if entry.seq != log.size() {
+                return Err(CustodyError::Sequence {
+                    line: number,
+                    expected: log.size(),
+                    got: entry.seq,
+                });
+            }
+            log.leaves.push(merkle::leaf(&line));
+            each(entry);
+        }
+    }
+
+    /// Adds an entry, giving it its `seq`. Returns the bytes to append to `custody.jsonl`, newline
+    /// included.
+    pub fn append(&mut self, mut entry: Entry) -> Result<Vec<u8>, CustodyError> {
+        if self.size() >= ENTRY_LIMIT {
+            return Err(CustodyError::Full);
+        }
+        entry.seq = self.size();
+        let mut line = entry.encode();
+        if line.len() > LINE_LIMIT {
+            return Err(CustodyError::LineTooLong {
+                line: self.size() + 1,
+            });
+        }
+        self.leaves.push(merkle::leaf(&line));
+        line.push(b'\n');
+        Ok(line)
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.leaves.len() as u64
+    }
+
+    /// The log's origin.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The head over all entries.
+    #[must_use]
+    pub fn head(&self) -> LogHead {
+        LogHead {
+            size: self.size(),
+            root: merkle::root(&self.leaves),
+        }
+    }
+
+    /// The head when the log had `size` entries, `None` if it never had so many.
+    #[must_use]
+    pub fn head_at(&self, size: u64) -> Option<LogHead> {
+        let leaves = self.leaves.get(..usize::try_from(size).ok()?)?;
+        Some(LogHead {
+            size,
+            root: merkle::root(leaves),
+        })
+    }
+
+    /// The bytes of `custody.checkpoint` for all entries.
+    #[must_use]
+    pub fn checkpoint(&self, key: &SigningKey) -> Vec<u8> {
+        Checkpoint {
+            origin: self.origin.clone(),
+            head: self.head(),
+        }
+        .sign(key)
+    }
+
+    /// Whether this log is the one that `checkpoint` is of, and has grown from it: what to ask
+    /// before an earlier checkpoint is replaced.
+    pub fn check(&self, checkpoint: &Checkpoint) -> Result<(), CustodyError> {
+        if checkpoint.origin != self.origin {
+            return Err(CustodyError::Origin {
+                expected: self.origin.clone(),
+                got: checkpoint.origin.clone(),
+            });
+        }
+        match self.head_at(checkpoint.head.size) {
+            None => Err(CustodyError::Cut {
+                entries: self.size(),
+                covered: checkpoint.head.size,
+            }),
+            Some(head) if head != checkpoint.head => Err(CustodyError::Root {
+                size: head.size,
+                expected: checkpoint.head.root,
+                got: head.root,
+            }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Hashes that prove, with [`verify_inclusion`], that entry `seq` is in the log of `size`
+    /// entries. `None` if there is no such entry or size.
+    #[must_use]
+    pub fn inclusion_proof(&self, seq: u64, size: u64) -> Option<Vec<Sha256>> {
+        let leaves = self.leaves.get(..usize::try_from(size).ok()?)?;
+        let seq = usize::try_from(seq)
+            .ok()
+            .filter(|seq| *seq < leaves.len())?;
+        Some(merkle::inclusion(seq, leaves))
+    }
+
+    /// Hashes that prove, with [`verify_consistency`], that the log of `size` entries begins with
+    /// the log of `old` entries. `None` unless `0 < old <= size`.
+    #[must_use]
+    pub fn consistency_proof(&self, old: u64, size: u64) -> Option<Vec<Sha256>> {
+        let leaves = self.leaves.get(..usize::try_from(size).ok()?)?;
+        let old = usize::try_from(old)
+            .ok()
+            .filter(|old| (1..=leaves.len()).contains(old))?;
+        Some(merkle::consistency(old, leaves))
+    }
+}
+
+/// A line that is no entry.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    /// No JSON of the expected form.
+    #[error("expected a custody entry: {0}")]
+    Form(String),
+    /// Readable, but not as we would write it.
+    #[error("its bytes are not the canonical encoding of what they say; the line was edited")]
+    NotCanonical,
+}
+
+/// A log that is none, or another one than expected. Lines are counted from 1.
+#[derive(Debug, thiserror::Error)]
+pub enum CustodyError {
+    /// The lines can't be read.
+    #[error("could not be read")]
+    Io(#[from] std::io::Error),
+    /// A line that is no entry.
+    #[error("line {line}: {error}")]
+    Entry {
+        /// Its number.
+        line: u64,
+        /// What is wrong.
+        error: EntryError,
+    },
+    /// An entry out of place.
+    #[error(
+        "line {line}: expected entry {expected}, got entry {got}; lines were removed, added or moved"
+    )]
+    Sequence {
+        /// Its number.
+        line: u64,
+        /// The `seq` that belongs there.
+        expected: u64,
+        /// The `seq` that stands there.
+        got: u64,
+    },
+    /// A line that breaks off.
+    #[error("line {line}: the file ends without a newline; the last line is cut")]
+    Torn {
+        /// Its number.
+        line: u64,
+    },
+    /// A line over the limit.
+    #[error("line {line}: expected at most {LINE_LIMIT} bytes")]
+    LineTooLong {
+        /// Its number.
+        line: u64,
+    },
+    /// Too many entries.
+    #[error("expected at most {ENTRY_LIMIT} entries, got more")]
+    Full,
+    /// Another log's checkpoint.
+    #[error("expected the checkpoint of {expected}, got that of {got}")]
+    Origin {
+        /// This log.
+        expected: String,
+        /// The checkpoint's.
+        got: String,
+    },
+    /// Fewer entries than were signed.
+    #[error(
+        "the checkpoint covers {covered} entries, and only {entries} are there; the log was cut"
+    )]
+    Cut {
+        /// Entries there.
+        entries: u64,
+        /// Entries signed.
+        covered: u64,
+    },
+    /// Other entries than were signed.
+    #[error(
+        "expected the first {size} entries to have root {expected}, they have {got}; entries were changed"
+    )]
+    Root {
+        /// Entries signed.
+        size: u64,
+        /// Their signed root.
+        expected: Sha256,
+        /// The root of those there.
+        got: Sha256,
+    },
+}
+
+#[cfg(test)]
+mod tests;

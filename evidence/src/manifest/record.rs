@@ -1,0 +1,181 @@
+//! The parts of a manifest: artifacts, and the identities of what was read and of who read it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Sha256;
+use crate::names::EvidencePath;
+use crate::tar_end::Completeness;
+use crate::timestamp::Timestamp;
+
+/// One stored file: what it is, where it came from, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArtifactRecord {
+    /// Where it is below the collection.
+    pub path: EvidencePath,
+    /// Bytes.
+    pub size: u64,
+    /// Over all its bytes as received, and as re-read from the store.
+    pub sha256: Sha256,
+    /// E.g. `application/x-tar`.
+    pub media_type: String,
+    /// How it was obtained.
+    pub method: Method,
+    /// The API call that the bytes came from, e.g. `GET /containers/<id>/export`.
+    pub api_call: String,
+    /// Full id of the container or image, or uid of the Kubernetes object.
+    pub source_id: String,
+    /// What its own format says about its end.
+    pub completeness: Completeness,
+    /// When the source was asked. The agent's clock; none for what did not come from an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
+    /// When the source's answer was complete. The agent's clock, as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<Timestamp>,
+    /// When the controller asked.
+    pub received_started: Timestamp,
+    /// When the controller had the last byte.
+    pub received_finished: Timestamp,
+}
+
+/// How an artifact was obtained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// A Kubernetes object as the API server gave it.
+    KubernetesObject,
+    /// The runtime's description of a container.
+    Inspect,
+    /// What a container changed against its image.
+    Diff,
+    /// A container's file system, read live.
+    Export,
+    /// A container's file system, frozen into an image and saved.
+    Commit,
+}
+
+/// A build of a program of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Build {
+    /// E.g. `impound-controller`.
+    pub name: String,
+    /// E.g. `0.1.0`.
+    pub version: String,
+    /// Of the executable file that ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executable_sha256: Option<Sha256>,
+}
+
+/// A Kubernetes node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Name of the Node object.
+    pub name: String,
+    /// Its metadata.uid, if it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its metadata.uid.
+    pub uid: String,
+}
+
+/// An agent as the controller met it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agent {
+    /// Identity in its certificate, e.g. `spiffe://impound.dev/agent/worker2`.
+    pub identity: String,
+    /// Of the certificate (DER) that it proved possession of.
+    pub certificate_sha256: Sha256,
+    /// The agent's own word: its version.
+    pub version: String,
+    /// The agent's own word: its executable file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executable_sha256: Option<Sha256>,
+    /// The agent's own word: the runtime, e.g. `docker`.
+    pub runtime: String,
+    /// The agent's own word: the runtime's version.
+    pub runtime_version: String,
+    /// The agent's clock minus the controller's, milliseconds, taken halfway through a call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_offset_ms: Option<i64>,
+}
+
+/// A container as the agent listed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    /// Whether it was suspect or stood beside.
+    pub role: ContainerRole,
+    /// Its pod.
+    pub pod: Pod,
+    /// Its name in the pod.
+    pub name: String,
+    /// Full runtime id, 64 hexadecimal digits.
+    pub id: String,
+    /// Which start of this container in its pod: 0 the first.
+    pub attempt: u32,
+    /// Image reference as the runtime gave it.
+    pub image: String,
+    /// Full id of the image.
+    pub image_id: String,
+    /// The runtime's word when it was listed, e.g. `running`, `exited`.
+    pub state: String,
+    /// When the runtime made it. The node's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
+}
+
+/// Why a container was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerRole {
+    /// Of the suspect pod.
+    Suspect,
+    /// Of another pod on its node.
+    Neighbour,
+}
+
+/// Something that collecting changed on the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alteration {
+    /// What was done.
+    pub kind: AlterationKind,
+    /// Full id of the container or image that it was done to.
+    pub source_id: String,
+    /// The API call that did it.
+    pub api_call: String,
+    /// What it changed, for people.
+    pub effect: String,
+    /// When it began. The agent's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
+    /// When it was over. The agent's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<Timestamp>,
+}
+
+/// What was done to the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlterationKind {
+    /// An image was made of a container: new files on the node's disk.
+    Commit,
+    /// A container stood still while its image was made.
+    Pause,
+    /// The image that was made is gone from the node again.
+    RemoveImage,
+}

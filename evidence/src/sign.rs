@@ -1,0 +1,129 @@
+//! The evidence keys: ECDSA on P-256 with SHA-256, signatures as ASN.1 DER.
+//!
+//! One key signs both the manifest's bundle and the custody log's checkpoints. Everything that it
+//! signs starts with a text of its own kind (`DSSEv1 ` or the log's origin), so neither signature can
+//! be taken for the other. The public half is a plain SPKI PEM that `openssl` and `cosign` read.
+
+use p256::ecdsa::DerSignature;
+use p256::ecdsa::signature::{Signer as _, Verifier as _};
+use p256::elliptic_curve::Generate as _;
+use p256::pkcs8::{
+    DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _, EncodePublicKey as _,
+    LineEnding,
+};
+
+use crate::digest::Sha256;
+
+/// The secret half. Has no `Debug`; wiped from memory when dropped.
+pub struct SigningKey {
+    key: p256::ecdsa::SigningKey,
+    public: VerifyingKey,
+}
+
+/// The public half, by which evidence is checked.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VerifyingKey {
+    key: p256::ecdsa::VerifyingKey,
+    spki: Vec<u8>,
+}
+
+/// Text that is no evidence key, or a key that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// Not a secret key. Says nothing of what came: it may be another secret.
+    #[error("expected an EC P-256 secret key in PKCS#8 PEM (\"-----BEGIN PRIVATE KEY-----\"): {0}")]
+    Secret(String),
+    /// Not a public key.
+    #[error("expected an EC P-256 public key in SPKI PEM (\"-----BEGIN PUBLIC KEY-----\"): {0}")]
+    Public(String),
+    /// The system gave no random bytes.
+    #[error("the system gave no random bytes for a new key: {0}")]
+    Random(String),
+    /// A key that can't be written.
+    #[error("the key could not be encoded: {0}")]
+    Encode(String),
+}
+
+impl SigningKey {
+    /// A new key from the system's random numbers.
+    pub fn generate() -> Result<Self, KeyError> {
+        p256::ecdsa::SigningKey::try_generate()
+            .map_err(|error| KeyError::Random(error.to_string()))
+            .and_then(Self::new)
+    }
+
+    /// From PKCS#8 PEM.
+    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
+        p256::ecdsa::SigningKey::from_pkcs8_pem(pem)
+            .map_err(|error| KeyError::Secret(error.to_string()))
+            .and_then(Self::new)
+    }
+
+    /// As PKCS#8 PEM, wiped from memory when dropped.
+    pub fn to_pem(&self) -> Result<zeroize::Zeroizing<String>, KeyError> {
+        self.key
+            .to_pkcs8_pem(LineEnding::LF)
+            .map_err(|error| KeyError::Encode(error.to_string()))
+    }
+
+    /// The public half.
+    #[must_use]
+    pub fn verifying_key(&self) -> &VerifyingKey {
+        &self.public
+    }
+
+    /// DER signature over `message`. Deterministic (RFC 6979): needs no random numbers, and can
+    /// fail only for a message whose nonce is a multiple of the group order.
+    pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
+        let signature: DerSignature = self.key.sign(message);
+        signature.as_bytes().to_vec()
+    }
+
+    fn new(key: p256::ecdsa::SigningKey) -> Result<Self, KeyError> {
+        let public = VerifyingKey::new(*key.verifying_key())?;
+        Ok(Self { key, public })
+    }
+}
+
+impl VerifyingKey {
+    /// From SPKI PEM.
+    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
+        p256::ecdsa::VerifyingKey::from_public_key_pem(pem)
+            .map_err(|error| KeyError::Public(error.to_string()))
+            .and_then(Self::new)
+    }
+
+    /// As SPKI PEM.
+    pub fn to_pem(&self) -> Result<String, KeyError> {
+        self.key
+            .to_public_key_pem(LineEnding::LF)
+            .map_err(|error| KeyError::Encode(error.to_string()))
+    }
+
+    /// SHA-256 of the SPKI DER: `openssl pkey -pubin -in evidence.pub -outform DER | sha256sum`.
+    #[must_use]
+    pub fn key_id(&self) -> Sha256 {
+        Sha256::of(&self.spki)
+    }
+
+    /// Whether `signature`, DER, is this key's over `message`.
+    #[must_use]
+    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        DerSignature::try_from(signature)
+            .is_ok_and(|signature| self.key.verify(message, &signature).is_ok())
+    }
+
+    fn new(key: p256::ecdsa::VerifyingKey) -> Result<Self, KeyError> {
+        let spki = key
+            .to_public_key_der()
+            .map_err(|error| KeyError::Encode(error.to_string()))?
+            .into_vec();
+        Ok(Self { key, spki })
+    }
+}
+
+impl std::fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "VerifyingKey({})", self.key_id())
+    }
+}
