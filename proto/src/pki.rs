@@ -154,3 +154,6 @@ fn parameters(common_name: &str, validity: Validity) -> CertificateParams {
     params.not_after = validity.not_after;
     params
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 //! Run with `IMPOUND_REGENERATE=1` after a change of a `.proto` file; without it a difference fails.
 //! The files are included with `include!`, so rustfmt leaves them alone.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::path::{Path, PathBuf};
 
 use tonic_prost_build::FileDescriptorSet;

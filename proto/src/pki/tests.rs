@@ -1,0 +1,171 @@
+//! What `init` writes, and that it never touches what is there.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::*;
+use crate::tls::{Peers, TlsFiles, client_credentials, server_credentials};
+
+#[test]
+fn init_writes_the_whole_layout_with_private_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = init(dir.path(), &plan(&["k8s-worker1", "k8s-worker2"])).unwrap();
+    assert!(written.iter().all(|file| file.outcome == Outcome::Created));
+    let files = files(dir.path());
+    let names: Vec<&str> = files.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "agents/k8s-worker1/controller-ca.crt",
+            "agents/k8s-worker1/tls.crt",
+            "agents/k8s-worker1/tls.key",
+            "agents/k8s-worker2/controller-ca.crt",
+            "agents/k8s-worker2/tls.crt",
+            "agents/k8s-worker2/tls.key",
+            "ca/agent-ca.crt",
+            "ca/agent-ca.key",
+            "ca/controller-ca.crt",
+            "ca/controller-ca.key",
+            "ca/responder-ca.crt",
+            "ca/responder-ca.key",
+            "controller/agent-ca.crt",
+            "controller/responder-ca.crt",
+            "controller/tls.crt",
+            "controller/tls.key",
+            "responders/alice@example.org/controller-ca.crt",
+            "responders/alice@example.org/tls.crt",
+            "responders/alice@example.org/tls.key",
+            "signing/evidence.key",
+            "signing/evidence.pub",
+        ]
+    );
+    for (name, (mode, _)) in &files {
+        let expected = if name.ends_with(".key") { 0o600 } else { 0o644 };
+        assert_eq!(*mode, expected, "{name}");
+    }
+}
+
+#[test]
+fn what_init_wrote_is_what_each_end_loads() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path(), &plan(&["k8s-worker1"])).unwrap();
+    let agent = PeerId::agent("k8s-worker1").unwrap();
+    let controller = dir.path().join("controller");
+    let only_controller = Peers::Only(PeerId::Controller);
+    server_credentials(
+        TlsFiles::in_dir(&dir.path().join("agents/k8s-worker1"), "controller-ca.crt"),
+        agent,
+        only_controller.clone(),
+    )
+    .unwrap();
+    server_credentials(
+        TlsFiles::in_dir(&controller, "responder-ca.crt"),
+        PeerId::Controller,
+        Peers::AnyResponder,
+    )
+    .unwrap();
+    client_credentials(
+        TlsFiles::in_dir(&controller, "agent-ca.crt"),
+        only_controller,
+    )
+    .unwrap();
+    let responder = dir.path().join("responders/alice@example.org");
+    let (credentials, _) = client_credentials(
+        TlsFiles::in_dir(&responder, "controller-ca.crt"),
+        Peers::AnyResponder,
+    )
+    .unwrap();
+    assert_eq!(
+        credentials.own().to_string(),
+        "spiffe://impound.dev/responder/custodian/alice@example.org"
+    );
+}
+
+#[test]
+fn init_again_keeps_every_file_and_adds_the_new_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path(), &plan(&["k8s-worker1"])).unwrap();
+    let before = files(dir.path());
+    let written = init(dir.path(), &plan(&["k8s-worker1", "k8s-worker2"])).unwrap();
+    let after = files(dir.path());
+    for (name, contents) in &before {
+        assert_eq!(after.get(name), Some(contents), "{name} changed");
+    }
+    let created: Vec<_> = written
+        .iter()
+        .filter(|file| file.outcome == Outcome::Created)
+        .map(|file| {
+            file.path
+                .strip_prefix(dir.path())
+                .unwrap()
+                .display()
+                .to_string()
+        })
+        .collect();
+    assert_eq!(
+        created,
+        [
+            "agents/k8s-worker2/tls.key",
+            "agents/k8s-worker2/tls.crt",
+            "agents/k8s-worker2/controller-ca.crt",
+        ]
+    );
+}
+
+#[test]
+fn half_a_pair_is_reported_and_never_completed() {
+    for (removed, present) in [
+        ("ca/agent-ca.key", "ca/agent-ca.crt"),
+        ("signing/evidence.key", "signing/evidence.pub"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        init(dir.path(), &plan(&[])).unwrap();
+        std::fs::remove_file(dir.path().join(removed)).unwrap();
+        let error = init(dir.path(), &plan(&[])).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(removed) && text.contains(present), "{text}");
+        assert!(!dir.path().join(removed).exists());
+    }
+}
+
+#[test]
+fn a_lost_public_signing_key_is_derived_again() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path(), &plan(&[])).unwrap();
+    let path = dir.path().join("signing/evidence.pub");
+    let before = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    init(dir.path(), &plan(&[])).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+fn plan(nodes: &[&str]) -> Plan {
+    Plan {
+        nodes: nodes.iter().map(|node| node.parse().unwrap()).collect(),
+        responders: vec![("alice@example.org".parse().unwrap(), crate::Role::Custodian)],
+        controller_addresses: vec!["impound.example.org".to_owned(), "10.0.0.7".to_owned()],
+        leaf_life: None,
+    }
+}
+
+/// Every file below `dir`: mode and contents by relative path.
+fn files(dir: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(next) = open.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+                continue;
+            }
+            let mode = path.metadata().unwrap().permissions().mode() & 0o777;
+            let name = path.strip_prefix(dir).unwrap().display().to_string();
+            found.insert(name, (mode, std::fs::read(&path).unwrap()));
+        }
+    }
+    found
+}
