@@ -1,1 +1,11 @@
-//! .
+//! The controller: contains suspect pods through the Kubernetes API, takes their evidence off
+//! their nodes and seals it in write-once storage.
+//!
+//! The data path, by file: [`reconcile`] decides and records, [`contain`] speaks to the Kubernetes
+//! API, `agents` to the node's agent, `collect` receives and checks, `store` keeps, `seal` signs.
+//! `service` is how responders and platforms ask for it.
+
+pub mod config;
+pub mod contain;
+pub mod kubernetes;
+pub mod resources;

@@ -42,3 +42,22 @@ pub fn now() -> MicroTime {
 pub(crate) fn any_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
 }
+
+/// Prints the definitions as YAML documents.
+///
+/// # Errors
+/// If the output can't be written.
+pub fn print_definitions(out: &mut impl std::io::Write) -> anyhow::Result<()> {
+    for definition in definitions() {
+        write!(out, "---\n{}", yaml(&definition)?)?;
+    }
+    Ok(())
+}
+
+/// One definition as YAML, as it is checked in.
+///
+/// # Errors
+/// If it can't be serialised.
+pub fn yaml(definition: &CustomResourceDefinition) -> anyhow::Result<String> {
+    Ok(serde_saphyr::to_string(definition)?)
+}

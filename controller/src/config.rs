@@ -1,0 +1,94 @@
+//! What the controller is told at start: command line and environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::contain::settings::Settings;
+
+/// Contains suspect pods through the Kubernetes API and collects their evidence.
+#[derive(Debug, Parser)]
+#[command(name = "impound-controller", version, about, long_about = None)]
+pub struct Config {
+    /// What to do; without it, serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: Serve,
+}
+
+/// Other things than serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the custom resource definitions as YAML, for `kubectl apply -f -`.
+    Crds,
+}
+
+/// How to serve.
+#[derive(Clone, Debug, Args)]
+pub struct Serve {
+    /// Address of the gRPC service for responders.
+    #[arg(long, env = "IMPOUND_LISTEN", default_value = "0.0.0.0:8443", value_name = "ADDR:PORT")]
+    pub listen: SocketAddr,
+    /// Directory with tls.crt, tls.key, agent-ca.crt and responder-ca.crt.
+    #[arg(long, env = "IMPOUND_TLS_DIR", default_value = "/etc/impound/tls", value_name = "DIR")]
+    pub tls_dir: PathBuf,
+    /// Directory that the evidence is written to.
+    #[arg(long, env = "IMPOUND_STORE", default_value = "/var/lib/impound", value_name = "DIR")]
+    pub store: PathBuf,
+    /// PKCS#8 PEM file of the P-256 key that manifests are signed with.
+    #[arg(
+        long,
+        env = "IMPOUND_SIGNING_KEY",
+        default_value = "/etc/impound/signing/evidence.key",
+        value_name = "FILE"
+    )]
+    pub signing_key: PathBuf,
+    /// Port at which every node's agent listens, at the node's InternalIP.
+    #[arg(long, env = "IMPOUND_AGENT_PORT", default_value_t = 7443, value_name = "PORT")]
+    pub agent_port: u16,
+    /// Label put on a suspect pod and selected by the deny-all policy.
+    #[arg(long, env = "IMPOUND_POD_LABEL", default_value = "status=suspectpod", value_parser = label, value_name = "KEY=VALUE")]
+    pub pod_label: (String, String),
+    /// Label put on a suspect's node.
+    #[arg(long, env = "IMPOUND_NODE_LABEL", default_value = "status=suspectnode", value_parser = label, value_name = "KEY=VALUE")]
+    pub node_label: (String, String),
+    /// Name of the deny-all NetworkPolicy.
+    #[arg(long, env = "IMPOUND_POLICY_NAME", default_value = "deny-all-suspectpod", value_name = "NAME")]
+    pub policy_name: String,
+    /// Format of the log on standard error.
+    #[arg(long, env = "IMPOUND_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    pub log_format: LogFormat,
+}
+
+/// Format of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Serve {
+    /// Names and labels for containment.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            pod_label: self.pod_label.clone(),
+            node_label: self.node_label.clone(),
+            policy_name: self.policy_name.clone(),
+        }
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err(format!("expected KEY=VALUE, e.g. status=suspectpod, came {text:?}")),
+    }
+}

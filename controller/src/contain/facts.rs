@@ -1,0 +1,150 @@
+//! Verification: what is true after the steps, read from the API and said as facts.
+//!
+//! Nothing here believes that a call had its effect because it answered 200.
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::Client;
+
+use super::observe::{self, ObserveError, controller_of};
+use super::plan::is_labelled;
+use super::selector::{Labels, selects};
+use super::settings::Settings;
+use super::{node, policy};
+use crate::resources::{Fact, FactState};
+
+/// Reads everything again and states the facts.
+///
+/// # Errors
+/// If the API does not answer, or the pod is gone.
+pub async fn check(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    node: &str,
+    quarantine: &str,
+    settings: &Settings,
+) -> Result<Vec<Fact>, ObserveError> {
+    let slices_path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
+    let ((_, pod), node, policies, slices) = futures::try_join!(
+        observe::suspect(client, namespace, pod),
+        observe::node(client, node),
+        observe::policies(client, namespace),
+        observe::list::<EndpointSlice>(client, &slices_path),
+    )?;
+    let labels = pod.metadata.labels.clone().unwrap_or_default();
+    Ok(vec![
+        labelled(&pod, quarantine),
+        owner_released(&pod),
+        no_endpoints(&pod, &slices),
+        policy_selects(&labels, &policies, settings),
+        no_policy_allows(&labels, &policies),
+        node_cordoned(node.as_ref()),
+        traffic_blocked(),
+    ])
+}
+
+/// Whether the API still has to catch up with what was sent: its own controllers release the pod
+/// and rewrite the EndpointSlices within about 100 ms on an idle cluster.
+#[must_use]
+pub fn settling(facts: &[Fact]) -> bool {
+    facts.iter().any(|fact| fact.state == FactState::False && fact.name != NO_POLICY_ALLOWS)
+}
+
+const NO_POLICY_ALLOWS: &str = "NoPolicyAllows";
+
+fn labelled(pod: &Pod, quarantine: &str) -> Fact {
+    let held = is_labelled(pod, quarantine);
+    fact("Labelled", held, if held { "the pod carries the suspect label" } else { "the pod does not carry the suspect label" })
+}
+
+fn owner_released(pod: &Pod) -> Fact {
+    match controller_of(pod.metadata.owner_references.as_ref()) {
+        None => fact("OwnerReleased", true, "no controller owns the pod"),
+        Some(owner) => fact(
+            "OwnerReleased",
+            false,
+            &format!("{} {} still owns the pod and may delete it", owner.kind, owner.name),
+        ),
+    }
+}
+
+fn no_endpoints(pod: &Pod, slices: &[EndpointSlice]) -> Fact {
+    let uid = pod.metadata.uid.as_deref();
+    let addresses: Vec<&str> = pod
+        .status
+        .iter()
+        .flat_map(|status| status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref()))
+        .collect();
+    let holding: Vec<&str> = slices
+        .iter()
+        .filter(|slice| {
+            slice.endpoints.iter().flatten().any(|endpoint| {
+                let target = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref());
+                (uid.is_some() && target == uid)
+                    || endpoint.addresses.iter().any(|address| addresses.contains(&address.as_str()))
+            })
+        })
+        .filter_map(|slice| slice.metadata.name.as_deref())
+        .collect();
+    if holding.is_empty() {
+        fact("NoEndpoints", true, "no EndpointSlice holds the pod: no Service sends it traffic")
+    } else {
+        fact("NoEndpoints", false, &format!("EndpointSlice {} still holds the pod", holding.join(", ")))
+    }
+}
+
+fn policy_selects(labels: &Labels, policies: &[NetworkPolicy], settings: &Settings) -> Fact {
+    let found = policies.iter().any(|policy| {
+        policy.metadata.name.as_deref() == Some(&settings.policy_name)
+            && policy::denies_all(policy, settings)
+            && policy
+                .spec
+                .as_ref()
+                .is_some_and(|spec| selects(&spec.pod_selector.clone().unwrap_or_default(), labels))
+    });
+    let name = &settings.policy_name;
+    if found {
+        fact("PolicySelectsPod", true, &format!("NetworkPolicy {name} denies all traffic of the pod"))
+    } else {
+        fact("PolicySelectsPod", false, &format!("no NetworkPolicy {name} selects the pod"))
+    }
+}
+
+fn no_policy_allows(labels: &Labels, policies: &[NetworkPolicy]) -> Fact {
+    let allowing = policy::still_allowing(policies, labels);
+    if allowing.is_empty() {
+        fact(NO_POLICY_ALLOWS, true, "no other NetworkPolicy allows the pod any traffic")
+    } else {
+        fact(NO_POLICY_ALLOWS, false, &format!("{}; policies add up, so this traffic flows: change or delete that policy", allowing.join("; ")))
+    }
+}
+
+fn node_cordoned(node: Option<&Node>) -> Fact {
+    match node {
+        Some(node) if node::is_cordoned(node) => {
+            fact("NodeCordoned", true, "the node is unschedulable and tainted")
+        }
+        Some(_) => fact("NodeCordoned", false, "new pods can be scheduled to the node"),
+        None => fact("NodeCordoned", false, "the node object is gone"),
+    }
+}
+
+fn traffic_blocked() -> Fact {
+    Fact {
+        name: "TrafficBlocked".into(),
+        state: FactState::Unverified,
+        message: "whether the network plugin enforces the policy was not tested from the pod; \
+                  connections that existed may go on"
+            .into(),
+    }
+}
+
+fn fact(name: &str, held: bool, message: &str) -> Fact {
+    Fact {
+        name: name.into(),
+        state: if held { FactState::True } else { FactState::False },
+        message: message.into(),
+    }
+}

@@ -1,0 +1,205 @@
+//! The suspect's node: cordon, own taint, labels, autoscaler annotations, and back.
+//!
+//! `spec.taints` is one atomic list, which a merge patch replaces. Every patch here therefore
+//! carries uid and resourceVersion and the whole list as just read: a change in between answers
+//! 409 and the patch is made again from a fresh read, so no foreign taint is ever lost.
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+use serde_json::{Map, Value, json};
+
+use super::settings::{NODE_ANNOTATIONS, PROTECTED_NODE_LABEL, Settings, TAINT_KEY};
+use crate::resources::{ApiCall, NodeUndo, StepName, TaintRecord};
+
+/// What release needs to know of the node, read before the first change.
+#[must_use]
+pub fn undo(node: &Node, settings: &Settings) -> NodeUndo {
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let annotations = node.metadata.annotations.clone().unwrap_or_default();
+    NodeUndo {
+        unschedulable: is_unschedulable(node),
+        labels: wanted_labels(settings)
+            .into_iter()
+            .map(|(key, _)| (key.clone(), labels.get(&key).cloned()))
+            .collect(),
+        annotations: NODE_ANNOTATIONS
+            .iter()
+            .map(|(key, _)| ((*key).to_owned(), annotations.get(*key).cloned()))
+            .collect(),
+        taints: taints(node)
+            .iter()
+            .map(|taint| TaintRecord {
+                key: taint.key.clone(),
+                value: taint.value.clone(),
+                effect: taint.effect.clone(),
+            })
+            .collect(),
+    }
+}
+
+/// The call that cordons and taints the node, `None` if it is so already.
+#[must_use]
+pub fn cordon(node: &Node) -> Option<ApiCall> {
+    let annotations = node.metadata.annotations.clone().unwrap_or_default();
+    let missing: Map<String, Value> = NODE_ANNOTATIONS
+        .iter()
+        .filter(|(key, value)| annotations.get(*key).map(String::as_str) != Some(*value))
+        .map(|(key, value)| ((*key).to_owned(), json!(value)))
+        .collect();
+    if is_cordoned(node) && missing.is_empty() {
+        return None;
+    }
+    let mut taints = taints(node).to_vec();
+    if !has_own_taint(node) {
+        taints.push(own_taint());
+    }
+    let mut patch = guarded(node);
+    merge(&mut patch, "spec", json!({ "unschedulable": true, "taints": taints }));
+    if !missing.is_empty() {
+        merge(&mut patch, "metadata", json!({ "annotations": missing }));
+    }
+    Some(call(
+        StepName::Cordon,
+        node,
+        patch,
+        "no new pod is scheduled to the node, DaemonSet pods included; autoscalers keep it",
+    ))
+}
+
+/// The call that labels the node as suspect, `None` if it is labelled already.
+#[must_use]
+pub fn label(node: &Node, settings: &Settings) -> Option<ApiCall> {
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let missing: Map<String, Value> = wanted_labels(settings)
+        .into_iter()
+        .filter(|(key, value)| labels.get(key) != Some(value))
+        .map(|(key, value)| (key, json!(value)))
+        .collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let mut patch = json!({ "metadata": { "uid": node.metadata.uid } });
+    merge(&mut patch, "metadata", json!({ "labels": missing }));
+    Some(call(
+        StepName::LabelNode,
+        node,
+        patch,
+        "people and tools see that the node is suspect",
+    ))
+}
+
+/// The call that takes the suspect labels off, `None` if nothing of ours is there.
+#[must_use]
+pub fn unlabel(node: &Node, undo: &NodeUndo, settings: &Settings) -> Option<ApiCall> {
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let back: Map<String, Value> = wanted_labels(settings)
+        .into_iter()
+        .filter(|(key, value)| labels.get(key) == Some(value))
+        .map(|(key, value)| {
+            let before = undo.labels.get(&key).cloned().flatten();
+            (key, before.filter(|before| *before != value).map_or(Value::Null, Value::from))
+        })
+        .collect();
+    if back.is_empty() {
+        return None;
+    }
+    let patch = json!({ "metadata": { "uid": node.metadata.uid, "labels": back } });
+    Some(call(StepName::UndoLabelNode, node, patch, "the node is not suspect any more"))
+}
+
+/// The call that makes the node schedulable again as far as it was, `None` if it is so already.
+#[must_use]
+pub fn uncordon(node: &Node, undo: &NodeUndo) -> Option<ApiCall> {
+    let annotations = node.metadata.annotations.clone().unwrap_or_default();
+    let back: Map<String, Value> = NODE_ANNOTATIONS
+        .iter()
+        .filter(|(key, value)| annotations.get(*key).map(String::as_str) == Some(*value))
+        .filter_map(|(key, value)| {
+            let before = undo.annotations.get(*key).cloned().flatten();
+            (before.as_deref() != Some(*value))
+                .then(|| ((*key).to_owned(), before.map_or(Value::Null, Value::from)))
+        })
+        .collect();
+    let lift = is_unschedulable(node) && !undo.unschedulable;
+    if !lift && !has_own_taint(node) && back.is_empty() {
+        return None;
+    }
+    let mut patch = guarded(node);
+    let taints: Vec<&Taint> = taints(node).iter().filter(|taint| taint.key != TAINT_KEY).collect();
+    merge(&mut patch, "spec", json!({ "taints": taints }));
+    if lift {
+        merge(&mut patch, "spec", json!({ "unschedulable": null }));
+    }
+    if !back.is_empty() {
+        merge(&mut patch, "metadata", json!({ "annotations": back }));
+    }
+    let purpose = if undo.unschedulable {
+        "our taint goes; the node stays unschedulable as it was before"
+    } else {
+        "pods may be scheduled to the node again"
+    };
+    Some(call(StepName::UndoCordon, node, patch, purpose))
+}
+
+/// Whether neither ordinary nor DaemonSet pods are scheduled to the node.
+#[must_use]
+pub fn is_cordoned(node: &Node) -> bool {
+    is_unschedulable(node) && has_own_taint(node)
+}
+
+/// The address at which the node's agent listens: the first InternalIP.
+#[must_use]
+pub fn internal_ip(node: &Node) -> Option<&str> {
+    node.status
+        .as_ref()?
+        .addresses
+        .iter()
+        .flatten()
+        .find(|address| address.type_ == "InternalIP")
+        .map(|address| address.address.as_str())
+}
+
+fn is_unschedulable(node: &Node) -> bool {
+    node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
+}
+
+fn has_own_taint(node: &Node) -> bool {
+    let own = own_taint();
+    taints(node).iter().any(|taint| taint.key == own.key && taint.effect == own.effect)
+}
+
+fn own_taint() -> Taint {
+    Taint {
+        key: TAINT_KEY.into(),
+        value: Some("true".into()),
+        effect: "NoSchedule".into(),
+        time_added: None,
+    }
+}
+
+fn taints(node: &Node) -> &[Taint] {
+    node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
+}
+
+fn wanted_labels(settings: &Settings) -> [(String, String); 2] {
+    let (key, value) = PROTECTED_NODE_LABEL;
+    [settings.node_label.clone(), (key.to_owned(), value.to_owned())]
+}
+
+fn guarded(node: &Node) -> Value {
+    json!({ "metadata": { "uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version } })
+}
+
+fn merge(patch: &mut Value, field: &str, more: Value) {
+    if let (Some(patch), Value::Object(more)) = (patch.as_object_mut(), more) {
+        let target = patch.entry(field).or_insert_with(|| json!({}));
+        if let Some(target) = target.as_object_mut() {
+            target.extend(more);
+        }
+    }
+}
+
+fn call(step: StepName, node: &Node, patch: Value, purpose: &str) -> ApiCall {
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    super::plan::patch_call(step, format!("/api/v1/nodes/{name}"), &patch, purpose)
+}
+

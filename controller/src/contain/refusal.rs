@@ -1,0 +1,151 @@
+//! Why a pod is not contained: said before anything is changed.
+
+use thiserror::Error;
+
+/// A pod that can't be contained safely. Nothing was changed.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// The pod does not exist.
+    #[error(
+        "pod {namespace}/{pod} does not exist: check the name with `kubectl get pods -n {namespace}`"
+    )]
+    NoSuchPod {
+        /// Namespace asked for.
+        namespace: String,
+        /// Pod asked for.
+        pod: String,
+    },
+    /// The pod of that name is another one.
+    #[error(
+        "pod {pod} has uid {found}, expected {expected}: it was re-created; the pod you mean is gone"
+    )]
+    OtherUid {
+        /// Namespace and name.
+        pod: String,
+        /// uid asked for.
+        expected: String,
+        /// uid found.
+        found: String,
+    },
+    /// The pod is not on a node.
+    #[error(
+        "pod {pod} is not scheduled to a node yet (phase {phase}): nothing of it runs; delete it or wait"
+    )]
+    NotScheduled {
+        /// Namespace and name.
+        pod: String,
+        /// Pod phase.
+        phase: String,
+    },
+    /// The node object does not exist.
+    #[error("node {node} of pod {pod} does not exist in the API: check `kubectl get nodes`")]
+    NoSuchNode {
+        /// Namespace and name.
+        pod: String,
+        /// Node of the pod.
+        node: String,
+    },
+    /// The pod is being deleted.
+    #[error(
+        "pod {pod} is being deleted since {since}: its containers are killed within the grace period; \
+         collect at once with `impound collect` what is left"
+    )]
+    Terminating {
+        /// Namespace and name.
+        pod: String,
+        /// deletionTimestamp.
+        since: String,
+    },
+    /// The pod has ended.
+    #[error(
+        "pod {pod} has ended (phase {phase}), so there is nothing to contain; \
+         collect its evidence with `impound collect`"
+    )]
+    Ended {
+        /// Namespace and name.
+        pod: String,
+        /// Pod phase.
+        phase: String,
+    },
+    /// Owner kinds that are not supported.
+    #[error(
+        "pod {pod} belongs to {owner}: containment of {kind} pods is not supported yet. {why} \
+         Nothing was changed; evidence can be taken with `impound collect`"
+    )]
+    UnsupportedOwner {
+        /// Namespace and name.
+        pod: String,
+        /// Kind and name of the owner.
+        owner: String,
+        /// Kind in words.
+        kind: String,
+        /// What would go wrong.
+        why: &'static str,
+    },
+    /// Pods on the node's network.
+    #[error(
+        "pod {pod} uses its node's network (hostNetwork): no NetworkPolicy applies to it, so it \
+         would not be contained. Cut the node off instead; nothing was changed"
+    )]
+    HostNetwork {
+        /// Namespace and name.
+        pod: String,
+    },
+    /// The owner is gone or unreadable.
+    #[error(
+        "the owner {owner} of pod {pod} does not exist any more: its selector is unknown, so which \
+         labels to strip is too. Nothing was changed; try again in some seconds"
+    )]
+    OwnerGone {
+        /// Namespace and name.
+        pod: String,
+        /// Kind and name of the owner.
+        owner: String,
+    },
+    /// A selector would go on matching after the strip.
+    #[error(
+        "{selected_by} would select pod {pod} also without the labels {stripped}, so it would not let \
+         go of the pod. Nothing was changed; change that selector first"
+    )]
+    StillSelected {
+        /// Namespace and name.
+        pod: String,
+        /// Kind and name of what selects.
+        selected_by: String,
+        /// Label keys that would be stripped.
+        stripped: String,
+    },
+    /// The pod is quarantined already.
+    #[error("pod {pod} is quarantined already by {by}: see `impound status {by}`")]
+    AlreadyQuarantined {
+        /// Namespace and name.
+        pod: String,
+        /// Name of the other Quarantine.
+        by: String,
+    },
+    /// A policy of that name exists and is somebody else's.
+    #[error(
+        "a NetworkPolicy {namespace}/{name} exists that does not deny all traffic of the label \
+         {label}: it was not made by Impound. Nothing was changed; rename that policy or choose \
+         another name with --policy-name"
+    )]
+    ForeignPolicy {
+        /// Namespace.
+        namespace: String,
+        /// Policy name.
+        name: String,
+        /// Label expected.
+        label: String,
+    },
+    /// A Quarantine whose name can't be a label value.
+    #[error(
+        "the Quarantine's name {name} has {} characters, at most {limit} are possible: create it \
+         again with a shorter name", name.len()
+    )]
+    NameTooLong {
+        /// Name of the Quarantine.
+        name: String,
+        /// Greatest length in characters.
+        limit: usize,
+    },
+}

@@ -1,0 +1,56 @@
+//! Names and labels that containment uses; the defaults are those of the manual procedure.
+
+/// Label on a quarantined pod that names its Quarantine object: selected by the suspect's own
+/// disruption budget.
+pub const QUARANTINE_LABEL: &str = "impound.dev/quarantine";
+
+/// Label on pods that an eviction by Impound must leave alone: agent, controller, store.
+pub const PART_OF_LABEL: (&str, &str) = ("app.kubernetes.io/part-of", "impound");
+
+/// Annotations that keep autoscalers from deleting the suspect pod.
+/// Source: Cluster Autoscaler FAQ ("safe-to-evict") and Karpenter's disruption documentation.
+pub const POD_ANNOTATIONS: [(&str, &str); 2] = [
+    ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
+    ("karpenter.sh/do-not-disrupt", "true"),
+];
+
+/// Annotations that keep autoscalers from deleting the suspect's node. Sources as above.
+pub const NODE_ANNOTATIONS: [(&str, &str); 2] = [
+    (
+        "cluster-autoscaler.kubernetes.io/scale-down-disabled",
+        "true",
+    ),
+    ("karpenter.sh/do-not-disrupt", "true"),
+];
+
+/// Key of the taint that keeps new pods away even where they tolerate a cordon (DaemonSets do).
+pub const TAINT_KEY: &str = "impound.dev/suspect";
+
+/// Node label that the kubelet may not change: the NodeRestriction admission plugin protects the
+/// prefix, so a compromised node cannot take it off itself.
+pub const PROTECTED_NODE_LABEL: (&str, &str) =
+    ("node-restriction.kubernetes.io/impound", "suspect");
+
+/// Name under which the API server records our writes.
+pub const FIELD_MANAGER: &str = "impound";
+
+/// What an installation may choose.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Label put on the suspect pod and selected by the deny-all policy.
+    pub pod_label: (String, String),
+    /// Label put on the suspect's node.
+    pub node_label: (String, String),
+    /// Name of the deny-all NetworkPolicy.
+    pub policy_name: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pod_label: ("status".into(), "suspectpod".into()),
+            node_label: ("status".into(), "suspectnode".into()),
+            policy_name: "deny-all-suspectpod".into(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The reconcilers: from the state recorded in a custom resource to the next step, again and again.
+//!
+//! `next_step` decides and touches nothing; the other modules carry one step out and record it.
+
+pub mod collection;
+pub mod containing;
+pub mod evicting;
+pub mod next_step;
+pub mod quarantine;
+pub mod record;
+pub mod releasing;
+pub mod verifying;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::runtime::controller::Action;
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, watcher};
+use kube::{Api, Client, ResourceExt};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::collect::Collector;
+use crate::contain::observe::ObserveError;
+use crate::contain::settings::Settings;
+use crate::kubernetes::ApiError;
+use crate::resources::{Collection, Quarantine};
+use crate::seal::CustodyAppender;
+
+/// What the reconcilers share.
+pub struct Context {
+    /// The Kubernetes API.
+    pub client: Client,
+    /// Publishes an Event for each step.
+    pub recorder: Recorder,
+    /// Names and labels of this installation.
+    pub settings: Settings,
+    /// Takes evidence off nodes.
+    pub collector: Arc<Collector>,
+    /// Writes to the custody logs.
+    pub custody: Arc<CustodyAppender>,
+    /// Collections that this process is working on.
+    pub running: collection::Running,
+}
+
+/// Why a reconciliation is tried again.
+#[derive(Debug, Error)]
+pub enum ReconcileError {
+    /// The Kubernetes API did not answer as it should.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// A read failed.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// The status could not be serialised.
+    #[error("the status could not be written as JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Delay before a failed reconciliation is tried again.
+const RETRY_DELAY: Duration = Duration::from_secs(2);
+
+/// Watches both resources and reconciles them until `stop` is cancelled.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let quarantines = Api::<Quarantine>::all(context.client.clone());
+    let collections = Api::<Collection>::all(context.client.clone());
+    let quarantine_controller = Controller::new(quarantines, watcher::Config::default())
+        .watches(collections.clone(), watcher::Config::default(), |collection| {
+            let quarantine = collection.spec.quarantine.clone();
+            let namespace = collection.namespace().unwrap_or_default();
+            quarantine.map(|name| ObjectRef::<Quarantine>::new(&name).within(&namespace))
+        })
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(quarantine::reconcile, retry, context.clone())
+        .for_each(log_outcome);
+    let collection_controller = Controller::new(collections, watcher::Config::default())
+        .graceful_shutdown_on(stop.cancelled_owned())
+        .run(collection::reconcile, retry, context)
+        .for_each(log_outcome);
+    futures::join!(quarantine_controller, collection_controller);
+}
+
+fn retry<K: ResourceExt>(object: Arc<K>, error: &ReconcileError, _: Arc<Context>) -> Action {
+    tracing::warn!(
+        object = object.name_any(),
+        namespace = object.namespace(),
+        error = %describe(error),
+        "reconciliation failed and is tried again"
+    );
+    Action::requeue(RETRY_DELAY)
+}
+
+async fn log_outcome<K, E: std::error::Error>(
+    outcome: Result<(ObjectRef<K>, Action), kube::runtime::controller::Error<ReconcileError, E>>,
+) where
+    K: kube::runtime::reflector::Lookup,
+    K::DynamicType: std::fmt::Debug,
+{
+    use kube::runtime::controller::Error;
+    match outcome {
+        // The reconciler's own errors are logged by `retry`; an object that is gone needs nothing.
+        Ok(_) | Err(Error::ReconcilerFailed(..) | Error::ObjectNotFound(_)) => {}
+        Err(error) => tracing::warn!(error = %describe(&error), "watch failed and is tried again"),
+    }
+}
+
+/// An error with all its sources, for a log or a status message.
+#[must_use]
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,238 @@
+//! Decides what a quarantine needs next, from nothing but what is recorded. Pure.
+
+use crate::resources::{
+    CollectionPhase, CollectionStatus, FactState, QuarantinePhase, QuarantineSpec,
+    QuarantineStatus, StepName, StepState,
+};
+
+/// Steps that contain the pod, in their safe order: the node takes no new pods before the
+/// replacement is made, and the policy exists before the label that it selects.
+pub const CONTAINMENT: [StepName; 5] = [
+    StepName::Cordon,
+    StepName::Protect,
+    StepName::Policy,
+    StepName::Strip,
+    StepName::LabelNode,
+];
+
+/// Steps of a release: containment in reverse.
+pub const RELEASE: [StepName; 5] = [
+    StepName::UndoLabelNode,
+    StepName::UndoStrip,
+    StepName::UndoPolicy,
+    StepName::UndoProtect,
+    StepName::UndoCordon,
+];
+
+/// What a quarantine needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Observe and plan; nothing was changed yet.
+    Plan,
+    /// Carry out a containment step.
+    Contain(StepName),
+    /// Check the facts.
+    Verify,
+    /// Have the neighbours' quick inspect and diff taken, as first part of the collection.
+    Neighbours,
+    /// Work on the evictions.
+    Evict,
+    /// Take over how the collection ended.
+    Collect,
+    /// Wait until the collection changes.
+    AwaitCollection,
+    /// Everything is done or has failed: say which.
+    Finish,
+    /// Carry out a release step.
+    Undo(StepName),
+    /// Every release step ended.
+    FinishRelease,
+    /// A release is asked for but refused in the present state.
+    RefuseRelease,
+    /// Nothing to do until somebody changes the object.
+    Rest,
+}
+
+/// The next step of a quarantine; `collection` is the status of its Collection, if it exists.
+#[must_use]
+pub fn next(
+    spec: &QuarantineSpec,
+    status: &QuarantineStatus,
+    collection: Option<&CollectionStatus>,
+) -> Next {
+    use QuarantinePhase as Phase;
+    if matches!(status.phase, Phase::Refused | Phase::Released) {
+        return Next::Rest;
+    }
+    if status.phase == Phase::Releasing || (release_is_due(spec, status, collection)) {
+        return RELEASE
+            .into_iter()
+            .find(|step| !ended(status, *step))
+            .map_or(Next::FinishRelease, Next::Undo);
+    }
+    let work = work(spec, status, collection);
+    if spec.release.is_some() && matches!(work, Next::Rest) {
+        return Next::RefuseRelease;
+    }
+    work
+}
+
+/// Whether evidence is safe enough for a release: sealed and complete, or not wanted at all.
+#[must_use]
+pub fn evidence_is_safe(spec: &QuarantineSpec, collection: Option<&CollectionStatus>) -> bool {
+    spec.skip_collection
+        || collection.is_some_and(|collection| collection.phase == CollectionPhase::Sealed)
+}
+
+/// Whether the facts say that the pod is contained at the Kubernetes API.
+/// Facts that could not be checked don't count for it.
+#[must_use]
+pub fn is_contained(status: &QuarantineStatus) -> bool {
+    ["Labelled", "OwnerReleased", "NoEndpoints", "PolicySelectsPod"].iter().all(|name| {
+        status.facts.iter().any(|fact| fact.name == *name && fact.state == FactState::True)
+    })
+}
+
+fn release_is_due(
+    spec: &QuarantineSpec,
+    status: &QuarantineStatus,
+    collection: Option<&CollectionStatus>,
+) -> bool {
+    spec.release.as_ref().is_some_and(|release| {
+        // Before the plan is stored nothing is changed, so there is nothing to undo.
+        status.undo.is_some() && (release.force || evidence_is_safe(spec, collection))
+    })
+}
+
+fn work(
+    spec: &QuarantineSpec,
+    status: &QuarantineStatus,
+    collection: Option<&CollectionStatus>,
+) -> Next {
+    if status.undo.is_none() {
+        return Next::Plan;
+    }
+    if let Some(step) = CONTAINMENT.into_iter().find(|step| !ended(status, *step)) {
+        return Next::Contain(step);
+    }
+    if !ended(status, StepName::Verify) {
+        return Next::Verify;
+    }
+    if !ended(status, StepName::Neighbours) {
+        return Next::Neighbours;
+    }
+    if !ended(status, StepName::Collect)
+        && (spec.skip_collection || collection.is_some_and(|collection| collection.phase.is_final()))
+    {
+        return Next::Collect;
+    }
+    if !ended(status, StepName::Evict) {
+        return Next::Evict;
+    }
+    if !ended(status, StepName::Collect) {
+        return Next::AwaitCollection;
+    }
+    if !status.phase.is_final() {
+        return Next::Finish;
+    }
+    Next::Rest
+}
+
+fn ended(status: &QuarantineStatus, step: StepName) -> bool {
+    state(status, step).is_some_and(StepState::is_final)
+}
+
+/// How a step stands, `None` if it was not begun.
+#[must_use]
+pub fn state(status: &QuarantineStatus, step: StepName) -> Option<StepState> {
+    status.steps.iter().find(|recorded| recorded.name == step).map(|recorded| recorded.state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::{ReleaseSpec, StepStatus, Undo};
+
+    fn status(done: &[StepName]) -> QuarantineStatus {
+        QuarantineStatus {
+            undo: Some(Undo::default()),
+            steps: done.iter().map(|name| step(*name, StepState::Done)).collect(),
+            ..QuarantineStatus::default()
+        }
+    }
+
+    fn step(name: StepName, state: StepState) -> StepStatus {
+        StepStatus { name, state, message: String::new(), started: None, finished: None, attempts: 1 }
+    }
+
+    fn sealed() -> CollectionStatus {
+        CollectionStatus { phase: CollectionPhase::Sealed, quick_done: true, ..Default::default() }
+    }
+
+    #[test]
+    fn nothing_is_changed_before_the_plan_is_recorded() {
+        assert_eq!(next(&QuarantineSpec::default(), &QuarantineStatus::default(), None), Next::Plan);
+    }
+
+    #[test]
+    fn the_steps_come_in_the_safe_order() {
+        let spec = QuarantineSpec::default();
+        let mut done = Vec::new();
+        for expected in CONTAINMENT {
+            assert_eq!(next(&spec, &status(&done), None), Next::Contain(expected));
+            done.push(expected);
+        }
+        assert_eq!(next(&spec, &status(&done), None), Next::Verify);
+        done.push(StepName::Verify);
+        assert_eq!(next(&spec, &status(&done), None), Next::Neighbours);
+        done.push(StepName::Neighbours);
+        assert_eq!(next(&spec, &status(&done), None), Next::Evict);
+        done.push(StepName::Evict);
+        assert_eq!(next(&spec, &status(&done), None), Next::AwaitCollection);
+        assert_eq!(next(&spec, &status(&done), Some(&sealed())), Next::Collect);
+        done.push(StepName::Collect);
+        assert_eq!(next(&spec, &status(&done), Some(&sealed())), Next::Finish);
+    }
+
+    #[test]
+    fn a_failed_helper_step_does_not_keep_the_pod_uncontained() {
+        let mut status = status(&[]);
+        status.steps.push(step(StepName::Cordon, StepState::Failed));
+        assert_eq!(next(&QuarantineSpec::default(), &status, None), Next::Contain(StepName::Protect));
+    }
+
+    #[test]
+    fn a_blocked_eviction_never_delays_the_end_of_the_collection() {
+        let mut status = status(&CONTAINMENT);
+        status.steps.push(step(StepName::Verify, StepState::Done));
+        status.steps.push(step(StepName::Neighbours, StepState::Done));
+        status.steps.push(step(StepName::Evict, StepState::Waiting));
+        assert_eq!(next(&QuarantineSpec::default(), &status, Some(&sealed())), Next::Collect);
+    }
+
+    #[test]
+    fn release_waits_for_sealed_evidence_unless_forced() {
+        let mut spec = QuarantineSpec { release: Some(ReleaseSpec::default()), ..Default::default() };
+        let mut status = status(&CONTAINMENT);
+        assert_eq!(next(&spec, &status, None), Next::Verify);
+        status.phase = QuarantinePhase::Incomplete;
+        for name in [StepName::Verify, StepName::Neighbours, StepName::Evict, StepName::Collect] {
+            status.steps.push(step(name, StepState::Failed));
+        }
+        assert_eq!(next(&spec, &status, None), Next::RefuseRelease);
+        assert_eq!(next(&spec, &status, Some(&sealed())), Next::Undo(StepName::UndoLabelNode));
+        spec.release = Some(ReleaseSpec { force: true, ..Default::default() });
+        assert_eq!(next(&spec, &status, None), Next::Undo(StepName::UndoLabelNode));
+    }
+
+    #[test]
+    fn release_is_containment_in_reverse() {
+        let spec = QuarantineSpec { skip_collection: true, release: Some(ReleaseSpec::default()), ..Default::default() };
+        let mut status = status(&CONTAINMENT);
+        for expected in RELEASE {
+            assert_eq!(next(&spec, &status, None), Next::Undo(expected));
+            status.steps.push(step(expected, StepState::Done));
+        }
+        assert_eq!(next(&spec, &status, None), Next::FinishRelease);
+    }
+}

@@ -1,0 +1,289 @@
+//! Reconciles a quarantine: reads it afresh, carries out one step after the other, records each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::api::{Api, PostParams};
+use kube::runtime::controller::Action;
+
+use impound_evidence::custody::Event as CustodyEvent;
+
+use super::next_step::{self, CONTAINMENT, Next, is_contained};
+use super::record::Record;
+use super::{Context, ReconcileError, containing, evicting, releasing, verifying};
+use crate::kubernetes::from_kube;
+use crate::resources::{
+    Collection, CollectionPhase, CollectionSpec, CollectionStatus, Fact, FactState, Quarantine,
+    QuarantinePhase, StepName, StepState,
+};
+
+/// Looks again although nothing was heard: a lost watch event must not stop the work.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// Brings a quarantine as far as it gets without waiting.
+///
+/// # Errors
+/// If the API does not answer; the work is then begun again from what was recorded.
+pub async fn reconcile(
+    cached: Arc<Quarantine>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
+    let namespace = cached.namespace().unwrap_or_default();
+    let api = Api::<Quarantine>::namespaced(context.client.clone(), &namespace);
+    // The watch can be behind our own last status: only a fresh read says which steps are done.
+    let Some(object) = api
+        .get_opt(&cached.name_any())
+        .await
+        .map_err(|error| from_kube("GET", "quarantine", error))?
+    else {
+        return Ok(Action::await_change());
+    };
+    let mut record = Record::new(object, context.clone());
+    let mut fresh = None;
+    loop {
+        let collection = collection(&record, &context).await?;
+        let status = collection.as_ref().and_then(|collection| collection.status.clone());
+        let delay = match next_step::next(&record.object.spec, &record.status, status.as_ref()) {
+            Next::Plan => {
+                fresh = containing::record_plan(&mut record, &context).await?;
+                None
+            }
+            Next::Contain(step) => {
+                let delay = containing::carry_out(&mut record, &context, step, fresh.as_ref()).await?;
+                if delay.is_some() || Some(&step) == CONTAINMENT.last() {
+                    record.save().await?;
+                }
+                delay
+            }
+            Next::Verify => {
+                verifying::verify(&mut record, &context).await?;
+                record.save().await?;
+                None
+            }
+            Next::Neighbours => neighbours(&mut record, &context, collection.as_ref()).await?,
+            Next::Evict => {
+                let delay = evicting::round(&mut record, &context).await?;
+                record.save().await?;
+                delay
+            }
+            Next::Collect => {
+                collected(&mut record, status.as_ref());
+                record.save().await?;
+                None
+            }
+            Next::AwaitCollection => {
+                record.wait(StepName::Collect, "evidence is on its way");
+                record.save().await?;
+                Some(HEARTBEAT)
+            }
+            Next::Finish => {
+                finish(&mut record);
+                record.save().await?;
+                None
+            }
+            Next::Undo(step) => {
+                let delay = releasing::undo(&mut record, &context, step).await?;
+                record.save().await?;
+                delay
+            }
+            Next::FinishRelease => {
+                let logged = log_release(&record, &context).await;
+                releasing::finish(&mut record, logged.err());
+                record.save().await?;
+                None
+            }
+            Next::RefuseRelease => {
+                record.status.message = releasing::refusal();
+                record.save().await?;
+                return Ok(Action::await_change());
+            }
+            Next::Rest => {
+                if matches!(record.status.phase, QuarantinePhase::Released | QuarantinePhase::Refused) {
+                    containing::let_go(&record, &context).await?;
+                }
+                return Ok(Action::await_change());
+            }
+        };
+        if let Some(delay) = delay {
+            return Ok(Action::requeue(delay));
+        }
+    }
+}
+
+/// Makes the Collection, which begins with the quick inspect and diff of the whole node, and waits
+/// for that part: eviction would destroy what it reads.
+async fn neighbours(
+    record: &mut Record,
+    context: &Context,
+    collection: Option<&Collection>,
+) -> Result<Option<Duration>, ReconcileError> {
+    let spec = &record.object.spec;
+    if spec.skip_collection {
+        record.end(StepName::Neighbours, StepState::Skipped, "the request says to collect nothing");
+        record.save().await?;
+        return Ok(None);
+    }
+    let Some(collection) = collection else {
+        record.begin(StepName::Neighbours);
+        create_collection(record, context).await?;
+        record.status.collection = Some(record.name());
+        record.wait(StepName::Neighbours, "inspect and diff of every container on the node");
+        record.save().await?;
+        return Ok(None);
+    };
+    if collection.spec.quarantine.as_deref() != Some(&record.name()) {
+        let message = format!("a collection named {} exists and is not this quarantine's", record.name());
+        record.end(StepName::Neighbours, StepState::Failed, message.clone());
+        record.end(StepName::Collect, StepState::Failed, message);
+        record.save().await?;
+        return Ok(None);
+    }
+    record.status.collection = Some(record.name());
+    let status = collection.status.clone().unwrap_or_default();
+    if status.quick_done {
+        let mut problems = status.missing.clone();
+        problems.extend(log_contained(record, context).await.err());
+        if problems.is_empty() {
+            record.end(StepName::Neighbours, StepState::Done, "stored before any eviction");
+        } else {
+            let message = format!("not all is stored: {}", problems.join("; "));
+            record.end(StepName::Neighbours, StepState::Failed, message);
+        }
+    } else if status.phase.is_final() {
+        record.end(StepName::Neighbours, StepState::Failed, status.message);
+    } else {
+        record.wait(StepName::Neighbours, "inspect and diff of every container on the node");
+        record.save().await?;
+        return Ok(Some(HEARTBEAT));
+    }
+    record.save().await?;
+    Ok(None)
+}
+
+async fn create_collection(record: &Record, context: &Context) -> Result<(), ReconcileError> {
+    let spec = &record.object.spec;
+    let collection = Collection::new(
+        &record.name(),
+        CollectionSpec {
+            pod: spec.pod.clone(),
+            pod_uid: record.status.pod_uid.clone(),
+            node: record.status.node.clone(),
+            case: spec.case.clone(),
+            reason: spec.reason.clone(),
+            requested_by: spec.requested_by.clone(),
+            pause: spec.pause,
+            quarantine: Some(record.name()),
+        },
+    );
+    let api = Api::<Collection>::namespaced(context.client.clone(), &record.namespace());
+    match api.create(&PostParams::default(), &collection).await {
+        Ok(_) => Ok(()),
+        Err(error) => match from_kube("POST", "collections", error) {
+            // Created by an attempt that did not get as far as recording it.
+            error if error.is_conflict() => Ok(()),
+            error => Err(error.into()),
+        },
+    }
+}
+
+async fn collection(
+    record: &Record,
+    context: &Context,
+) -> Result<Option<Collection>, ReconcileError> {
+    // It can't exist before containment is verified, and containment has no time for the read.
+    if next_step::state(&record.status, StepName::Verify).is_none() {
+        return Ok(None);
+    }
+    let api = Api::<Collection>::namespaced(context.client.clone(), &record.namespace());
+    Ok(api
+        .get_opt(&record.name())
+        .await
+        .map_err(|error| from_kube("GET", "collection", error))?)
+}
+
+fn collected(record: &mut Record, status: Option<&CollectionStatus>) {
+    let Some(status) = status.filter(|_| !record.object.spec.skip_collection) else {
+        record.end(StepName::Collect, StepState::Skipped, "the request says to collect nothing");
+        return;
+    };
+    let location = status.location.clone().unwrap_or_default();
+    match status.phase {
+        CollectionPhase::Sealed => {
+            record.end(StepName::Collect, StepState::Done, format!("sealed at {location}"));
+        }
+        CollectionPhase::Partial => {
+            let missing = status.missing.join("; ");
+            let message = format!("sealed at {location}, but not complete: {missing}");
+            record.end(StepName::Collect, StepState::Failed, message);
+        }
+        _ => record.end(StepName::Collect, StepState::Failed, status.message.clone()),
+    }
+}
+
+/// The last word: complete only if every step and every fact says so.
+fn finish(record: &mut Record) {
+    let failed: Vec<String> = record
+        .status
+        .steps
+        .iter()
+        .filter(|step| step.state == StepState::Failed)
+        .map(|step| format!("{}: {}", step.name, step.message))
+        .collect();
+    let failed = failed.join("; ");
+    let unproved = unproved(&record.status.facts);
+    if !is_contained(&record.status) {
+        record.enter(QuarantinePhase::Failed, format!("NOT contained. {failed}"));
+    } else if failed.is_empty() {
+        let location = if record.object.spec.skip_collection { "; no evidence was wanted" } else { "; evidence is sealed" };
+        record.enter(
+            QuarantinePhase::Complete,
+            format!("contained at the Kubernetes API{location}; not proved: {unproved}"),
+        );
+    } else {
+        record.enter(
+            QuarantinePhase::Incomplete,
+            format!("contained at the Kubernetes API, but not all is done: {failed}; not proved: {unproved}"),
+        );
+    }
+}
+
+fn unproved(facts: &[Fact]) -> String {
+    let open = facts.iter().filter(|fact| fact.state == FactState::Unverified);
+    open.map(|fact| fact.message.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+/// The custody log says when and how far the pod was contained; the log exists once the
+/// collection has begun.
+async fn log_contained(record: &Record, context: &Context) -> Result<(), String> {
+    let facts: Vec<String> = record
+        .status
+        .facts
+        .iter()
+        .map(|fact| format!("{}={:?}", fact.name, fact.state))
+        .collect();
+    let event = if is_contained(&record.status) { CustodyEvent::Contained } else { CustodyEvent::Failed };
+    log(record, context, event, &format!("containment of the pod: {}", facts.join(", ")), None).await
+}
+
+async fn log_release(record: &Record, context: &Context) -> Result<(), String> {
+    let release = record.object.spec.release.clone().unwrap_or_default();
+    let what = format!("quarantine released by {}", release.requested_by);
+    log(record, context, CustodyEvent::Released, &what, Some(release.reason)).await
+}
+
+async fn log(
+    record: &Record,
+    context: &Context,
+    event: CustodyEvent,
+    what: &str,
+    why: Option<String>,
+) -> Result<(), String> {
+    let spec = &record.object.spec;
+    if spec.skip_collection {
+        return Ok(());
+    }
+    super::collection::log(context, &spec.case, &record.name(), event, &spec.requested_by, what, why)
+        .await
+        .map_err(|error| format!("custody entry {event:?} not written: {error}"))
+}

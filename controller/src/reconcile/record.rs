@@ -1,0 +1,218 @@
+//! The status of one quarantine while it is worked on: steps begun and ended, saved, announced.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType};
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+
+use super::{Context, ReconcileError};
+use crate::contain::settings::FIELD_MANAGER;
+use crate::kubernetes::from_kube;
+use crate::resources::{
+    Quarantine, QuarantinePhase, QuarantineStatus, StepName, StepState, StepStatus, now,
+};
+
+/// A quarantine under work. Changes go to memory first; [`Record::save`] makes them durable.
+pub struct Record {
+    /// The object as read at the start of the reconciliation.
+    pub object: Quarantine,
+    /// Its status as it is now.
+    pub status: QuarantineStatus,
+    context: Arc<Context>,
+    saved: Value,
+    events: Vec<Event>,
+}
+
+impl Record {
+    /// Starts from a freshly read object.
+    #[must_use]
+    pub fn new(object: Quarantine, context: Arc<Context>) -> Self {
+        let status = object.status.clone().unwrap_or_default();
+        let saved = object.status.as_ref().map_or(Value::Null, |status| json!(status));
+        Self { object, status, context, saved, events: Vec::new() }
+    }
+
+    /// Namespace of quarantine and pod.
+    #[must_use]
+    pub fn namespace(&self) -> String {
+        self.object.namespace().unwrap_or_default()
+    }
+
+    /// Name of the quarantine.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.object.name_any()
+    }
+
+    /// Marks a step as begun and counts the attempt, which is returned.
+    pub fn begin(&mut self, name: StepName) -> u32 {
+        let step = self.step(name);
+        step.state = StepState::Running;
+        step.attempts += 1;
+        step.started.get_or_insert_with(now);
+        step.attempts
+    }
+
+    /// Says what a step waits for.
+    pub fn wait(&mut self, name: StepName, message: impl Into<String>) {
+        let step = self.step(name);
+        step.state = StepState::Waiting;
+        step.message = message.into();
+        step.started.get_or_insert_with(now);
+    }
+
+    /// Ends a step and announces it.
+    pub fn end(&mut self, name: StepName, state: StepState, message: impl Into<String>) {
+        let message = message.into();
+        let step = self.step(name);
+        step.state = state;
+        step.message.clone_from(&message);
+        step.started.get_or_insert_with(now);
+        step.finished = Some(now());
+        tracing::info!(
+            case = self.object.spec.case,
+            pod = self.object.spec.pod,
+            namespace = self.namespace(),
+            step = %name,
+            state = ?state,
+            message,
+            "step ended"
+        );
+        self.announce(state == StepState::Failed, &name.to_string(), message);
+    }
+
+    /// Sets the phase and announces it when it is another one.
+    pub fn enter(&mut self, phase: QuarantinePhase, message: impl Into<String>) {
+        let message = message.into();
+        let entered = self.status.phase != phase;
+        self.status.phase = phase;
+        self.status.message.clone_from(&message);
+        if entered {
+            tracing::info!(
+                case = self.object.spec.case,
+                pod = self.object.spec.pod,
+                namespace = self.namespace(),
+                phase = ?phase,
+                message,
+                "quarantine entered a phase"
+            );
+            let bad = matches!(
+                phase,
+                QuarantinePhase::Refused | QuarantinePhase::Failed | QuarantinePhase::Incomplete
+            );
+            self.announce(bad, &format!("{phase:?}"), message);
+        }
+    }
+
+    /// Makes the status durable, if it changed, and publishes the events of what was saved.
+    ///
+    /// The patch carries the uid, so a quarantine re-created under the same name is never touched.
+    ///
+    /// # Errors
+    /// If the API does not take it; the work is then begun again from what was saved before.
+    pub async fn save(&mut self) -> Result<(), ReconcileError> {
+        self.status.observed_generation = self.object.metadata.generation;
+        let status = json!(self.status);
+        if status != self.saved {
+            let patch = json!({
+                "metadata": { "uid": self.object.metadata.uid },
+                "status": changed_fields(&self.saved, &status),
+            });
+            let api = Api::<Quarantine>::namespaced(self.context.client.clone(), &self.namespace());
+            let name = self.name();
+            api.patch_status(&name, &manager(), &Patch::Merge(patch))
+                .await
+                .map_err(|error| from_kube("PATCH", &format!("quarantines/{name}/status"), error))?;
+            self.saved = status;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn step(&mut self, name: StepName) -> &mut StepStatus {
+        let steps = &mut self.status.steps;
+        let position = steps.iter().position(|step| step.name == name).unwrap_or_else(|| {
+            steps.push(StepStatus {
+                name,
+                state: StepState::Running,
+                message: String::new(),
+                started: None,
+                finished: None,
+                attempts: 0,
+            });
+            steps.len() - 1
+        });
+        #[expect(clippy::indexing_slicing, reason = "found or pushed just above")]
+        &mut steps[position]
+    }
+
+    fn announce(&mut self, bad: bool, reason: &str, note: String) {
+        self.events.push(Event {
+            type_: if bad { EventType::Warning } else { EventType::Normal },
+            reason: reason.into(),
+            note: Some(shortened(note)),
+            action: "Quarantine".into(),
+            secondary: Some(ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Pod".into()),
+                name: Some(self.object.spec.pod.clone()),
+                namespace: self.object.namespace(),
+                uid: self.status.pod_uid.clone(),
+                ..Default::default()
+            }),
+        });
+    }
+
+    /// Events are for people who look with kubectl; containment does not wait for them. The
+    /// status and the custody log are the record.
+    fn publish(&mut self) {
+        let events = std::mem::take(&mut self.events);
+        if events.is_empty() {
+            return;
+        }
+        let recorder = self.context.recorder.clone();
+        let reference = self.object.object_ref(&());
+        tokio::spawn(async move {
+            for event in events {
+                if let Err(error) = recorder.publish(&event, &reference).await {
+                    tracing::warn!(reason = event.reason, error = %super::describe(&error), "event not published");
+                }
+            }
+        });
+    }
+}
+
+/// Writes under the name of this controller.
+#[must_use]
+pub fn manager() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() }
+}
+
+/// Only the top-level fields that differ: the plan and the recorded objects are large and are
+/// written once.
+fn changed_fields(saved: &Value, status: &Value) -> Value {
+    let fields = status.as_object().into_iter().flatten();
+    fields
+        .filter(|(key, value)| saved.get(key.as_str()) != Some(*value))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+/// The API server refuses an event whose note has more than 1024 bytes.
+fn shortened(mut note: String) -> String {
+    const LIMIT: usize = 1024;
+    const MARK: &str = "…";
+    if note.len() > LIMIT {
+        let mut end = LIMIT - MARK.len();
+        while !note.is_char_boundary(end) {
+            end -= 1;
+        }
+        note.truncate(end);
+        note.push_str(MARK);
+    }
+    note
+}

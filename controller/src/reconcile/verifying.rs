@@ -1,0 +1,84 @@
+//! Checks what containment achieved, until the API's own controllers have caught up.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::next_step::is_contained;
+use super::record::Record;
+use super::{Context, ReconcileError};
+use crate::contain::facts;
+use crate::contain::observe::ObserveError;
+use crate::resources::{Fact, FactState, QuarantinePhase, StepName, StepState};
+
+/// The API's own controllers release a pod and rewrite EndpointSlices within about 100 ms on an
+/// idle cluster (measured on Kubernetes 1.36); a busy one gets this long.
+const SETTLE_LIMIT: Duration = Duration::from_secs(15);
+
+/// First pause between two looks; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+
+/// States the facts, and `Contained` only if they hold.
+///
+/// # Errors
+/// If the API does not answer.
+pub async fn verify(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
+    record.begin(StepName::Verify);
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let checked = facts::check(
+            &context.client,
+            &record.namespace(),
+            &record.object.spec.pod,
+            record.status.node.as_deref().unwrap_or_default(),
+            &record.name(),
+            &context.settings,
+        )
+        .await;
+        match checked {
+            Ok(facts) => {
+                let settling = facts::settling(&facts);
+                record.status.facts = facts;
+                if !settling || Instant::now() >= deadline {
+                    break;
+                }
+            }
+            Err(ObserveError::Refused(refusal)) => {
+                record.status.facts.clear();
+                record.end(StepName::Verify, StepState::Failed, refusal.to_string());
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+    conclude(record);
+    Ok(())
+}
+
+fn conclude(record: &mut Record) {
+    let untrue = sentences(&record.status.facts, FactState::False);
+    let open = sentences(&record.status.facts, FactState::Unverified);
+    if !is_contained(&record.status) {
+        let message = format!("NOT contained: {untrue}");
+        record.end(StepName::Verify, StepState::Failed, message.clone());
+        // Eviction and collection go on: the evidence is needed all the more.
+        record.enter(QuarantinePhase::Containing, message);
+        return;
+    }
+    let proved = "contained at the Kubernetes API";
+    if untrue.is_empty() {
+        record.end(StepName::Verify, StepState::Done, proved);
+        record.enter(QuarantinePhase::Contained, format!("{proved}; not proved: {open}"));
+    } else {
+        record.end(StepName::Verify, StepState::Failed, format!("{proved}, but {untrue}"));
+        record.enter(QuarantinePhase::Contained, format!("{proved}, but {untrue}; not proved: {open}"));
+    }
+}
+
+fn sentences(facts: &[Fact], state: FactState) -> String {
+    let of_state = facts.iter().filter(|fact| fact.state == state);
+    of_state.map(|fact| fact.message.as_str()).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,148 @@
+//! Wires the controller together and runs it until it is told to stop. Any part that ends by
+//! itself ends the process with a failure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use impound_evidence::SigningKey;
+use impound_proto::controller::v1::controller_server::ControllerServer;
+use impound_proto::controller::v1::FILE_DESCRIPTOR_SET;
+use impound_proto::PeerId;
+use impound_proto::tls::{self, Peers, TlsFiles};
+use kube::runtime::events::{Recorder, Reporter};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tracing_subscriber::EnvFilter;
+
+use crate::agents::AgentConnector;
+use crate::collect::Collector;
+use crate::config::{LogFormat, Serve};
+use crate::kubernetes;
+use crate::nodes::NodeAddresses;
+use crate::reconcile::{self, Context, collection::Running};
+use crate::seal::CustodyAppender;
+use crate::service::Service;
+use crate::store::Store;
+use crate::store::directory::DirectoryStore;
+
+/// Threads of the runtime: the work is waiting, copying and hashing, and hashing has its own.
+const WORKERS: usize = 2;
+
+/// How long open calls may go on after a stop is asked for: below a pod's default grace period of
+/// 30 s, so that the end is ours and not a kill.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If something that is needed is missing or wrong at start, or a part ends by itself.
+pub fn serve(config: Serve) -> Result<()> {
+    start_log(config.log_format);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()?
+        .block_on(run(config))
+}
+
+async fn run(config: Serve) -> Result<()> {
+    let stop = CancellationToken::new();
+    let client = kubernetes::client().await.context("no way to the Kubernetes API")?;
+    let key = Arc::new(signing_key(&config)?);
+    let store: Arc<dyn Store> = Arc::new(
+        DirectoryStore::open(&config.store)
+            .with_context(|| format!("evidence store {}", config.store.display()))?,
+    );
+
+    let (agent_credentials, agent_reloader) = tls::client_credentials(
+        TlsFiles::in_dir(&config.tls_dir, "agent-ca.crt"),
+        Peers::Only(PeerId::Controller),
+    )
+    .context("credentials towards the agents")?;
+    let (credentials, reloader) = tls::server_credentials(
+        TlsFiles::in_dir(&config.tls_dir, "responder-ca.crt"),
+        PeerId::Controller,
+        Peers::AnyResponder,
+    )
+    .context("credentials towards responders")?;
+    tokio::spawn(agent_reloader.run(tls::RELOAD_INTERVAL));
+    tokio::spawn(reloader.run(tls::RELOAD_INTERVAL));
+
+    let nodes = Arc::new(NodeAddresses::new(client.clone(), config.agent_port));
+    let agents = AgentConnector::new(agent_credentials, nodes);
+    let custody = Arc::new(CustodyAppender::new(store.clone(), key.clone()));
+    let collector = Collector::new(store.clone(), agents.clone(), key.clone(), custody.clone())?;
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), Reporter::from("impound-controller")),
+        client,
+        settings: config.settings(),
+        collector: Arc::new(collector),
+        custody,
+        running: Running::default(),
+    });
+
+    let service = Service {
+        context: context.clone(),
+        store,
+        agents,
+        keys: vec![key.verifying_key().clone()],
+    };
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("can't listen at {}", config.listen))?;
+    tracing::info!(listen = %listener.local_addr()?, "serving");
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<ControllerServer<Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let server = tls::http2::server(Server::builder())
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(ControllerServer::new(service))
+        .serve_with_incoming_shutdown(
+            tls::incoming(listener, credentials),
+            stop.clone().cancelled_owned(),
+        );
+
+    let mut server = tokio::spawn(server);
+    let mut reconcilers = tokio::spawn(reconcile::run(context, stop.clone()));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = &mut server => return Err(anyhow!("the gRPC server ended by itself: {ended:?}")),
+        ended = &mut reconcilers => return Err(anyhow!("the reconcilers ended by themselves: {ended:?}")),
+    }
+    tracing::info!("stopping; running collections resume at the next start");
+    stop.cancel();
+    let drained = tokio::time::timeout(DRAIN, async {
+        let _ = tokio::join!(server, reconcilers);
+    })
+    .await;
+    if drained.is_err() {
+        tracing::warn!(after_s = DRAIN.as_secs(), "open calls were cut off");
+    }
+    Ok(())
+}
+
+fn signing_key(config: &Serve) -> Result<SigningKey> {
+    let file = &config.signing_key;
+    let pem = std::fs::read_to_string(file).with_context(|| {
+        format!("the signing key {} can't be read; `impound pki init` makes one", file.display())
+    })?;
+    SigningKey::from_pem(&pem).with_context(|| format!("the signing key {}", file.display()))
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.init(),
+    }
+}

@@ -1,0 +1,123 @@
+//! Custom resources as messages of the wire contract.
+
+use impound_proto::controller::v1 as wire;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use k8s_openapi::jiff;
+use prost_types::Timestamp;
+
+use crate::contain::plan::Plan;
+use crate::resources::{ApiCall, Collection, CollectionStatus, Quarantine};
+
+pub(super) fn quarantine(object: &Quarantine) -> wire::Quarantine {
+    let metadata = &object.metadata;
+    let spec = &object.spec;
+    let status = object.status.clone().unwrap_or_default();
+    wire::Quarantine {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+        case_id: spec.case.clone(),
+        reason: spec.reason.clone(),
+        requested_by: spec.requested_by.clone(),
+        pod: spec.pod.clone(),
+        pod_uid: status.pod_uid.or_else(|| spec.pod_uid.clone()).unwrap_or_default(),
+        node: status.node.unwrap_or_default(),
+        phase: format!("{:?}", status.phase),
+        message: status.message,
+        steps: status
+            .steps
+            .into_iter()
+            .map(|step| wire::Step {
+                name: step.name.to_string(),
+                state: format!("{:?}", step.state),
+                message: step.message,
+                started: step.started.as_ref().map(micro),
+                finished: step.finished.as_ref().map(micro),
+                attempts: step.attempts,
+            })
+            .collect(),
+        facts: status
+            .facts
+            .into_iter()
+            .map(|fact| wire::Fact {
+                name: fact.name,
+                state: format!("{:?}", fact.state),
+                message: fact.message,
+            })
+            .collect(),
+        warnings: status.warnings,
+        collection: status.collection.unwrap_or_default(),
+        created: metadata.creation_timestamp.as_ref().map(second),
+        resource_version: metadata.resource_version.clone().unwrap_or_default(),
+    }
+}
+
+pub(super) fn collection(object: &Collection) -> wire::Collection {
+    let metadata = &object.metadata;
+    let spec = &object.spec;
+    let status = object.status.clone().unwrap_or_default();
+    wire::Collection {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+        case_id: spec.case.clone(),
+        reason: spec.reason.clone(),
+        requested_by: spec.requested_by.clone(),
+        pod: spec.pod.clone(),
+        pod_uid: status.pod_uid.clone().or_else(|| spec.pod_uid.clone()).unwrap_or_default(),
+        node: status.node.clone().or_else(|| spec.node.clone()).unwrap_or_default(),
+        phase: format!("{:?}", status.phase),
+        artifacts: artifacts(&status),
+        message: status.message,
+        location: status.location.unwrap_or_default(),
+        manifest_sha256: status.manifest_sha256.unwrap_or_default(),
+        created: metadata.creation_timestamp.as_ref().map(second),
+        finished: status.finished.as_ref().map(micro),
+        resource_version: metadata.resource_version.clone().unwrap_or_default(),
+    }
+}
+
+pub(super) fn plan(plan: &Plan) -> wire::Plan {
+    wire::Plan {
+        calls: plan.calls.iter().map(call).collect(),
+        warnings: plan.warnings.clone(),
+    }
+}
+
+fn artifacts(status: &CollectionStatus) -> Vec<wire::CollectedArtifact> {
+    status
+        .artifacts
+        .iter()
+        .map(|artifact| wire::CollectedArtifact {
+            path: artifact.path.clone(),
+            state: format!("{:?}", artifact.state),
+            bytes: artifact.bytes,
+            expected_bytes: 0,
+            sha256: artifact.sha256.clone().unwrap_or_default(),
+            message: artifact.message.clone(),
+            started: None,
+            finished: None,
+        })
+        .collect()
+}
+
+fn call(call: &ApiCall) -> wire::ApiCall {
+    wire::ApiCall {
+        step: call.step.to_string(),
+        method: call.method.clone(),
+        path: call.path.clone(),
+        content_type: call.content_type.clone(),
+        body: call.body.clone(),
+        purpose: call.purpose.clone(),
+    }
+}
+
+fn micro(time: &MicroTime) -> Timestamp {
+    timestamp(time.0)
+}
+
+fn second(time: &Time) -> Timestamp {
+    timestamp(time.0)
+}
+
+fn timestamp(time: jiff::Timestamp) -> Timestamp {
+    Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+}

@@ -1,0 +1,168 @@
+//! Sealed evidence over gRPC: listed, read, verified. Each read is written into the custody log
+//! before the first byte goes out.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use impound_evidence::custody::{Entry, Event};
+use impound_evidence::manifest::{MANIFEST_LIMIT, Manifest};
+use impound_evidence::tar_end::Completeness;
+use impound_evidence::{CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath, MANIFEST, Sha256Hasher};
+use impound_proto::controller::v1 as wire;
+use tonic::Status;
+use wire::read_evidence_response::Message;
+
+use super::{Answers, Service, status};
+use crate::reconcile::describe;
+use crate::store::{CollectionId, StoredFile};
+
+pub(super) async fn list(
+    service: &Service,
+    request: wire::ListEvidenceRequest,
+) -> Result<wire::ListEvidenceResponse, Status> {
+    let case: CaseId = request.case_id.parse().map_err(|error| status::of_name(&error))?;
+    let mut names = service.store.collections(&case).await.map_err(|error| status::of_store(&error))?;
+    if !request.collection.is_empty() {
+        let wanted: CollectionName =
+            request.collection.parse().map_err(|error| status::of_name(&error))?;
+        names.retain(|name| *name == wanted);
+    }
+    if names.is_empty() {
+        return Err(Status::not_found(format!(
+            "no evidence of case {case}{} is in the store: see `impound list`",
+            if request.collection.is_empty() { String::new() } else { format!(" in collection {}", request.collection) }
+        )));
+    }
+    names.sort();
+    let mut files = Vec::new();
+    for name in names {
+        let at = CollectionId { case: case.clone(), name };
+        let manifest = manifest(service, &at).await?;
+        let stored = service.store.list(&at).await.map_err(|error| status::of_store(&error))?;
+        files.extend(stored.iter().map(|file| described(&at, file, manifest.as_ref())));
+    }
+    Ok(wire::ListEvidenceResponse { files })
+}
+
+pub(super) async fn read(
+    service: &Service,
+    who: String,
+    request: wire::ReadEvidenceRequest,
+) -> Result<Answers<wire::ReadEvidenceResponse>, Status> {
+    let at = collection_id(&request.case_id, &request.collection)?;
+    let path: EvidencePath = request.path.parse().map_err(|error| status::of_name(&error))?;
+    let manifest = manifest(service, &at).await?;
+    let reader = service
+        .store
+        .read(&at, &path, request.offset)
+        .await
+        .map_err(|error| status::of_store(&error))?;
+    // Reading the log itself is no access to evidence, and would change what is being read.
+    if ![CUSTODY, CHECKPOINT].contains(&path.as_str()) {
+        let what = format!("{path} from byte {}", request.offset);
+        log(service, &at, Event::Accessed, &who, &what).await?;
+    }
+    let sha256 = manifest
+        .as_ref()
+        .and_then(|manifest| manifest.artifact(&path))
+        .map(|record| record.sha256.to_string())
+        .unwrap_or_default();
+    let header = Message::Header(wire::ReadEvidenceHeader { size: reader.size, sha256 });
+    let chunks = reader.chunks.map_err(|error| status::of_store(&error));
+    let start = (chunks, request.offset, Some(Sha256Hasher::new()));
+    let body = stream::try_unfold(start, |(mut chunks, offset, hasher)| async move {
+        let Some(mut hasher) = hasher else { return Ok(None) };
+        let answer = match chunks.try_next().await? {
+            Some(data) => {
+                hasher.update(&data);
+                let next = offset + data.len() as u64;
+                let chunk = wire::EvidenceChunk { offset, data: data.to_vec() };
+                (Message::Chunk(chunk), (chunks, next, Some(hasher)))
+            }
+            None => {
+                let sha256 = hasher.finish().to_string();
+                (Message::Trailer(wire::ReadEvidenceTrailer { sha256 }), (chunks, offset, None))
+            }
+        };
+        Ok::<_, Status>(Some(answer))
+    });
+    let messages = stream::once(async { Ok(header) }).chain(body);
+    Ok(messages.map_ok(|message| wire::ReadEvidenceResponse { message: Some(message) }).boxed())
+}
+
+pub(super) async fn verify(
+    service: &Service,
+    who: String,
+    request: wire::VerifyEvidenceRequest,
+) -> Result<wire::VerifyEvidenceResponse, Status> {
+    let at = collection_id(&request.case_id, &request.collection)?;
+    if service.store.list(&at).await.map_err(|error| status::of_store(&error))?.is_empty() {
+        return Err(Status::not_found(format!("there is no collection {at} in the store")));
+    }
+    let source = service.store.evidence(&at).map_err(|error| status::of_store(&error))?;
+    let keys = service.keys.clone();
+    let verdict = tokio::task::spawn_blocking(move || impound_evidence::verify(&*source, &keys))
+        .await
+        .map_err(|error| Status::internal(describe(&error)))?;
+    let intact = verdict.intact();
+    let word = if intact { "intact" } else { "NOT intact" };
+    let what = format!("{} files, {} bytes re-read: {word}", verdict.files, verdict.bytes);
+    log(service, &at, Event::Verified, &who, &what).await?;
+    Ok(wire::VerifyEvidenceResponse {
+        intact,
+        complete: intact && verdict.outcome == Some(impound_evidence::manifest::Outcome::Complete),
+        problems: verdict.problems.iter().map(ToString::to_string).collect(),
+        files: verdict.files,
+        bytes: verdict.bytes,
+    })
+}
+
+/// A read that can't be recorded does not happen.
+async fn log(
+    service: &Service,
+    at: &CollectionId,
+    event: Event,
+    who: &str,
+    what: &str,
+) -> Result<(), Status> {
+    service
+        .context
+        .custody
+        .append(at, Entry::new(event, who, what))
+        .await
+        .map(drop)
+        .map_err(|error| {
+            Status::unavailable(format!("the custody log of {at} can't be written: {}", describe(&error)))
+        })
+}
+
+async fn manifest(service: &Service, at: &CollectionId) -> Result<Option<Manifest>, Status> {
+    let path: EvidencePath = MANIFEST.parse().map_err(|error| status::of_name(&error))?;
+    let bytes = service
+        .store
+        .read_small(at, &path, MANIFEST_LIMIT)
+        .await
+        .map_err(|error| status::of_store(&error))?;
+    // A broken manifest must not keep anybody from looking at the files; verify says what is wrong.
+    Ok(bytes.and_then(|bytes| Manifest::decode(&bytes).ok()))
+}
+
+fn described(at: &CollectionId, file: &StoredFile, manifest: Option<&Manifest>) -> wire::EvidenceFile {
+    let record = manifest.and_then(|manifest| manifest.artifact(&file.path));
+    wire::EvidenceFile {
+        collection: at.name.to_string(),
+        path: file.path.to_string(),
+        size: file.size,
+        sha256: record.map(|record| record.sha256.to_string()).unwrap_or_default(),
+        completeness: match record.map(|record| &record.completeness) {
+            Some(Completeness::Complete) => "complete".into(),
+            Some(Completeness::Incomplete { .. }) => "incomplete".into(),
+            None => String::new(),
+        },
+    }
+}
+
+fn collection_id(case: &str, name: &str) -> Result<CollectionId, Status> {
+    Ok(CollectionId {
+        case: case.parse().map_err(|error| status::of_name(&error))?,
+        name: name.parse().map_err(|error| status::of_name(&error))?,
+    })
+}

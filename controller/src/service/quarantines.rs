@@ -1,0 +1,254 @@
+//! Quarantines over gRPC: planned, created, found, watched, released.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use impound_evidence::{CaseId, CollectionName};
+use impound_proto::controller::v1 as wire;
+use kube::api::{Api, ListParams, Patch, PostParams};
+use kube::runtime::watcher;
+use serde_json::json;
+use tonic::Status;
+
+use super::{Answers, Service, convert, status};
+use crate::contain::plan::NAME_LIMIT;
+use crate::kubernetes::from_kube;
+use crate::reconcile::containing::{FINALIZER, prepare};
+use crate::reconcile::next_step::evidence_is_safe;
+use crate::reconcile::record::manager;
+use crate::reconcile::releasing;
+use crate::resources::{
+    Collection, Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec,
+};
+
+/// Longest reason, in characters, as the schema says.
+pub(super) const REASON_LIMIT: usize = 1024;
+
+/// How many quarantines of one pod get a name of their own.
+const NAMES: u32 = 100;
+
+pub(super) async fn plan(
+    service: &Service,
+    request: wire::CreateQuarantineRequest,
+) -> Result<wire::CreateQuarantineResponse, Status> {
+    let (namespace, spec) = checked(request, String::new())?;
+    let name = base_name(&spec.pod, spec.pod_uid.as_deref().unwrap_or("planned"));
+    let (_, plan) = prepare(&service.context, &namespace, &name, &spec)
+        .await
+        .map_err(|error| status::of_observe(&error))?;
+    Ok(wire::CreateQuarantineResponse { quarantine: None, plan: Some(convert::plan(&plan)) })
+}
+
+pub(super) async fn create(
+    service: &Service,
+    who: String,
+    request: wire::CreateQuarantineRequest,
+) -> Result<wire::CreateQuarantineResponse, Status> {
+    let (namespace, mut spec) = checked(request, who)?;
+    // Planned here only to refuse at once what can't be contained; the reconciler plans again.
+    let (observed, plan) = prepare(&service.context, &namespace, "new", &spec)
+        .await
+        .map_err(|error| status::of_observe(&error))?;
+    spec.pod_uid = observed.pod.metadata.uid.clone();
+    let base = base_name(&spec.pod, spec.pod_uid.as_deref().unwrap_or_default());
+    let case: CaseId = spec.case.parse().map_err(|error| status::of_name(&error))?;
+    let stored = service.store.collections(&case).await.map_err(|error| status::of_store(&error))?;
+    let api = api(service, &namespace);
+    for number in 1..=NAMES {
+        let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
+        // The collection gets the same name, and a collection is never written twice.
+        if stored.iter().any(|collection| collection.as_str() == name) {
+            continue;
+        }
+        let mut quarantine = Quarantine::new(&name, spec.clone());
+        quarantine.metadata.finalizers = Some(vec![FINALIZER.into()]);
+        match api.create(&PostParams::default(), &quarantine).await {
+            Ok(created) => {
+                return Ok(wire::CreateQuarantineResponse {
+                    quarantine: Some(convert::quarantine(&created)),
+                    plan: Some(convert::plan(&plan)),
+                });
+            }
+            Err(error) => match from_kube("POST", "quarantines", error) {
+                error if error.is_conflict() => {}
+                error => return Err(status::of_api(&error)),
+            },
+        }
+    }
+    Err(Status::already_exists(format!(
+        "pod {namespace}/{} has been quarantined {NAMES} times already: delete released quarantines",
+        spec.pod
+    )))
+}
+
+/// The quarantine of that name, or the latest one of the pod of that name.
+pub(super) async fn find(
+    service: &Service,
+    namespace: &str,
+    name: &str,
+) -> Result<Quarantine, Status> {
+    status::checked_name("namespace", namespace)?;
+    status::checked_name("name", name)?;
+    let api = api(service, namespace);
+    let by_name = api.get_opt(name).await.map_err(|error| status::of_kube("GET", name, error))?;
+    if let Some(found) = by_name {
+        return Ok(found);
+    }
+    let all = api
+        .list(&ListParams::default())
+        .await
+        .map_err(|error| status::of_kube("GET", "quarantines", error))?;
+    all.items
+        .into_iter()
+        .filter(|quarantine| quarantine.spec.pod == name)
+        .max_by_key(|quarantine| quarantine.metadata.creation_timestamp.clone())
+        .ok_or_else(|| {
+            Status::not_found(format!(
+                "no quarantine and no quarantined pod is named {name} in namespace {namespace}: \
+                 see `impound list`"
+            ))
+        })
+}
+
+pub(super) async fn list(
+    service: &Service,
+    request: wire::ListQuarantinesRequest,
+) -> Result<wire::ListQuarantinesResponse, Status> {
+    let client = service.context.client.clone();
+    let api: Api<Quarantine> = if request.namespace.is_empty() {
+        Api::all(client)
+    } else {
+        status::checked_name("namespace", &request.namespace)?;
+        Api::namespaced(client, &request.namespace)
+    };
+    let mut items = api
+        .list(&ListParams::default())
+        .await
+        .map_err(|error| status::of_kube("GET", "quarantines", error))?
+        .items;
+    items.retain(|item| request.case_id.is_empty() || item.spec.case == request.case_id);
+    items.sort_by_key(|item| item.metadata.creation_timestamp.clone());
+    Ok(wire::ListQuarantinesResponse { quarantines: items.iter().map(convert::quarantine).collect() })
+}
+
+pub(super) async fn watch(
+    service: &Service,
+    request: wire::WatchQuarantineRequest,
+) -> Result<Answers<wire::Quarantine>, Status> {
+    let found = find(service, &request.namespace, &request.name).await?;
+    let name = found.metadata.name.clone().unwrap_or_default();
+    let changes = watcher::watch_object(api(service, &request.namespace), &name)
+        // A failed watch is begun again by itself; the stream goes on.
+        .filter_map(|change| async { change.ok().flatten() })
+        .map(Ok::<_, Status>);
+    let follow = request.follow;
+    // `take_while` would swallow the last one, so the end is made after it.
+    let until_settled = stream::try_unfold(Some(changes.boxed()), move |state| async move {
+        let Some(mut changes) = state else { return Ok(None) };
+        match changes.try_next().await? {
+            None => Ok(None),
+            Some(quarantine) => {
+                let over = !follow && is_settled(&quarantine);
+                let answer = convert::quarantine(&quarantine);
+                Ok(Some((answer, (!over).then_some(changes))))
+            }
+        }
+    });
+    Ok(until_settled.boxed())
+}
+
+pub(super) async fn release(
+    service: &Service,
+    who: String,
+    request: wire::ReleaseQuarantineRequest,
+) -> Result<wire::Quarantine, Status> {
+    status::checked_text("reason", &request.reason, REASON_LIMIT)?;
+    let found = find(service, &request.namespace, &request.name).await?;
+    let name = found.metadata.name.clone().unwrap_or_default();
+    let recorded = found.status.clone().unwrap_or_default();
+    refuse_release(service, &found, &recorded, &name, request.force).await?;
+    let release = ReleaseSpec { reason: request.reason, requested_by: who, force: request.force };
+    let patch = json!({ "metadata": { "uid": found.metadata.uid }, "spec": { "release": release } });
+    let released = api(service, &request.namespace)
+        .patch(&name, &manager(), &Patch::Merge(patch))
+        .await
+        .map_err(|error| status::of_kube("PATCH", &name, error))?;
+    Ok(convert::quarantine(&released))
+}
+
+async fn refuse_release(
+    service: &Service,
+    found: &Quarantine,
+    recorded: &QuarantineStatus,
+    name: &str,
+    force: bool,
+) -> Result<(), Status> {
+    match recorded.phase {
+        QuarantinePhase::Released => {
+            return Err(Status::failed_precondition(format!("{name} is released already")));
+        }
+        QuarantinePhase::Refused => {
+            return Err(Status::failed_precondition(format!(
+                "{name} changed nothing, so there is nothing to release: {}",
+                recorded.message
+            )));
+        }
+        _ => {}
+    }
+    let namespace = found.metadata.namespace.as_deref().unwrap_or_default();
+    let collection = Api::<Collection>::namespaced(service.context.client.clone(), namespace)
+        .get_opt(name)
+        .await
+        .map_err(|error| status::of_kube("GET", name, error))?
+        .and_then(|collection| collection.status);
+    if force || evidence_is_safe(&found.spec, collection.as_ref()) {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(releasing::refusal()))
+}
+
+/// Nothing more happens to the object as it is: the phase is final, and it is an answer to the
+/// last change of the spec.
+fn is_settled(quarantine: &Quarantine) -> bool {
+    quarantine.status.as_ref().is_some_and(|status| {
+        status.phase.is_final() && status.observed_generation == quarantine.metadata.generation
+    })
+}
+
+fn checked(
+    request: wire::CreateQuarantineRequest,
+    requested_by: String,
+) -> Result<(String, QuarantineSpec), Status> {
+    status::checked_name("namespace", &request.namespace)?;
+    status::checked_name("pod", &request.pod)?;
+    status::checked_text("reason", &request.reason, REASON_LIMIT)?;
+    let _: CaseId = request.case_id.parse().map_err(|error| status::of_name(&error))?;
+    let spec = QuarantineSpec {
+        pod: request.pod,
+        pod_uid: Some(request.pod_uid).filter(|uid| !uid.is_empty()),
+        case: request.case_id,
+        reason: request.reason,
+        requested_by,
+        keep_neighbours: request.keep_neighbours,
+        evict_unmanaged: request.evict_unmanaged,
+        delete_empty_dir_data: request.delete_empty_dir_data,
+        skip_collection: request.skip_collection,
+        pause: request.pause,
+        release: None,
+    };
+    Ok((request.namespace, spec))
+}
+
+/// Name of pod and beginning of its uid, short enough for a label value and a number behind it.
+pub(super) fn base_name(pod: &str, uid: &str) -> String {
+    const UID: usize = 8;
+    const NUMBER: usize = 4;
+    let room = NAME_LIMIT - UID - NUMBER - 1;
+    let pod: String = pod.chars().take(room).collect();
+    let uid: String = uid.chars().take(UID).collect();
+    let name = format!("{}-{uid}", pod.trim_end_matches(['-', '.']));
+    debug_assert!(name.parse::<CollectionName>().is_ok(), "{name}");
+    name
+}
+
+fn api(service: &Service, namespace: &str) -> Api<Quarantine> {
+    Api::namespaced(service.context.client.clone(), namespace)
+}

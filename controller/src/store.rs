@@ -1,0 +1,234 @@
+//! The evidence store: where collected bytes come to rest, between the agent's stream
+//! (`collect`) and the signed manifest (`seal`).
+//!
+//! Write-once: a name maps to one byte string for ever. An object gets its name only after its
+//! bytes were written, made durable, read back and found equal to what arrived; the [`Receipt`]
+//! that says so comes out of nothing else, so an unfinished object can't enter a manifest. The
+//! custody log and its checkpoint are the only names that grow, and only forwards.
+//!
+//! One implementation so far: [`directory`], a directory on a volume.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use impound_evidence::{CaseId, CollectionName, EvidencePath, Sha256};
+//PENDING use impound_evidence::EvidenceSource;
+
+pub mod directory;
+mod error;
+
+pub use error::StoreError;
+
+/// File name of the custody log in every collection.
+pub const CUSTODY_LOG: &str = "custody.jsonl";
+/// File name of the custody log's signed checkpoint.
+pub const CUSTODY_CHECKPOINT: &str = "custody.checkpoint";
+
+/// A write-once store of collections. All methods may be called at the same time from many tasks;
+/// none blocks the runtime.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Makes an empty collection. Fails with [`StoreError::CollectionExists`] if there is one.
+    async fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError>;
+
+    /// The collections of a case, by name. None for an unknown case.
+    async fn collections(&self, case: &CaseId) -> Result<Vec<CollectionName>, StoreError>;
+
+    /// Takes the collection for writing. Fails with [`StoreError::Busy`] while another process or
+    /// task, or a writer that one has left behind, holds it; ends with its last clone.
+    async fn lock(&self, at: &CollectionId) -> Result<CollectionLock, StoreError>;
+
+    /// Starts a new object. Fails with [`StoreError::ObjectExists`] if the name is taken and with
+    /// [`StoreError::Leftover`] if an earlier writer of it was cut off.
+    async fn writer(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Box<dyn ObjectWriter>, StoreError>;
+
+    /// What cut-off writers have left behind, oldest path first. Reads and hashes each fully.
+    async fn leftovers(&self, lock: &CollectionLock) -> Result<Vec<Box<dyn Unfinished>>, StoreError>;
+
+    /// Re-reads a stored object and compares it with what was recorded of it.
+    async fn recheck(&self, lock: &CollectionLock, at: &EvidencePath, expected: Content) -> Result<Receipt, StoreError>;
+
+    /// The files of a collection with their sizes in bytes, ordered by path; unfinished ones are
+    /// not among them.
+    async fn list(&self, at: &CollectionId) -> Result<Vec<StoredFile>, StoreError>;
+
+    /// Size of a file in bytes, or nothing if there is none of that name.
+    async fn size(&self, at: &CollectionId, path: &EvidencePath) -> Result<Option<u64>, StoreError>;
+
+    /// Reads a file from `offset` (bytes) to its end, in pieces of at most 1 MiB.
+    async fn read(&self, at: &CollectionId, path: &EvidencePath, offset: u64) -> Result<ObjectReader, StoreError>;
+
+    /// A whole small file, or nothing if there is none of that name. Fails with
+    /// [`StoreError::TooLarge`] above `limit` bytes.
+    async fn read_small(&self, at: &CollectionId, path: &EvidencePath, limit: u64) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Adds whole lines to the custody log, which must have exactly `size` bytes now, and returns
+    /// its new size. An unfinished last line, which only a crash leaves and nobody was told of, is
+    /// cut off first; anything else there fails with [`StoreError::LogMoved`]. Durable on return.
+    async fn append_log(&self, at: &CollectionId, size: u64, lines: Vec<u8>) -> Result<u64, StoreError>;
+
+    /// Puts a newer checkpoint in the place of the old one, atomically and durably. Fails with
+    /// [`StoreError::CheckpointBackwards`] if it covers fewer entries.
+    async fn replace_checkpoint(&self, at: &CollectionId, checkpoint: Vec<u8>) -> Result<(), StoreError>;
+
+    /// The collection as the verifier reads it. Its methods block.
+    //PENDING fn evidence(&self, at: &CollectionId) -> Result<Box<dyn EvidenceSource + Send>, StoreError>;
+
+    /// Where the collection is, as a URL for people.
+    fn location(&self, at: &CollectionId) -> String;
+
+    /// Bytes that can still be written.
+    async fn free_bytes(&self) -> Result<u64, StoreError>;
+}
+
+/// A new object on its way. Dropping it leaves the bytes behind, as a crash would: see
+/// [`Store::leftovers`].
+#[async_trait]
+pub trait ObjectWriter: Send {
+    /// Takes the next bytes, at most 1 MiB; waits when the disk is behind by some MiB.
+    async fn write(&mut self, data: Bytes) -> Result<(), StoreError>;
+
+    /// Makes the bytes durable, reads them back, compares them with `expected` and only then gives
+    /// them their name. If anything fails, the bytes are left behind without it.
+    async fn finish(self: Box<Self>, expected: Content) -> Result<Receipt, StoreError>;
+
+    /// Ends early but keeps the bytes that came, durable and re-read, for a name of their own.
+    async fn keep(self: Box<Self>) -> Result<Box<dyn Unfinished>, StoreError>;
+
+    /// Ends early and leaves nothing.
+    async fn abort(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// Bytes of an object that was not finished, durable and re-read, still without a name.
+#[async_trait]
+pub trait Unfinished: Send {
+    /// The name that the writer was for.
+    fn intended(&self) -> &EvidencePath;
+
+    /// What was re-read.
+    fn content(&self) -> Content;
+
+    /// Gives it a name in the directory of the intended one: a free `<name>.partial-<n>` of
+    /// [`partial_path`], or the intended one if the bytes turn out to be all of it. On failure
+    /// the bytes stay behind.
+    async fn keep_as(self: Box<Self>, at: &EvidencePath) -> Result<Receipt, StoreError>;
+
+    /// Removes it.
+    async fn discard(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// A case's collection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CollectionId {
+    /// The case it belongs to.
+    pub case: CaseId,
+    /// Its name within the case.
+    pub name: CollectionName,
+}
+
+impl fmt::Display for CollectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.case, self.name)
+    }
+}
+
+/// Size and digest: what makes two byte strings the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content {
+    /// Bytes.
+    pub size: u64,
+    /// Digest of all of them.
+    pub sha256: Sha256,
+}
+
+impl Content {
+    /// The content of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { size: bytes.len() as u64, sha256: Sha256::of(bytes) }
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes with SHA-256 {}", self.size, self.sha256)
+    }
+}
+
+/// Proof that an object has its name and that its bytes, read back from the store, are these.
+/// Only a store makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    at: EvidencePath,
+    content: Content,
+}
+
+impl Receipt {
+    /// Only for implementations of [`Store`], after re-reading.
+    pub(in crate::store) fn new(at: EvidencePath, content: Content) -> Self {
+        Self { at, content }
+    }
+
+    /// The object's name.
+    #[must_use]
+    pub fn at(&self) -> &EvidencePath {
+        &self.at
+    }
+
+    /// What was re-read.
+    #[must_use]
+    pub fn content(&self) -> Content {
+        self.content
+    }
+}
+
+/// The right to write to one collection; see [`Store::lock`].
+#[derive(Clone)]
+pub struct CollectionLock {
+    at: CollectionId,
+    _held: Arc<dyn Any + Send + Sync>,
+}
+
+impl CollectionLock {
+    /// `held` releases the lock when dropped.
+    pub(in crate::store) fn new(at: CollectionId, held: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { at, _held: held }
+    }
+
+    /// The collection that is locked.
+    #[must_use]
+    pub fn collection(&self) -> &CollectionId {
+        &self.at
+    }
+}
+
+/// A file of a collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Its name below the collection.
+    pub path: EvidencePath,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A file being read.
+pub struct ObjectReader {
+    /// Size of the whole file in bytes, wherever the read began.
+    pub size: u64,
+    /// The bytes in order.
+    pub chunks: BoxStream<'static, Result<Bytes, StoreError>>,
+}
+
+/// The name under which the `n`th broken attempt at an object is kept.
+///
+/// # Errors
+/// If the name would be too long.
+pub fn partial_path(of: &EvidencePath, n: u32) -> Result<EvidencePath, StoreError> {
+    format!("{of}.partial-{n}")
+        .parse()
+        .map_err(|source| StoreError::Name { at: of.to_string(), source })
+}

@@ -1,0 +1,293 @@
+//! The directories of a store: every path is opened segment by segment, relative to an open parent,
+//! without following links. Maps what the file system says to the store's errors.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use impound_evidence::{CaseId, CollectionName, EvidencePath};
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::store::{CUSTODY_CHECKPOINT, CUSTODY_LOG, CollectionId, StoreError, StoredFile};
+
+/// Beginning of the name of an object that is not finished.
+pub(super) const TEMPORARY: &str = ".tmp-";
+/// Beginning of the name of a collection's lock.
+const LOCK: &str = ".lock-";
+/// A file name has at most 255 bytes; this leaves room for `.tmp-` and for `.partial-<n>`.
+const LONGEST_NAME: usize = 235;
+/// Files of one collection that are listed. A collection has some thousand; a directory that
+/// somebody fills must not fill our memory.
+const MOST_FILES: usize = 1_000_000;
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// `NONBLOCK`: opening a planted FIFO must not hang; it has no effect on regular files.
+const FILE: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The root of a store.
+pub(super) struct Tree {
+    root: OwnedFd,
+    path: String,
+}
+
+impl Tree {
+    pub(super) fn open(root: &Path) -> Result<Self, StoreError> {
+        let path = root.display().to_string();
+        // The root itself may be a link: it comes from the administrator, not from the store.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match fs::open(root, flags, Mode::empty()) {
+            Ok(root) => Ok(Self { root, path }),
+            Err(error) => Err(StoreError::Open { path, source: error.into() }),
+        }
+    }
+
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Bytes that can still be written by this user.
+    pub(super) fn free(&self) -> Result<u64, StoreError> {
+        let stat = fs::fstatvfs(&self.root).map_err(|error| self.failed("", "ask for its free space", error))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    pub(super) fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError> {
+        let name = at.to_string();
+        let case = self.below(self.root.as_fd(), at.case.as_str(), at.case.as_str(), true)?;
+        match fs::mkdirat(&case, at.name.as_str(), Mode::RWXU) {
+            Ok(()) => self.sync(&name, &case),
+            Err(Errno::EXIST) => Err(StoreError::CollectionExists { at: name }),
+            Err(error) => Err(self.failed(&name, "make its directory", error)),
+        }
+    }
+
+    /// The open directory of a collection.
+    pub(super) fn collection(&self, at: &CollectionId) -> Result<OwnedFd, StoreError> {
+        let case = self.case(&at.case)?.ok_or_else(|| StoreError::NoCollection { at: at.to_string() })?;
+        match fs::openat(&case, at.name.as_str(), DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => Err(StoreError::NoCollection { at: at.to_string() }),
+            other => other.map_err(|error| self.failed(&at.to_string(), "open its directory", error)),
+        }
+    }
+
+    /// The open directory of a case, if there is one.
+    pub(super) fn case(&self, case: &CaseId) -> Result<Option<OwnedFd>, StoreError> {
+        match fs::openat(&self.root, case.as_str(), DIRECTORY, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.failed(case.as_str(), "open its directory", error)),
+        }
+    }
+
+    pub(super) fn collections(&self, case: &CaseId) -> Result<Vec<CollectionName>, StoreError> {
+        let Some(directory) = self.case(case)? else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        for (name, _) in self.entries(case.as_str(), &directory)? {
+            // Lock files and checkpoints on their way; a collection's name begins with no dot.
+            if !name.starts_with('.') {
+                let foreign = |source| StoreError::ForeignName { at: case.to_string(), source };
+                found.push(name.parse().map_err(foreign)?);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// An exclusive lock on the collection that ends when the descriptor is closed. It is a file
+    /// beside the collection, as NFS locks no directories.
+    pub(super) fn lock(&self, at: &CollectionId) -> Result<OwnedFd, StoreError> {
+        let name = at.to_string();
+        self.collection(at)?;
+        let case = self.case(&at.case)?.ok_or_else(|| StoreError::NoCollection { at: name.clone() })?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = fs::openat(&case, format!("{LOCK}{}", at.name), flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| self.failed(&name, "open its lock", error))?;
+        match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(Errno::WOULDBLOCK) => Err(StoreError::Busy { at: name }),
+            Err(error) => Err(self.failed(&name, "lock it", error)),
+        }
+    }
+
+    /// The open directory that holds `path`; with `make` it and its parents are made, durably.
+    pub(super) fn parent(&self, at: &CollectionId, path: &EvidencePath, make: bool) -> Result<OwnedFd, StoreError> {
+        let name = name(at, path);
+        let mut directory = self.collection(at)?;
+        let mut segments = path.segments().peekable();
+        while let Some(segment) = segments.next() {
+            if segments.peek().is_some() {
+                directory = self.below(directory.as_fd(), segment, &name, make)?;
+            }
+        }
+        Ok(directory)
+    }
+
+    /// The open regular file `path` and its size, if it is there.
+    pub(super) fn file(&self, at: &CollectionId, path: &EvidencePath) -> Result<Option<(OwnedFd, u64)>, StoreError> {
+        match self.parent(at, path, false) {
+            Ok(directory) => self.regular(&directory, path.file_name(), &name(at, path)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The open regular file `file` of `directory`, if it is there.
+    pub(super) fn regular(&self, directory: &OwnedFd, file: &str, name: &str) -> Result<Option<(OwnedFd, u64)>, StoreError> {
+        let fd = match fs::openat(directory, file, FILE, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP | Errno::NXIO) => {
+                return Err(StoreError::Planted { at: name.to_owned(), expected: "regular file" });
+            }
+            Err(error) => return Err(self.failed(name, "open it", error)),
+        };
+        let stat = fs::fstat(&fd).map_err(|error| self.failed(name, "look at it", error))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(StoreError::Planted { at: name.to_owned(), expected: "regular file" });
+        }
+        Ok(Some((fd, u64::try_from(stat.st_size).unwrap_or(0))))
+    }
+
+    /// Regular files with a final name, ordered by path.
+    pub(super) fn files(&self, at: &CollectionId) -> Result<Vec<StoredFile>, StoreError> {
+        let mut files = self.walk(at)?;
+        files.retain(|file| !file.path.file_name().starts_with(TEMPORARY));
+        Ok(files)
+    }
+
+    /// The names that unfinished objects were meant for, ordered by path.
+    pub(super) fn temporaries(&self, at: &CollectionId) -> Result<Vec<EvidencePath>, StoreError> {
+        let mut found = Vec::new();
+        for file in self.walk(at)? {
+            if let Some(intended) = file.path.file_name().strip_prefix(TEMPORARY) {
+                let parent = file.path.as_str().strip_suffix(file.path.file_name()).unwrap_or_default();
+                let foreign = |source| StoreError::ForeignName { at: at.to_string(), source };
+                found.push(format!("{parent}{intended}").parse().map_err(foreign)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every regular file of the collection; refuses everything that is neither file nor directory.
+    pub(super) fn walk(&self, at: &CollectionId) -> Result<Vec<StoredFile>, StoreError> {
+        let mut files = Vec::new();
+        let mut open = vec![(None::<EvidencePath>, self.collection(at)?)];
+        while let Some((below, directory)) = open.pop() {
+            let place = below.as_ref().map_or_else(|| at.to_string(), |path| name(at, path));
+            for (entry, kind) in self.entries(&place, &directory)? {
+                let path: EvidencePath = below
+                    .as_ref()
+                    .map_or_else(|| entry.parse(), |below| below.join(&entry))
+                    .map_err(|source| StoreError::ForeignName { at: place.clone(), source })?;
+                match kind {
+                    FileType::Directory => {
+                        let inner = self.below(directory.as_fd(), &entry, &name(at, &path), false)?;
+                        open.push((Some(path), inner));
+                    }
+                    FileType::RegularFile => {
+                        let stat = fs::statat(&directory, entry.as_str(), AtFlags::SYMLINK_NOFOLLOW)
+                            .map_err(|error| self.failed(&name(at, &path), "look at it", error))?;
+                        files.push(StoredFile { path, size: u64::try_from(stat.st_size).unwrap_or(0) });
+                    }
+                    _ => return Err(StoreError::Planted { at: name(at, &path), expected: "file or directory" }),
+                }
+                if files.len() > MOST_FILES {
+                    return Err(StoreError::TooLarge {
+                        at: at.to_string(),
+                        size: files.len() as u64,
+                        limit: MOST_FILES as u64,
+                    });
+                }
+            }
+        }
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(files)
+    }
+
+    /// Makes a directory's entries durable.
+    pub(super) fn sync(&self, name: &str, directory: &OwnedFd) -> Result<(), StoreError> {
+        fs::fsync(directory).map_err(|error| self.failed(name, "sync its directory", error))
+    }
+
+    /// What a system call's error means for the object `name`.
+    pub(super) fn failed(&self, name: &str, step: &'static str, error: Errno) -> StoreError {
+        match error {
+            Errno::NOSPC | Errno::DQUOT => {
+                StoreError::Full { at: name.to_owned(), free: self.free().unwrap_or(0), root: self.path.clone() }
+            }
+            Errno::LOOP | Errno::NOTDIR => StoreError::Planted { at: name.to_owned(), expected: "directory" },
+            error => StoreError::Io { at: name.to_owned(), step, source: error.into() },
+        }
+    }
+
+    /// The directory `segment` of an open one.
+    fn below(&self, parent: impl AsFd, segment: &str, name: &str, make: bool) -> Result<OwnedFd, StoreError> {
+        let opened = match fs::openat(&parent, segment, DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) if make => {
+                match fs::mkdirat(&parent, segment, Mode::RWXU) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(self.failed(name, "make its directory", error)),
+                }
+                fs::fsync(&parent).map_err(|error| self.failed(name, "sync its directory", error))?;
+                fs::openat(&parent, segment, DIRECTORY, Mode::empty())
+            }
+            other => other,
+        };
+        match opened {
+            Err(Errno::NOENT) => Err(StoreError::NotFound { at: name.to_owned() }),
+            other => other.map_err(|error| self.failed(name, "open its directory", error)),
+        }
+    }
+
+    /// Names and types of a directory's entries, in no order.
+    fn entries(&self, name: &str, directory: &OwnedFd) -> Result<Vec<(String, FileType)>, StoreError> {
+        let failed = |error| self.failed(name, "list its directory", error);
+        let mut entries = Vec::new();
+        for entry in fs::Dir::read_from(directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let text = entry.file_name().to_string_lossy().into_owned();
+            if text == "." || text == ".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                // Some file systems don't say.
+                FileType::Unknown => {
+                    let stat = fs::statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+                    FileType::from_raw_mode(stat.st_mode)
+                }
+                kind => kind,
+            };
+            entries.push((text, kind));
+            if entries.len() > MOST_FILES {
+                return Err(StoreError::TooLarge {
+                    at: name.to_owned(),
+                    size: entries.len() as u64,
+                    limit: MOST_FILES as u64,
+                });
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// How errors call an object: `<case>/<collection>/<path>`.
+pub(super) fn name(at: &CollectionId, path: &EvidencePath) -> String {
+    format!("{at}/{path}")
+}
+
+/// Refuses names that belong to the store itself.
+pub(super) fn writable(at: &CollectionId, path: &EvidencePath) -> Result<(), StoreError> {
+    let reserved = |reason| Err(StoreError::Reserved { at: name(at, path), reason });
+    if path.segments().any(|segment| segment.starts_with(TEMPORARY)) {
+        return reserved("names that begin with .tmp- are those of unfinished objects");
+    }
+    if path.as_str() == CUSTODY_LOG || path.as_str() == CUSTODY_CHECKPOINT {
+        return reserved("the custody log grows, it is not written as an object");
+    }
+    if path.file_name().len() > LONGEST_NAME {
+        return reserved("a file name may have at most 235 characters");
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! What can go wrong in a store. Every message names the object and says what to do about it.
+
+use std::io;
+
+use impound_evidence::NameError;
+
+use super::Content;
+
+/// A store's refusal or failure.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store's root can't be used.
+    #[error("the evidence store {path} can't be opened; it must be a directory on a volume that this process may write to")]
+    Open {
+        /// The path that was given.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// `create_collection` of an existing one.
+    #[error("collection {at} exists in the store; collections are never overwritten, choose another name")]
+    CollectionExists {
+        /// `<case>/<collection>`
+        at: String,
+    },
+    /// No such collection.
+    #[error("there is no collection {at} in the store")]
+    NoCollection {
+        /// `<case>/<collection>`
+        at: String,
+    },
+    /// Somebody else writes to the collection.
+    #[error("collection {at} is being written by another task or replica; try again when it has ended")]
+    Busy {
+        /// `<case>/<collection>`
+        at: String,
+    },
+    /// The name is taken.
+    #[error("{at} exists in the store and is never overwritten")]
+    ObjectExists {
+        /// `<case>/<collection>/<path>`
+        at: String,
+    },
+    /// The name is taken by an unfinished object.
+    #[error("an earlier attempt at {at} was cut off and its bytes are still there; settle it first")]
+    Leftover {
+        /// `<case>/<collection>/<path>`
+        at: String,
+    },
+    /// No such object.
+    #[error("there is no {at} in the store")]
+    NotFound {
+        /// `<case>/<collection>/<path>`
+        at: String,
+    },
+    /// A name that the store keeps for itself, or that doesn't fit.
+    #[error("{at} can't be the name of an object: {reason}")]
+    Reserved {
+        /// `<case>/<collection>/<path>`
+        at: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A name that was derived from another and is none.
+    #[error("no name can be derived from {at}")]
+    Name {
+        /// The name it was derived from.
+        at: String,
+        /// Why not.
+        source: NameError,
+    },
+    /// The volume is full.
+    #[error("the store has no room for {at}: {free} bytes are free in {root}; free some or enlarge the volume, then collect again")]
+    Full {
+        /// `<case>/<collection>/<path>`
+        at: String,
+        /// Bytes free at that moment.
+        free: u64,
+        /// The store's root.
+        root: String,
+    },
+    /// What was re-read is not what arrived.
+    #[error("{at} was read back from the store as {found}, but {expected} had been written; the volume is not to be trusted, check it and collect again elsewhere")]
+    Mismatch {
+        /// `<case>/<collection>/<path>`
+        at: String,
+        /// What arrived, or what was recorded earlier.
+        expected: Content,
+        /// What the store gave back.
+        found: Content,
+    },
+    /// A symlink, device, socket or the like where a file or directory belongs.
+    #[error("{at} is no {expected}; somebody has put something else there, so the store refuses to follow it")]
+    Planted {
+        /// `<case>/<collection>/<path>`
+        at: String,
+        /// "regular file" or "directory"
+        expected: &'static str,
+    },
+    /// A name on the volume that no evidence can have.
+    #[error("{at} holds a name that is no evidence path; somebody else has written there")]
+    ForeignName {
+        /// `<case>/<collection>/<path>` of the directory
+        at: String,
+        /// What is wrong with it.
+        source: NameError,
+    },
+    /// Larger than a small file may be.
+    #[error("{at} has {size} bytes, at most {limit} were expected")]
+    TooLarge {
+        /// `<case>/<collection>/<path>`
+        at: String,
+        /// Its size in bytes.
+        size: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The custody log is not as long as the writer believed.
+    #[error("the custody log of {at} was expected to have {expected} bytes but has {found}; somebody else has written to it, read it again")]
+    LogMoved {
+        /// `<case>/<collection>`
+        at: String,
+        /// Bytes the writer knew of.
+        expected: u64,
+        /// Bytes there are.
+        found: u64,
+    },
+    /// A checkpoint that covers less than the stored one, or is none.
+    #[error("the new checkpoint of {at} covers {new} entries, the stored one {stored}; a log never shrinks")]
+    CheckpointBackwards {
+        /// `<case>/<collection>`
+        at: String,
+        /// Entries the new one covers.
+        new: u64,
+        /// Entries the stored one covers.
+        stored: u64,
+    },
+    /// Something that is no checkpoint.
+    #[error("the {which} checkpoint of {at} is none: its second line must be the number of entries")]
+    NotACheckpoint {
+        /// `<case>/<collection>`
+        at: String,
+        /// "new" or "stored"
+        which: &'static str,
+    },
+    /// The file system failed.
+    #[error("{at}: the store failed to {step}")]
+    Io {
+        /// `<case>/<collection>/<path>`
+        at: String,
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A writer's thread ended without saying why.
+    #[error("{at}: the thread that writes it ended unexpectedly")]
+    WriterLost {
+        /// `<case>/<collection>/<path>`
+        at: String,
+    },
+}
