@@ -21,8 +21,10 @@ mod digest;
 mod manifest;
 mod names;
 mod sign;
+mod source;
 mod tar_end;
 mod timestamp;
+mod verify;
 
 pub use bundle::{BUNDLE_LIMIT, BUNDLE_TYPE, BundleError, OpenBundle, PAYLOAD_TYPE, sign_manifest};
 pub use custody::{
@@ -39,8 +41,10 @@ pub use names::{
     CaseId, CollectionName, EvidencePath, NameError, export_name, image_name, short_id,
 };
 pub use sign::{KeyError, SigningKey, VerifyingKey};
+pub use source::{DirSource, EvidenceSource, FILE_LIMIT, Listing, OpenFile};
 pub use tar_end::{Completeness, TarEnd};
 pub use timestamp::{Timestamp, TimestampError};
+pub use verify::{Problem, Progress, Verdict, verify, verify_watched};
 
 /// File name of the manifest in a collection.
 pub const MANIFEST: &str = "manifest.json";

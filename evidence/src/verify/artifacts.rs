@@ -1,0 +1,152 @@
+//! Every artifact against its record: there, of its size and SHA-256, and a tar to its end.
+
+use std::io::{ErrorKind, Read};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Files, Progress, Verdict};
+use crate::digest::{Sha256, Sha256Hasher};
+use crate::manifest::{ArtifactRecord, Manifest};
+use crate::source::EvidenceSource;
+use crate::tar_end::{Completeness, TarEnd};
+
+/// One read. Larger ones gain nothing; smaller ones cost system calls.
+const READ: usize = 1 << 20;
+
+/// Most threads: past this the disk is the limit.
+const THREADS: usize = 8;
+
+pub(super) fn check(
+    source: &impl EvidenceSource,
+    listing: &Files,
+    manifest: &Manifest,
+    watch: &(dyn Fn(Progress<'_>) + Sync),
+    verdict: &mut Verdict,
+) {
+    // Largest first, or one large file would be left to a single thread at the end.
+    let mut order: Vec<usize> = (0..manifest.artifacts.len()).collect();
+    order
+        .sort_by_key(|at| std::cmp::Reverse(manifest.artifacts.get(*at).map(|record| record.size)));
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    let work = || {
+        let mut buffer = vec![0; READ];
+        let mut mine = Vec::new();
+        while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Some(record) = manifest.artifacts.get(*at) {
+                mine.push((*at, one(source, listing, record, &mut buffer, watch)));
+            }
+        }
+        if let Ok(mut results) = results.lock() {
+            results.extend(mine);
+        }
+    };
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(THREADS);
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(order.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
+
+    let mut results = results.into_inner().unwrap_or_default();
+    if results.len() != manifest.artifacts.len() {
+        verdict.problem("", "a thread of the check failed; check again");
+    }
+    results.sort_by_key(|(at, _)| *at);
+    for (at, (bytes, wrong)) in results {
+        verdict.bytes += bytes;
+        verdict.files += u64::from(bytes > 0 || wrong.is_none());
+        let Some((wrong, record)) = wrong.zip(manifest.artifacts.get(at)) else {
+            continue;
+        };
+        match wrong {
+            Wrong::Refused => {}
+            Wrong::Changed(got) => {
+                let other = manifest.artifacts.iter().find(|other| other.sha256 == got);
+                let whose = other.map_or_else(
+                    || "it was changed".to_owned(),
+                    |other| format!("these are the bytes of {}", other.path),
+                );
+                verdict.problem(
+                    record.path.as_str(),
+                    format!("expected SHA-256 {}, got {got}; {whose}", record.sha256),
+                );
+            }
+            Wrong::Other(message) => verdict.problem(record.path.as_str(), message),
+        }
+    }
+}
+
+enum Wrong {
+    /// Something that can't be evidence stands there; reported as that.
+    Refused,
+    /// Of the right size, with this SHA-256.
+    Changed(Sha256),
+    Other(String),
+}
+
+/// Bytes read of one artifact, and the first thing wrong with it.
+fn one(
+    source: &impl EvidenceSource,
+    listing: &Files,
+    record: &ArtifactRecord,
+    buffer: &mut [u8],
+    watch: &(dyn Fn(Progress<'_>) + Sync),
+) -> (u64, Option<Wrong>) {
+    if listing.refuses(&record.path) {
+        return (0, Some(Wrong::Refused));
+    }
+    let mut file = match source.open(&record.path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return (
+                0,
+                Some(Wrong::Other("is in the manifest and not there".to_owned())),
+            );
+        }
+        Err(error) => return (0, Some(Wrong::Other(format!("can't be opened: {error}")))),
+    };
+    if file.size != record.size {
+        let wrong = format!("expected {} bytes, got {}", record.size, file.size);
+        return (0, Some(Wrong::Other(wrong)));
+    }
+    let mut hasher = Sha256Hasher::new();
+    let complete = record.completeness.is_complete();
+    let mut tar = (complete && record.path.as_str().ends_with(".tar")).then(TarEnd::new);
+    let mut came = 0;
+    loop {
+        let part = match file.reader.read(buffer) {
+            Ok(0) => break,
+            Ok(n) => buffer.get(..n).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => {
+                let wrong = format!("can't be read at byte {came}: {error}");
+                return (came, Some(Wrong::Other(wrong)));
+            }
+        };
+        came += part.len() as u64;
+        hasher.update(part);
+        if let Some(tar) = &mut tar {
+            tar.update(part);
+        }
+        watch(Progress::Bytes(part.len() as u64));
+    }
+    let got = hasher.finish();
+    if came != record.size {
+        let wrong = format!("expected {} bytes, got {came}", record.size);
+        return (came, Some(Wrong::Other(wrong)));
+    }
+    if got != record.sha256 {
+        return (came, Some(Wrong::Changed(got)));
+    }
+    match tar.map(TarEnd::finish) {
+        Some(Completeness::Incomplete { reasons }) => {
+            let wrong = format!("is recorded as complete and is not: {}", reasons.join("; "));
+            (came, Some(Wrong::Other(wrong)))
+        }
+        _ => (came, None),
+    }
+}
