@@ -7,5 +7,7 @@
 
 pub mod config;
 pub mod contain;
+pub mod describe;
 pub mod kubernetes;
+pub mod leader;
 pub mod resources;

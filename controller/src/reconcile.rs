@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::collect::Collector;
 use crate::contain::observe::ObserveError;
 use crate::contain::settings::Settings;
+use crate::describe::describe;
 use crate::kubernetes::ApiError;
 use crate::resources::{Collection, Quarantine};
 use crate::seal::CustodyAppender;
@@ -105,20 +106,4 @@ async fn log_outcome<K, E: std::error::Error>(
         Ok(_) | Err(Error::ReconcilerFailed(..) | Error::ObjectNotFound(_)) => {}
         Err(error) => tracing::warn!(error = %describe(&error), "watch failed and is tried again"),
     }
-}
-
-/// An error with all its sources, for a log or a status message.
-#[must_use]
-pub fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        source = inner.source();
-    }
-    text
 }

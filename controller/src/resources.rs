@@ -29,7 +29,16 @@ pub(crate) const CASE_PATTERN: &str = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z
 /// The definitions in the order in which they are to be applied.
 #[must_use]
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![Quarantine::crd(), Collection::crd()]
+    [Quarantine::crd(), Collection::crd()].into_iter().map(with_known_formats).collect()
+}
+
+/// The API server warns about integer formats that OpenAPI doesn't know; `minimum: 0` stays.
+fn with_known_formats(definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    let text = serde_json::to_string(&definition).map(|text| {
+        text.replace(r#""format":"uint32""#, r#""format":"int32""#)
+            .replace(r#""format":"uint64""#, r#""format":"int64""#)
+    });
+    text.and_then(|text| serde_json::from_str(&text)).unwrap_or(definition)
 }
 
 /// The present moment in the resolution that status fields have (microseconds).

@@ -15,18 +15,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use impound_evidence::{CaseId, CollectionName, EvidencePath, Sha256};
-//PENDING use impound_evidence::EvidenceSource;
+use impound_evidence::{CaseId, CollectionName, EvidencePath, EvidenceSource, Listing, OpenFile, Sha256};
 
 pub mod directory;
 mod error;
 
 pub use error::StoreError;
-
-/// File name of the custody log in every collection.
-pub const CUSTODY_LOG: &str = "custody.jsonl";
-/// File name of the custody log's signed checkpoint.
-pub const CUSTODY_CHECKPOINT: &str = "custody.checkpoint";
 
 /// A write-once store of collections. All methods may be called at the same time from many tasks;
 /// none blocks the runtime.
@@ -46,8 +40,13 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Leftover`] if an earlier writer of it was cut off.
     async fn writer(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Box<dyn ObjectWriter>, StoreError>;
 
-    /// What cut-off writers have left behind, oldest path first. Reads and hashes each fully.
-    async fn leftovers(&self, lock: &CollectionLock) -> Result<Vec<Box<dyn Unfinished>>, StoreError>;
+    /// The names that unfinished objects were meant for, ordered: those of writers that were cut
+    /// off, and of those at work.
+    async fn leftovers(&self, lock: &CollectionLock) -> Result<Vec<EvidencePath>, StoreError>;
+
+    /// What a writer that was cut off has left of an object, made durable, read and hashed; nothing
+    /// if there is nothing, or it has its name after all. Not for an object whose writer is at work.
+    async fn leftover(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Option<Box<dyn Unfinished>>, StoreError>;
 
     /// Re-reads a stored object and compares it with what was recorded of it.
     async fn recheck(&self, lock: &CollectionLock, at: &EvidencePath, expected: Content) -> Result<Receipt, StoreError>;
@@ -76,7 +75,14 @@ pub trait Store: Send + Sync {
     async fn replace_checkpoint(&self, at: &CollectionId, checkpoint: Vec<u8>) -> Result<(), StoreError>;
 
     /// The collection as the verifier reads it. Its methods block.
-    //PENDING fn evidence(&self, at: &CollectionId) -> Result<Box<dyn EvidenceSource + Send>, StoreError>;
+    fn evidence(&self, at: &CollectionId) -> StoredEvidence;
+
+    /// What the collector noted for itself with [`Store::save_note`].
+    async fn note(&self, at: &CollectionId) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Keeps a note beside the collection, not in it, replacing the former one atomically and
+    /// durably. It is no evidence: it lets an interrupted collection go on. Empty: removes it.
+    async fn save_note(&self, lock: &CollectionLock, note: Vec<u8>) -> Result<(), StoreError>;
 
     /// Where the collection is, as a URL for people.
     fn location(&self, at: &CollectionId) -> String;
@@ -86,14 +92,14 @@ pub trait Store: Send + Sync {
 }
 
 /// A new object on its way. Dropping it leaves the bytes behind, as a crash would: see
-/// [`Store::leftovers`].
+/// [`Store::leftover`].
 #[async_trait]
 pub trait ObjectWriter: Send {
     /// Takes the next bytes, at most 1 MiB; waits when the disk is behind by some MiB.
     async fn write(&mut self, data: Bytes) -> Result<(), StoreError>;
 
     /// Makes the bytes durable, reads them back, compares them with `expected` and only then gives
-    /// them their name. If anything fails, the bytes are left behind without it.
+    /// them their name. If anything fails, the bytes are left behind without it: see [`Store::leftover`].
     async fn finish(self: Box<Self>, expected: Content) -> Result<Receipt, StoreError>;
 
     /// Ends early but keeps the bytes that came, durable and re-read, for a name of their own.
@@ -221,6 +227,26 @@ pub struct ObjectReader {
     pub size: u64,
     /// The bytes in order.
     pub chunks: BoxStream<'static, Result<Bytes, StoreError>>,
+}
+
+/// A collection as `impound_evidence::verify` reads it. Blocks.
+pub struct StoredEvidence(Box<dyn EvidenceSource + Send + Sync>);
+
+impl StoredEvidence {
+    /// Only for implementations of [`Store`].
+    pub(in crate::store) fn new(source: impl EvidenceSource + Send + Sync + 'static) -> Self {
+        Self(Box::new(source))
+    }
+}
+
+impl EvidenceSource for StoredEvidence {
+    fn list(&self) -> std::io::Result<Listing> {
+        self.0.list()
+    }
+
+    fn open(&self, path: &EvidencePath) -> std::io::Result<OpenFile> {
+        self.0.open(path)
+    }
 }
 
 /// The name under which the `n`th broken attempt at an object is kept.

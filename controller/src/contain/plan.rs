@@ -297,3 +297,6 @@ pub fn is_labelled(pod: &Pod, quarantine: &str) -> bool {
         .and_then(|labels| labels.get(QUARANTINE_LABEL))
         .is_some_and(|value| value == quarantine)
 }
+
+#[cfg(test)]
+mod tests;

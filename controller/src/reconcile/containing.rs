@@ -6,7 +6,8 @@ use kube::api::{Api, ListParams, Patch};
 use serde_json::{Value, json};
 
 use super::record::{Record, manager};
-use super::{Context, ReconcileError, describe};
+use super::{Context, ReconcileError};
+use crate::describe::describe;
 use crate::contain::observe::{self, ObserveError, Observed, observe};
 use crate::contain::plan::{self, Plan, plan};
 use crate::contain::refusal::Refusal;

@@ -178,7 +178,7 @@ impl Record {
         tokio::spawn(async move {
             for event in events {
                 if let Err(error) = recorder.publish(&event, &reference).await {
-                    tracing::warn!(reason = event.reason, error = %super::describe(&error), "event not published");
+                    tracing::warn!(reason = event.reason, error = %crate::describe::describe(&error), "event not published");
                 }
             }
         });

@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::{Service, status};
 use crate::contain::observe;
-use crate::reconcile::describe;
+use crate::describe::describe;
 
 pub(super) async fn list(
     service: &Service,

@@ -11,7 +11,7 @@ use tonic::Status;
 use wire::read_evidence_response::Message;
 
 use super::{Answers, Service, status};
-use crate::reconcile::describe;
+use crate::describe::describe;
 use crate::store::{CollectionId, StoredFile};
 
 pub(super) async fn list(

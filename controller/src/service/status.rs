@@ -7,7 +7,7 @@ use impound_evidence::NameError;
 use crate::contain::observe::ObserveError;
 use crate::contain::refusal::Refusal;
 use crate::kubernetes::{ApiError, from_kube};
-use crate::reconcile::describe;
+use crate::describe::describe;
 use crate::store::StoreError;
 
 pub(super) fn of_observe(error: &ObserveError) -> Status {

@@ -13,13 +13,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use impound_evidence::{CaseId, CollectionName, EvidencePath};
-//PENDING use impound_evidence::EvidenceSource;
 
 use super::{
-    CollectionId, CollectionLock, Content, ObjectReader, ObjectWriter, Receipt, Store, StoreError, StoredFile,
-    Unfinished,
+    CollectionId, CollectionLock, Content, ObjectReader, ObjectWriter, Receipt, Store, StoreError, StoredEvidence,
+    StoredFile, Unfinished,
 };
-//PENDING use source::Source;
+use source::Source;
 use tree::Tree;
 use unfinished::Left;
 
@@ -27,7 +26,7 @@ mod aligned;
 mod growing;
 mod reader;
 mod reread;
-//PENDING mod source;
+mod source;
 mod tree;
 mod unfinished;
 mod writer;
@@ -91,13 +90,13 @@ impl Store for DirectoryStore {
         Ok(Box::new(writer::Writer::start(temporary)))
     }
 
-    async fn leftovers(&self, lock: &CollectionLock) -> Result<Vec<Box<dyn Unfinished>>, StoreError> {
-        let lock = lock.clone();
-        self.blocking(&lock.collection().clone(), move |tree, at| {
-            let found = tree.temporaries(&at)?;
-            found.into_iter().filter_map(|path| Left::settle(&tree, &lock, path).transpose()).collect()
-        })
-        .await
+    async fn leftovers(&self, lock: &CollectionLock) -> Result<Vec<EvidencePath>, StoreError> {
+        self.blocking(lock.collection(), |tree, at| tree.temporaries(&at)).await
+    }
+
+    async fn leftover(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Option<Box<dyn Unfinished>>, StoreError> {
+        let (lock, path) = (lock.clone(), at.clone());
+        self.blocking(&lock.collection().clone(), move |tree, _| Left::settle(&tree, &lock, path)).await
     }
 
     async fn recheck(&self, lock: &CollectionLock, at: &EvidencePath, expected: Content) -> Result<Receipt, StoreError> {
@@ -141,9 +140,17 @@ impl Store for DirectoryStore {
         self.blocking(at, move |tree, at| growing::checkpoint(&tree, &at, &checkpoint)).await
     }
 
-    //PENDING fn evidence(&self, at: &CollectionId) -> Result<Box<dyn EvidenceSource + Send>, StoreError> {
-    //PENDING    Ok(Box::new(Source::new(Arc::clone(&self.tree), at.clone())))
-    //PENDING }
+    fn evidence(&self, at: &CollectionId) -> StoredEvidence {
+        StoredEvidence::new(Source::new(Arc::clone(&self.tree), at.clone()))
+    }
+
+    async fn note(&self, at: &CollectionId) -> Result<Option<Vec<u8>>, StoreError> {
+        self.blocking(at, |tree, at| growing::note(&tree, &at)).await
+    }
+
+    async fn save_note(&self, lock: &CollectionLock, note: Vec<u8>) -> Result<(), StoreError> {
+        self.blocking(lock.collection(), move |tree, at| growing::save_note(&tree, &at, &note)).await
+    }
 
     fn location(&self, at: &CollectionId) -> String {
         format!("file://{}/{at}", self.tree.path().trim_end_matches('/'))

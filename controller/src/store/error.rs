@@ -160,3 +160,17 @@ pub enum StoreError {
         at: String,
     },
 }
+
+impl StoreError {
+    /// Whether what was asked for is not in the store.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::NoCollection { .. })
+    }
+
+    /// Whether the volume is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+}

@@ -6,20 +6,20 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{self, FlockOperation, Mode, OFlags};
+use impound_evidence::{CHECKPOINT, CHECKPOINT_LIMIT, CUSTODY, LINE_LIMIT};
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::reader;
 use super::tree::{TEMPORARY, Tree};
-use crate::store::{CUSTODY_CHECKPOINT, CUSTODY_LOG, CollectionId, StoreError};
+use crate::store::{CollectionId, StoreError};
 
-/// An unfinished last line can't be longer: no entry is.
-const LONGEST_LINE: u64 = 1024 * 1024;
-/// A checkpoint has three lines and one or two signatures.
-const LONGEST_CHECKPOINT: usize = 64 * 1024;
+/// A note holds some hundred bytes for each container.
+const NOTE_LIMIT: u64 = 16 << 20;
 
 /// Adds `lines` to a log of exactly `size` bytes and returns its new size. Blocks.
 pub(super) fn append(tree: &Tree, at: &CollectionId, size: u64, lines: &[u8]) -> Result<u64, StoreError> {
-    let name = format!("{at}/{CUSTODY_LOG}");
+    let name = format!("{at}/{CUSTODY}");
     let failed = |step| {
         let name = name.clone();
         move |error| tree.failed(&name, step, error)
@@ -51,7 +51,7 @@ pub(super) fn append(tree: &Tree, at: &CollectionId, size: u64, lines: &[u8]) ->
 
 /// Puts `checkpoint` in the place of the stored one. Blocks.
 pub(super) fn checkpoint(tree: &Tree, at: &CollectionId, checkpoint: &[u8]) -> Result<(), StoreError> {
-    let name = format!("{at}/{CUSTODY_CHECKPOINT}");
+    let name = format!("{at}/{CHECKPOINT}");
     let entries = |bytes: &[u8], which| {
         entries(bytes).ok_or_else(|| StoreError::NotACheckpoint { at: at.to_string(), which })
     };
@@ -59,34 +59,68 @@ pub(super) fn checkpoint(tree: &Tree, at: &CollectionId, checkpoint: &[u8]) -> R
     let directory = tree.collection(at)?;
     // The log's lock also keeps two checkpoints from racing.
     let _log = locked_log(tree, at, &directory)?;
-    if let Some((file, _)) = tree.regular(&directory, CUSTODY_CHECKPOINT, &name)? {
-        let mut bytes = vec![0; LONGEST_CHECKPOINT];
-        let read = rustix::io::pread(&file, bytes.as_mut_slice(), 0)
-            .map_err(|error| tree.failed(&name, "read it", error))?;
-        bytes.truncate(read);
-        let stored = entries(&bytes, "stored")?;
+    if let Some((file, _)) = tree.regular(&directory, CHECKPOINT, &name)? {
+        let stored = entries(&reader::all(tree, &name, &file, CHECKPOINT_LIMIT)?, "stored")?;
         if new < stored {
             return Err(StoreError::CheckpointBackwards { at: at.to_string(), new, stored });
         }
     }
+    replace(tree, at, &name, (&directory, CHECKPOINT), checkpoint)
+}
+
+/// The collector's note, if there is one. Blocks.
+pub(super) fn note(tree: &Tree, at: &CollectionId) -> Result<Option<Vec<u8>>, StoreError> {
+    let name = format!("{at} (note)");
+    let Some(case) = tree.case(&at.case)? else { return Ok(None) };
+    match tree.regular(&case, &note_name(at), &name)? {
+        Some((file, _)) => reader::all(tree, &name, &file, NOTE_LIMIT).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Replaces the collector's note; removes it if `note` is empty. Blocks.
+pub(super) fn save_note(tree: &Tree, at: &CollectionId, note: &[u8]) -> Result<(), StoreError> {
+    let name = format!("{at} (note)");
     let case = tree.case(&at.case)?.ok_or_else(|| StoreError::NoCollection { at: at.to_string() })?;
-    let temporary = format!("{TEMPORARY}{}.checkpoint", at.name);
+    if !note.is_empty() {
+        return replace(tree, at, &name, (&case, &note_name(at)), note);
+    }
+    match fs::unlinkat(&case, note_name(at), AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => tree.sync(&name, &case),
+        Err(error) => Err(tree.failed(&name, "remove it", error)),
+    }
+}
+
+fn note_name(at: &CollectionId) -> String {
+    format!(".note-{}", at.name)
+}
+
+/// Writes a temporary file in the case's directory and renames it over `to`.
+fn replace(
+    tree: &Tree,
+    at: &CollectionId,
+    name: &str,
+    (directory, file_name): (&OwnedFd, &str),
+    bytes: &[u8],
+) -> Result<(), StoreError> {
+    let case = tree.case(&at.case)?.ok_or_else(|| StoreError::NoCollection { at: at.to_string() })?;
+    let temporary = format!("{TEMPORARY}{}-{file_name}", at.name);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let replace = || {
         let file = fs::openat(&case, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
-        write_all(&file, 0, checkpoint)?;
+        write_all(&file, 0, bytes)?;
         fs::fsync(&file)?;
-        fs::renameat(&case, temporary.as_str(), &directory, CUSTODY_CHECKPOINT)
+        fs::renameat(&case, temporary.as_str(), directory, file_name)
     };
-    replace().map_err(|error| tree.failed(&name, "replace it", error))?;
-    tree.sync(&name, &directory)
+    replace().map_err(|error| tree.failed(name, "replace it", error))?;
+    tree.sync(name, directory)
 }
 
 /// The log, made if there is none, under an exclusive lock that ends when it is closed.
 fn locked_log(tree: &Tree, at: &CollectionId, directory: &OwnedFd) -> Result<OwnedFd, StoreError> {
-    let name = format!("{at}/{CUSTODY_LOG}");
+    let name = format!("{at}/{CUSTODY}");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let opened = fs::openat(directory, CUSTODY_LOG, flags, Mode::RUSR | Mode::WUSR);
+    let opened = fs::openat(directory, CUSTODY, flags, Mode::RUSR | Mode::WUSR);
     let log = match opened {
         Err(Errno::LOOP) => return Err(StoreError::Planted { at: name, expected: "regular file" }),
         other => other.map_err(|error| tree.failed(&name, "open it", error))?,
@@ -98,7 +132,7 @@ fn locked_log(tree: &Tree, at: &CollectionId, directory: &OwnedFd) -> Result<Own
 
 /// Whether the bytes behind `size` are the beginning of one line, as a crash leaves it.
 fn is_torn(log: &OwnedFd, size: u64, found: u64) -> rustix::io::Result<bool> {
-    if found - size > LONGEST_LINE {
+    if found - size > LINE_LIMIT as u64 {
         return Ok(false);
     }
     let mut bytes = vec![0; usize::try_from(found - size).unwrap_or(0)];
@@ -108,9 +142,6 @@ fn is_torn(log: &OwnedFd, size: u64, found: u64) -> rustix::io::Result<bool> {
 
 /// The number of entries in a checkpoint: its second line.
 fn entries(checkpoint: &[u8]) -> Option<u64> {
-    if checkpoint.len() >= LONGEST_CHECKPOINT {
-        return None;
-    }
     std::str::from_utf8(checkpoint).ok()?.lines().nth(1)?.parse().ok()
 }
 

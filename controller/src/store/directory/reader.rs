@@ -53,15 +53,22 @@ pub(super) fn small(
     limit: u64,
 ) -> Result<Option<Vec<u8>>, StoreError> {
     let name = tree::name(at, path);
-    let Some((file, _)) = tree.file(at, path)? else { return Ok(None) };
+    match tree.file(at, path)? {
+        Some((file, _)) => all(tree, &name, &file, limit).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// An open file of at most `limit` bytes. Blocks.
+pub(super) fn all(tree: &Tree, name: &str, file: &OwnedFd, limit: u64) -> Result<Vec<u8>, StoreError> {
     let mut bytes = Vec::new();
-    while let Some(piece) = piece(tree, &name, &file, bytes.len() as u64)? {
+    while let Some(piece) = piece(tree, name, file, bytes.len() as u64)? {
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > limit {
-            return Err(StoreError::TooLarge { at: name, size: bytes.len() as u64, limit });
+            return Err(StoreError::TooLarge { at: name.to_owned(), size: bytes.len() as u64, limit });
         }
     }
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 /// The next bytes, or nothing at the end.

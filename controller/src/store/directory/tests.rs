@@ -1,5 +1,6 @@
 //! Guarantees of the directory store. The tests that mount a small file system need root.
 
+use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +10,9 @@ use futures::StreamExt as _;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::{CUSTODY_CHECKPOINT, CUSTODY_LOG, partial_path};
+use impound_evidence::{CHECKPOINT, CUSTODY, EvidenceSource as _};
+
+use crate::store::partial_path;
 
 const MIB: usize = 1024 * 1024;
 
@@ -195,16 +198,22 @@ async fn a_cut_off_writer_leaves_its_bytes_and_holds_the_lock_until_they_are_saf
     assert!(fixture.store.list(&fixture.at).await.unwrap().is_empty(), "an unfinished object was listed");
     assert!(matches!(fixture.store.writer(&lock, &at("artifacts/a")).await, Err(StoreError::Leftover { .. })));
 
-    let left = fixture.store.leftovers(&lock).await.unwrap().pop().unwrap();
+    let left = fixture.left(&lock).await.unwrap();
     assert_eq!((left.intended(), left.content()), (&at("artifacts/a"), Content::of(&content)));
     assert!(left.keep_as(&at("elsewhere/a")).await.is_err());
-    let left = fixture.store.leftovers(&lock).await.unwrap().pop().unwrap();
+    let left = fixture.left(&lock).await.unwrap();
     left.keep_as(&partial_path(&at("artifacts/a"), 1).unwrap()).await.unwrap();
     fixture.put_with(&lock, "artifacts/a", b"whole").await;
     assert_eq!(fixture.names(), ["artifacts/a", "artifacts/a.partial-1"]);
 }
 
 impl Fixture {
+    /// The first leftover.
+    async fn left(&self, lock: &CollectionLock) -> Option<Box<dyn Unfinished>> {
+        let first = self.store.leftovers(lock).await.unwrap().into_iter().next()?;
+        self.store.leftover(lock, &first).await.unwrap()
+    }
+
     async fn put_with(&self, lock: &CollectionLock, path: &str, bytes: &[u8]) {
         let mut writer = self.store.writer(lock, &at(path)).await.unwrap();
         writer.write(Bytes::copy_from_slice(bytes)).await.unwrap();
@@ -220,7 +229,7 @@ async fn a_crash_between_any_two_steps_leaves_the_object_whole_or_nameless() {
     // After creation, after some bytes, after all bytes: the name is free, the bytes are there.
     for written in [&b""[..], b"con", b"content"] {
         std::fs::write(fixture.collection.join(".tmp-a"), written).unwrap();
-        let left = fixture.store.leftovers(&lock).await.unwrap().pop().unwrap();
+        let left = fixture.left(&lock).await.unwrap();
         assert_eq!(left.content(), Content::of(written));
         if left.content() == whole {
             left.keep_as(&at("a")).await.unwrap();
@@ -231,11 +240,11 @@ async fn a_crash_between_any_two_steps_leaves_the_object_whole_or_nameless() {
     fixture.store.recheck(&lock, &at("a"), whole).await.unwrap();
     // Between hard link and removal, where rename can't refuse to replace.
     std::fs::hard_link(fixture.collection.join("a"), fixture.collection.join(".tmp-a")).unwrap();
-    assert!(fixture.store.leftovers(&lock).await.unwrap().is_empty());
+    assert!(fixture.left(&lock).await.is_none());
     assert_eq!(fixture.names(), ["a"]);
     // A leftover beside another object of that name stays apart from it.
     std::fs::write(fixture.collection.join(".tmp-a"), b"other").unwrap();
-    let left = fixture.store.leftovers(&lock).await.unwrap().pop().unwrap();
+    let left = fixture.left(&lock).await.unwrap();
     assert!(matches!(left.keep_as(&at("a")).await, Err(StoreError::ObjectExists { .. })));
     fixture.store.recheck(&lock, &at("a"), whole).await.unwrap();
 }
@@ -245,7 +254,7 @@ async fn a_full_volume_is_reported_with_what_is_free_and_keeps_no_false_claim() 
     let mount = Mount::new("tmpfs", "size=8m");
     let fixture = Fixture::at(mount.0.path()).await;
     let lock = fixture.lock().await;
-    let content = bytes(12 * MIB);
+    let content = bytes(24 * MIB);
     for keep in [false, true] {
         let mut writer = fixture.store.writer(&lock, &at("a")).await.unwrap();
         let mut error = None;
@@ -297,11 +306,11 @@ async fn planted_links_and_special_files_are_refused() {
     assert!(fixture.store.list(&fixture.at).await.is_err());
     std::fs::remove_file(fixture.collection.join("artifacts")).unwrap();
 
-    for name in ["a", ".tmp-a", CUSTODY_LOG, CUSTODY_CHECKPOINT] {
+    for name in ["a", ".tmp-a", CUSTODY, CHECKPOINT] {
         symlink(outside.path().join("target"), fixture.collection.join(name)).unwrap();
         let tried = match name {
-            CUSTODY_LOG => fixture.store.append_log(&fixture.at, 0, b"{}\n".to_vec()).await.err(),
-            CUSTODY_CHECKPOINT => fixture.store.replace_checkpoint(&fixture.at, b"o\n1\nr\n".to_vec()).await.err(),
+            CUSTODY => fixture.store.append_log(&fixture.at, 0, b"{}\n".to_vec()).await.err(),
+            CHECKPOINT => fixture.store.replace_checkpoint(&fixture.at, b"o\n1\nr\n".to_vec()).await.err(),
             _ => fixture.store.writer(&lock, &at("a")).await.err(),
         };
         assert!(tried.is_some(), "{name} was followed");
@@ -334,7 +343,7 @@ async fn names_of_the_store_itself_are_refused() {
     let fixture = Fixture::new().await;
     let lock = fixture.lock().await;
     let long = "a".repeat(236);
-    for name in [".tmp-a", "x/.tmp-a/b", CUSTODY_LOG, CUSTODY_CHECKPOINT, &long] {
+    for name in [".tmp-a", "x/.tmp-a/b", CUSTODY, CHECKPOINT, &long] {
         let refused = fixture.store.writer(&lock, &at(name)).await.err().unwrap();
         assert!(matches!(refused, StoreError::Reserved { .. }), "{name}: {refused}");
     }
@@ -366,7 +375,7 @@ async fn the_log_only_grows_from_where_the_writer_knew_it() {
     assert!(matches!(append(0, b"{x}\n").await, Err(StoreError::LogMoved { expected: 0, found: 4, .. })));
     assert!(matches!(append(9, b"{x}\n").await, Err(StoreError::LogMoved { .. })));
     assert!(append(4, b"{no line end}").await.is_err());
-    let log = fixture.collection.join(CUSTODY_LOG);
+    let log = fixture.collection.join(CUSTODY);
     // A crash in the middle of a line that was never acknowledged.
     std::fs::write(&log, b"{1}\n{to").unwrap();
     assert_eq!(append(4, b"{2}\n").await.unwrap(), 8);
@@ -385,11 +394,11 @@ async fn the_checkpoint_never_goes_back() {
     put("origin\n3\nroot\n\nanother\n").await.unwrap();
     assert!(matches!(put("origin\n2\nroot\n").await, Err(StoreError::CheckpointBackwards { new: 2, stored: 3, .. })));
     assert!(matches!(put("no checkpoint").await, Err(StoreError::NotACheckpoint { .. })));
-    let path = at(CUSTODY_CHECKPOINT);
+    let path = at(CHECKPOINT);
     let read = fixture.store.read_small(&fixture.at, &path, 1000).await.unwrap().unwrap();
     assert_eq!(read, b"origin\n3\nroot\n\nanother\n");
     assert!(matches!(fixture.store.read_small(&fixture.at, &path, 3).await, Err(StoreError::TooLarge { .. })));
-    assert_eq!(fixture.names(), [CUSTODY_CHECKPOINT, CUSTODY_LOG]);
+    assert_eq!(fixture.names(), [CHECKPOINT, CUSTODY]);
 }
 
 #[tokio::test]
@@ -399,7 +408,7 @@ async fn files_are_the_owners_and_final_ones_read_only() {
     fixture.store.append_log(&fixture.at, 0, b"{}\n".to_vec()).await.unwrap();
     let mode = |path: &str| std::fs::metadata(fixture.collection.join(path)).unwrap().permissions().mode() & 0o7777;
     assert_eq!((mode("."), mode("artifacts")), (0o700, 0o700));
-    assert_eq!((mode("artifacts/a"), mode(CUSTODY_LOG)), (0o400, 0o600));
+    assert_eq!((mode("artifacts/a"), mode(CUSTODY)), (0o400, 0o600));
 }
 
 #[tokio::test]
@@ -414,4 +423,37 @@ async fn listings_are_ordered_and_complete() {
     assert_eq!(fixture.store.collections(&fixture.at.case).await.unwrap(), [fixture.at.name.clone()]);
     assert_eq!(fixture.store.collections(&"none".parse().unwrap()).await.unwrap(), []);
     assert!(fixture.store.location(&fixture.at).ends_with("/INC-1/web-1"));
+}
+
+#[tokio::test]
+async fn a_note_lies_beside_the_collection_and_is_replaced_whole() {
+    let fixture = Fixture::new().await;
+    assert_eq!(fixture.store.note(&fixture.at).await.unwrap(), None);
+    let lock = fixture.lock().await;
+    for note in [&b"first"[..], b"second"] {
+        fixture.store.save_note(&lock, note.to_vec()).await.unwrap();
+        assert_eq!(fixture.store.note(&fixture.at).await.unwrap().unwrap(), note);
+    }
+    assert!(fixture.names().is_empty());
+    assert_eq!(fixture.store.collections(&fixture.at.case).await.unwrap().len(), 1);
+    fixture.store.save_note(&lock, Vec::new()).await.unwrap();
+    assert_eq!(fixture.store.note(&fixture.at).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn the_verifier_sees_everything_that_is_there() {
+    let fixture = Fixture::new().await;
+    fixture.put("artifacts/a", b"x").await.unwrap();
+    std::fs::write(fixture.collection.join(".tmp-b"), b"").unwrap();
+    symlink("/etc/passwd", fixture.collection.join("link")).unwrap();
+    std::fs::write(fixture.collection.join("two words"), b"").unwrap();
+    let source = fixture.store.evidence(&fixture.at);
+    let listing = source.list().unwrap();
+    assert_eq!(listing.files, [at(".tmp-b"), at("artifacts/a")]);
+    assert_eq!(listing.refused.len(), 2, "{:?}", listing.refused);
+    assert!(source.open(&at("link")).is_err());
+    assert_eq!(source.open(&at("artifacts/none")).err().unwrap().kind(), std::io::ErrorKind::NotFound);
+    let mut read = String::new();
+    source.open(&at("artifacts/a")).unwrap().reader.read_to_string(&mut read).unwrap();
+    assert_eq!(read, "x");
 }

@@ -4,11 +4,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use impound_evidence::{CaseId, CollectionName, EvidencePath};
+use impound_evidence::{CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath};
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::store::{CUSTODY_CHECKPOINT, CUSTODY_LOG, CollectionId, StoreError, StoredFile};
+use crate::store::{CollectionId, StoreError, StoredFile};
 
 /// Beginning of the name of an object that is not finished.
 pub(super) const TEMPORARY: &str = ".tmp-";
@@ -152,7 +152,7 @@ impl Tree {
 
     /// Regular files with a final name, ordered by path.
     pub(super) fn files(&self, at: &CollectionId) -> Result<Vec<StoredFile>, StoreError> {
-        let mut files = self.walk(at)?;
+        let mut files = self.walk(at)?.all_regular(at)?;
         files.retain(|file| !file.path.file_name().starts_with(TEMPORARY));
         Ok(files)
     }
@@ -160,50 +160,51 @@ impl Tree {
     /// The names that unfinished objects were meant for, ordered by path.
     pub(super) fn temporaries(&self, at: &CollectionId) -> Result<Vec<EvidencePath>, StoreError> {
         let mut found = Vec::new();
-        for file in self.walk(at)? {
+        for file in self.walk(at)?.all_regular(at)? {
             if let Some(intended) = file.path.file_name().strip_prefix(TEMPORARY) {
                 let parent = file.path.as_str().strip_suffix(file.path.file_name()).unwrap_or_default();
-                let foreign = |source| StoreError::ForeignName { at: at.to_string(), source };
+                let foreign = |_| StoreError::Planted { at: name(at, &file.path), expected: "object of ours" };
                 found.push(format!("{parent}{intended}").parse().map_err(foreign)?);
             }
         }
         Ok(found)
     }
 
-    /// Every regular file of the collection; refuses everything that is neither file nor directory.
-    pub(super) fn walk(&self, at: &CollectionId) -> Result<Vec<StoredFile>, StoreError> {
-        let mut files = Vec::new();
-        let mut open = vec![(None::<EvidencePath>, self.collection(at)?)];
+    /// Everything in the collection, files ordered by path. Nothing is followed.
+    pub(super) fn walk(&self, at: &CollectionId) -> Result<Walk, StoreError> {
+        let mut walk = Walk::default();
+        let mut open = vec![(String::new(), self.collection(at)?)];
         while let Some((below, directory)) = open.pop() {
-            let place = below.as_ref().map_or_else(|| at.to_string(), |path| name(at, path));
-            for (entry, kind) in self.entries(&place, &directory)? {
-                let path: EvidencePath = below
-                    .as_ref()
-                    .map_or_else(|| entry.parse(), |below| below.join(&entry))
-                    .map_err(|source| StoreError::ForeignName { at: place.clone(), source })?;
+            for (entry, kind) in self.entries(&format!("{at}/{below}"), &directory)? {
+                let shown = format!("{below}{}", entry.escape_default());
+                let Ok(path) = format!("{below}{entry}").parse::<EvidencePath>() else {
+                    walk.refused.push((shown, "file with a name that evidence can have"));
+                    continue;
+                };
                 match kind {
                     FileType::Directory => {
                         let inner = self.below(directory.as_fd(), &entry, &name(at, &path), false)?;
-                        open.push((Some(path), inner));
+                        open.push((format!("{path}/"), inner));
                     }
                     FileType::RegularFile => {
                         let stat = fs::statat(&directory, entry.as_str(), AtFlags::SYMLINK_NOFOLLOW)
                             .map_err(|error| self.failed(&name(at, &path), "look at it", error))?;
-                        files.push(StoredFile { path, size: u64::try_from(stat.st_size).unwrap_or(0) });
+                        walk.files.push(StoredFile { path, size: u64::try_from(stat.st_size).unwrap_or(0) });
                     }
-                    _ => return Err(StoreError::Planted { at: name(at, &path), expected: "file or directory" }),
+                    _ => walk.refused.push((shown, "file or directory")),
                 }
-                if files.len() > MOST_FILES {
+                let found = walk.files.len() + walk.refused.len() + open.len();
+                if found > MOST_FILES {
                     return Err(StoreError::TooLarge {
                         at: at.to_string(),
-                        size: files.len() as u64,
+                        size: found as u64,
                         limit: MOST_FILES as u64,
                     });
                 }
             }
         }
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(files)
+        walk.files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(walk)
     }
 
     /// Makes a directory's entries durable.
@@ -272,6 +273,25 @@ impl Tree {
     }
 }
 
+/// What is in a collection.
+#[derive(Default)]
+pub(super) struct Walk {
+    /// Plain files, unfinished ones too.
+    pub(super) files: Vec<StoredFile>,
+    /// Names that can't be evidence, and what they should have been.
+    pub(super) refused: Vec<(String, &'static str)>,
+}
+
+impl Walk {
+    /// The files, if there is nothing else.
+    fn all_regular(self, at: &CollectionId) -> Result<Vec<StoredFile>, StoreError> {
+        match self.refused.into_iter().next() {
+            Some((path, expected)) => Err(StoreError::Planted { at: format!("{at}/{path}"), expected }),
+            None => Ok(self.files),
+        }
+    }
+}
+
 /// How errors call an object: `<case>/<collection>/<path>`.
 pub(super) fn name(at: &CollectionId, path: &EvidencePath) -> String {
     format!("{at}/{path}")
@@ -283,7 +303,7 @@ pub(super) fn writable(at: &CollectionId, path: &EvidencePath) -> Result<(), Sto
     if path.segments().any(|segment| segment.starts_with(TEMPORARY)) {
         return reserved("names that begin with .tmp- are those of unfinished objects");
     }
-    if path.as_str() == CUSTODY_LOG || path.as_str() == CUSTODY_CHECKPOINT {
+    if path.as_str() == CUSTODY || path.as_str() == CHECKPOINT {
         return reserved("the custody log grows, it is not written as an object");
     }
     if path.file_name().len() > LONGEST_NAME {

@@ -1,0 +1,311 @@
+//! What is planned for a pod, by what was observed of it.
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::contain::observe::{Adopter, Owner};
+use crate::resources::{NodeUndo, QuarantinePhase, QuarantineStatus};
+
+const POD_UID: &str = "f70964d0-fd3f-4ec8-b288-6e53f78a34bb";
+
+fn from<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).expect("the fixture has the type's shape")
+}
+
+fn selector(value: Value) -> LabelSelector {
+    from(value)
+}
+
+fn deployment_pod() -> Observed {
+    let pod = json!({
+        "metadata": {
+            "name": "web-1", "namespace": "shop", "uid": POD_UID, "resourceVersion": "2083",
+            "labels": { "app": "nginx", "pod-template-hash": "65f", "team": "blue" },
+            "ownerReferences": [{
+                "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs", "controller": true
+            }],
+        },
+        "spec": { "nodeName": "k8s-worker2", "containers": [{ "name": "nginx" }] },
+        "status": { "phase": "Running", "podIP": "10.0.0.7" },
+    });
+    let node = json!({
+        "metadata": { "name": "k8s-worker2", "uid": "node-uid", "resourceVersion": "77", "labels": {} },
+        "spec": { "taints": [{ "key": "gpu", "value": "yes", "effect": "NoSchedule" }] },
+    });
+    let web = selector(json!({ "matchLabels": { "app": "nginx", "pod-template-hash": "65f" } }));
+    let pod_typed: Pod = from(pod.clone());
+    Observed {
+        pods_on_node: vec![pod_typed.clone()],
+        owner: Some(Owner {
+            reference: pod_typed.metadata.owner_references.clone().unwrap().remove(0),
+            raw: Some(json!({})),
+            parent: Some(from(json!({
+                "apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "d", "controller": true
+            }))),
+        }),
+        adopters: vec![Adopter { kind: "ReplicaSet", name: "web".into(), uid: "rs".into(), selector: web }],
+        services: vec![from(json!({ "metadata": { "name": "web" }, "spec": { "selector": { "app": "nginx" } } }))],
+        policies: vec![],
+        node: from(node.clone()),
+        node_raw: node,
+        pod_raw: pod,
+        pod: pod_typed,
+    }
+}
+
+fn planned(observed: &Observed) -> Result<Plan, Refusal> {
+    plan(observed, "web-1-f70964d0", &QuarantineSpec::default(), &[], &Settings::default())
+}
+
+fn body(plan: &Plan, step: StepName) -> Value {
+    let call = plan.calls.iter().find(|call| call.step == step).expect("the step has a call");
+    serde_json::from_str(&call.body).expect("a body is JSON")
+}
+
+#[test]
+fn a_deployments_pod_is_planned_in_the_safe_order() {
+    let plan = planned(&deployment_pod()).unwrap();
+    let steps: Vec<StepName> = plan.calls.iter().map(|call| call.step).collect();
+    assert_eq!(
+        steps,
+        [StepName::Cordon, StepName::Protect, StepName::Policy, StepName::Strip, StepName::LabelNode]
+    );
+    assert_eq!(plan.owner, "Deployment web (ReplicaSet web)");
+}
+
+#[test]
+fn strip_and_label_are_one_guarded_patch_of_exactly_the_selected_labels() {
+    let plan = planned(&deployment_pod()).unwrap();
+    let patch = body(&plan, StepName::Strip);
+    assert_eq!(patch["metadata"]["uid"], POD_UID);
+    assert_eq!(patch["metadata"]["resourceVersion"], "2083");
+    assert_eq!(
+        patch["metadata"]["labels"],
+        json!({
+            "app": null, "pod-template-hash": null,
+            "status": "suspectpod", "impound.dev/quarantine": "web-1-f70964d0",
+        })
+    );
+}
+
+#[test]
+fn the_cordon_keeps_the_nodes_own_taints() {
+    let patch = body(&planned(&deployment_pod()).unwrap(), StepName::Cordon);
+    let keys: Vec<&str> = patch["spec"]["taints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|taint| taint["key"].as_str().unwrap())
+        .collect();
+    assert_eq!(keys, ["gpu", "impound.dev/suspect"]);
+    assert_eq!(patch["metadata"]["resourceVersion"], "77");
+    assert_eq!(patch["spec"]["unschedulable"], true);
+}
+
+#[test]
+fn a_selector_that_would_match_again_after_the_strip_is_refused() {
+    let mut observed = deployment_pod();
+    observed.adopters.push(Adopter {
+        kind: "ReplicaSet",
+        name: "catch-all".into(),
+        uid: "other".into(),
+        selector: selector(json!({ "matchExpressions": [{ "key": "app", "operator": "DoesNotExist" }] })),
+    });
+    let refusal = planned(&observed).unwrap_err();
+    assert!(refusal.to_string().contains("ReplicaSet catch-all would select pod shop/web-1"), "{refusal}");
+}
+
+#[test]
+fn what_another_policy_still_allows_is_said_before_anything_is_done() {
+    let mut observed = deployment_pod();
+    observed.policies = vec![from::<NetworkPolicy>(json!({
+        "metadata": { "name": "allow-blue" },
+        "spec": { "podSelector": { "matchLabels": { "team": "blue" } }, "ingress": [{}] },
+    }))];
+    let plan = planned(&observed).unwrap();
+    assert!(
+        plan.warnings.iter().any(|warning| warning.starts_with("NetworkPolicy allow-blue still allows ingress")),
+        "{:?}",
+        plan.warnings
+    );
+}
+
+#[test]
+fn a_policy_of_our_name_that_does_something_else_is_refused() {
+    let mut observed = deployment_pod();
+    observed.policies = vec![from(json!({
+        "metadata": { "name": "deny-all-suspectpod" },
+        "spec": { "podSelector": { "matchLabels": { "app": "nginx" } }, "policyTypes": ["Ingress"] },
+    }))];
+    assert!(matches!(planned(&observed), Err(Refusal::ForeignPolicy { .. })));
+}
+
+#[test]
+fn pods_that_cannot_be_contained_safely_are_refused_with_the_reason() {
+    type Change = fn(&mut Observed);
+    let cases: [(&str, Change); 9] = [
+        ("is being deleted since", |observed| {
+            observed.pod.metadata.deletion_timestamp = from(json!("2026-11-23T05:48:37Z"));
+        }),
+        ("has ended (phase Succeeded)", |observed| {
+            observed.pod.status.as_mut().unwrap().phase = Some("Succeeded".into());
+        }),
+        ("uses its node's network", |observed| {
+            observed.pod.spec.as_mut().unwrap().host_network = Some(true);
+        }),
+        ("containment of static pods is not supported yet", |observed| {
+            observed.pod.metadata.annotations = from(json!({ "kubernetes.io/config.mirror": "x" }));
+        }),
+        ("containment of bare pods is not supported yet", |observed| observed.owner = None),
+        ("containment of StatefulSet pods is not supported yet", |observed| owner_kind(observed, "StatefulSet")),
+        ("containment of DaemonSet pods is not supported yet", |observed| owner_kind(observed, "DaemonSet")),
+        ("containment of Job pods is not supported yet", |observed| owner_kind(observed, "Job")),
+        ("does not exist any more: its selector is unknown", |observed| {
+            observed.owner.as_mut().unwrap().raw = None;
+        }),
+    ];
+    for (expected, change) in cases {
+        let mut observed = deployment_pod();
+        change(&mut observed);
+        let refusal = planned(&observed).expect_err(expected);
+        assert!(refusal.to_string().contains(expected), "{refusal}");
+        assert!(refusal.to_string().contains("shop/web-1"), "{refusal}");
+    }
+}
+
+fn owner_kind(observed: &mut Observed, kind: &str) {
+    observed.owner.as_mut().unwrap().reference.kind = kind.into();
+}
+
+#[test]
+fn another_uid_under_the_same_name_is_refused() {
+    let spec = QuarantineSpec { pod_uid: Some("other".into()), ..QuarantineSpec::default() };
+    let refusal = plan(&deployment_pod(), "q", &spec, &[], &Settings::default()).unwrap_err();
+    assert!(matches!(refusal, Refusal::OtherUid { .. }));
+}
+
+#[test]
+fn a_second_quarantine_of_the_pod_is_refused_and_names_the_first() {
+    let first = quarantine("first", Some(POD_UID), None);
+    let refusal =
+        plan(&deployment_pod(), "second", &QuarantineSpec::default(), &[first], &Settings::default())
+            .unwrap_err();
+    assert_eq!(
+        refusal,
+        Refusal::AlreadyQuarantined { pod: "shop/web-1".into(), by: "first".into() }
+    );
+}
+
+#[test]
+fn a_node_that_is_quarantined_already_is_undone_to_the_state_before_the_first() {
+    let before = NodeUndo { unschedulable: false, ..NodeUndo::default() };
+    let first = quarantine("first", Some("another-pod"), Some(before));
+    let mut observed = deployment_pod();
+    observed.node.spec.as_mut().unwrap().unschedulable = Some(true);
+    let plan =
+        plan(&observed, "second", &QuarantineSpec::default(), &[first], &Settings::default()).unwrap();
+    assert!(!plan.undo.node.unschedulable);
+}
+
+fn quarantine(name: &str, pod_uid: Option<&str>, node_undo: Option<NodeUndo>) -> Quarantine {
+    let mut quarantine = Quarantine::new(name, QuarantineSpec::default());
+    quarantine.metadata.namespace = Some("shop".into());
+    quarantine.status = Some(QuarantineStatus {
+        phase: QuarantinePhase::Contained,
+        pod_uid: pod_uid.map(Into::into),
+        node: Some("k8s-worker2".into()),
+        undo: node_undo.map(|node| Undo { node, ..Undo::default() }),
+        ..QuarantineStatus::default()
+    });
+    quarantine
+}
+
+#[test]
+fn a_neighbour_is_evicted_or_its_reason_to_stay_is_said() {
+    let neighbour = |name: &str, owner: Option<&str>, more: Value| -> Pod {
+        let owners = owner.map(|kind| {
+            json!([{ "apiVersion": "apps/v1", "kind": kind, "name": "o", "uid": "o", "controller": true }])
+        });
+        let mut pod = json!({
+            "metadata": { "name": name, "namespace": "shop", "uid": name, "ownerReferences": owners },
+            "spec": { "containers": [] }, "status": { "phase": "Running" },
+        });
+        for (key, value) in more.as_object().unwrap() {
+            *pod.pointer_mut(key).unwrap() = value.clone();
+        }
+        from(pod)
+    };
+    let mut observed = deployment_pod();
+    observed.pods_on_node.extend([
+        neighbour("tomcat", Some("ReplicaSet"), json!({})),
+        neighbour("logs", Some("DaemonSet"), json!({})),
+        neighbour("bare", None, json!({})),
+        neighbour("cache", Some("ReplicaSet"), json!({ "/spec": {
+            "containers": [], "volumes": [{ "name": "v", "emptyDir": {} }] } })),
+        neighbour("agent", Some("ReplicaSet"), json!({ "/metadata": {
+            "name": "agent", "namespace": "shop", "uid": "agent",
+            "labels": { "app.kubernetes.io/part-of": "impound" } } })),
+    ]);
+    let plan = planned(&observed).unwrap();
+    let said: Vec<(String, EvictionState, String)> = plan
+        .evictions
+        .iter()
+        .map(|eviction| (eviction.pod.clone(), eviction.state, eviction.message.clone()))
+        .collect();
+    let expect = |pod: &str, word: &str| {
+        assert!(
+            said.iter().any(|(name, state, message)| name == pod
+                && *state == EvictionState::Kept
+                && message.contains(word)),
+            "{pod}: {said:?}"
+        );
+    };
+    assert!(said.iter().any(|(name, state, _)| name == "tomcat" && *state == EvictionState::Pending));
+    expect("logs", "DaemonSet");
+    expect("bare", "--evict-unmanaged");
+    expect("cache", "--delete-emptydir-data");
+    expect("agent", "part of Impound");
+    assert!(said.iter().all(|(name, ..)| name != "web-1"), "the suspect is never evicted");
+    let evictions = plan.calls.iter().filter(|call| call.step == StepName::Evict).count();
+    assert_eq!(evictions, 1);
+}
+
+#[test]
+fn release_puts_back_only_what_nobody_changed_since() {
+    let observed = deployment_pod();
+    let undo = planned(&observed).unwrap().undo.pod;
+    let mut pod = observed.pod.clone();
+    pod.metadata.labels = Some(from(json!({
+        "team": "blue", "status": "under-review", "impound.dev/quarantine": "web-1-f70964d0", "app": "other",
+    })));
+    let call = crate::contain::pod::restore(&pod, &undo).expect("there is something to restore");
+    let patch: Value = serde_json::from_str(&call.body).unwrap();
+    assert_eq!(
+        patch["metadata"]["labels"],
+        json!({ "impound.dev/quarantine": null, "pod-template-hash": "65f" })
+    );
+}
+
+#[test]
+fn a_step_whose_effect_is_there_needs_no_call() {
+    let mut observed = deployment_pod();
+    let plan = planned(&observed).unwrap();
+    let undo = plan.undo.pod.clone();
+    observed.pod.metadata.labels = Some(crate::contain::pod::labels_after(&undo));
+    observed.pod.metadata.annotations = Some(
+        crate::contain::settings::POD_ANNOTATIONS
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+    );
+    assert_eq!(crate::contain::pod::strip(&observed.pod, &undo), None);
+    let patch: Value = body(&plan, StepName::Cordon);
+    let mut node: Node = observed.node.clone();
+    node.metadata.annotations = from(patch["metadata"]["annotations"].clone());
+    node.spec = from(patch["spec"].clone());
+    assert_eq!(crate::contain::node::cordon(&node), None);
+}

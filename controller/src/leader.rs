@@ -1,0 +1,176 @@
+//! One replica works at a time: the holder of a Lease.
+//!
+//! The holder renews well before the lease runs out, and stops working when it could not renew in
+//! time, so two replicas never act on the same object. Guards on every write (uid,
+//! resourceVersion) protect against a replica that was merely slow to notice.
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{Api, PostParams};
+use kube::Client;
+use tokio::time::{Instant, sleep};
+
+use crate::describe::describe;
+use crate::kubernetes::{ApiError, from_kube};
+use crate::resources::now;
+
+/// Name of the Lease.
+pub const LEASE: &str = "impound-controller";
+
+/// How long a lease holds without renewal. Kubernetes' own controllers take 15 s, 10 s and 2 s
+/// (client-go leaderelection); a responder should not wait that long after a crash.
+const DURATION: Duration = Duration::from_secs(6);
+const RENEW_WITHIN: Duration = Duration::from_secs(4);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A lease that is held, or wanted.
+pub struct Leadership {
+    api: Api<Lease>,
+    holder: String,
+    /// The last renewal that was seen, and when: another replica's clock is not to be trusted, so
+    /// a lease has run out when it was not renewed for its duration by our own clock.
+    seen: Option<(MicroTime, Instant)>,
+}
+
+impl Leadership {
+    /// `holder` must be unique to this process, e.g. the pod's name and a random part.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str, holder: String) -> Self {
+        Self { api: Api::namespaced(client, namespace), holder, seen: None }
+    }
+
+    /// Waits until this process holds the lease.
+    pub async fn acquire(&mut self) {
+        let mut said = String::new();
+        loop {
+            match self.try_take().await {
+                Ok(None) => {
+                    tracing::info!(holder = self.holder, "holding the lease: working");
+                    return;
+                }
+                Ok(Some(other)) => {
+                    if said != other {
+                        tracing::info!(holder = other, "another replica holds the lease: waiting");
+                    }
+                    said = other;
+                }
+                Err(error) => {
+                    tracing::warn!(error = %describe(&error), "lease not readable");
+                }
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Renews until the lease is lost, then says why.
+    pub async fn keep(&mut self) -> String {
+        let mut renewed = Instant::now();
+        loop {
+            sleep(RETRY).await;
+            match self.try_take().await {
+                Ok(None) => renewed = Instant::now(),
+                Ok(Some(other)) => return format!("{other} has taken the lease"),
+                Err(error) if renewed.elapsed() > RENEW_WITHIN => {
+                    return format!("the lease could not be renewed: {error}");
+                }
+                Err(error) => {
+                    tracing::warn!(error = %describe(&error), "lease not renewed, trying again");
+                }
+            }
+        }
+    }
+
+    /// Gives the lease up, so that another replica need not wait for its end.
+    pub async fn give_up(&self) {
+        let held = match self.api.get_opt(LEASE).await {
+            Ok(Some(lease)) if holder(&lease) == self.holder => lease,
+            _ => return,
+        };
+        let mut lease = held;
+        if let Some(spec) = lease.spec.as_mut() {
+            spec.holder_identity = Some(String::new());
+            spec.renew_time = Some(now());
+        }
+        if let Err(error) = self.api.replace(LEASE, &PostParams::default(), &lease).await {
+            tracing::warn!(error = %describe(&error), "lease not given up; it runs out by itself");
+        }
+    }
+
+    /// Takes or renews the lease; gives the other holder's name if it is not to be had. The
+    /// resourceVersion in the write makes sure that only one of two candidates succeeds.
+    async fn try_take(&mut self) -> Result<Option<String>, ApiError> {
+        let current = self.api.get_opt(LEASE).await.map_err(failed)?;
+        let Some(mut lease) = current else {
+            return self.won(self.api.create(&PostParams::default(), &self.first()).await).await;
+        };
+        let other = holder(&lease).to_owned();
+        if !other.is_empty() && other != self.holder && !self.has_run_out(&lease) {
+            return Ok(Some(other));
+        }
+        let spec = lease.spec.get_or_insert_default();
+        if other != self.holder {
+            spec.holder_identity = Some(self.holder.clone());
+            spec.acquire_time = Some(now());
+            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0).saturating_add(1));
+        }
+        spec.lease_duration_seconds = Some(seconds());
+        spec.renew_time = Some(now());
+        self.won(self.api.replace(LEASE, &PostParams::default(), &lease).await).await
+    }
+
+    fn has_run_out(&mut self, lease: &Lease) -> bool {
+        let Some(renewed) = lease.spec.as_ref().and_then(|spec| spec.renew_time.clone()) else {
+            return true;
+        };
+        match &self.seen {
+            Some((seen, since)) if *seen == renewed => since.elapsed() > DURATION,
+            _ => {
+                self.seen = Some((renewed, Instant::now()));
+                false
+            }
+        }
+    }
+
+    async fn won(&self, written: kube::Result<Lease>) -> Result<Option<String>, ApiError> {
+        match written.map_err(failed) {
+            Ok(_) => Ok(None),
+            // Somebody else wrote first: the next look says who.
+            Err(error) if error.is_conflict() => {
+                let lease = self.api.get_opt(LEASE).await.map_err(failed)?;
+                let other = lease.as_ref().map(holder).unwrap_or_default();
+                Ok((other != self.holder).then(|| other.to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn first(&self) -> Lease {
+        let mut lease = Lease {
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.holder.clone()),
+                acquire_time: Some(now()),
+                renew_time: Some(now()),
+                lease_duration_seconds: Some(seconds()),
+                lease_transitions: Some(0),
+                ..LeaseSpec::default()
+            }),
+            ..Lease::default()
+        };
+        lease.metadata.name = Some(LEASE.into());
+        lease
+    }
+}
+
+fn holder(lease: &Lease) -> &str {
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+}
+
+fn seconds() -> i32 {
+    i32::try_from(DURATION.as_secs()).unwrap_or(i32::MAX)
+}
+
+fn failed(error: kube::Error) -> ApiError {
+    from_kube("PUT", "lease", error)
+}
