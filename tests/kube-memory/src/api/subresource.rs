@@ -1,0 +1,183 @@
+//! Sub-resources that aren't the object itself: binding, scale, token, log, proxy, finalize.
+
+use http::Method;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{Call, Reply, evict};
+use crate::clock;
+use crate::json;
+use crate::patch;
+use crate::refusal::{FieldError, Outcome, Refusal};
+use crate::selector::Selector;
+use crate::state::By;
+use crate::store::Object;
+
+pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
+    let table = &*call.resource.table;
+    match (table, call.target.subresource.as_str()) {
+        ("pods", "eviction") => evict::answer(call),
+        ("pods", "binding") => bind(call),
+        ("pods", "log") => {
+            call.core.shared.with(|state| {
+                state.get(&call.resource, &call.target.namespace, &call.target.name)
+            })?;
+            // Nothing runs here, so nothing was written.
+            Ok(Reply::bytes(200, "text/plain", Vec::new()))
+        }
+        ("serviceaccounts", "token") => token(call),
+        ("namespaces", "finalize") => finalize(call),
+        ("nodes" | "pods", "proxy") => {
+            Ok(Reply::text(501, "this server has no way to the kubelets\n"))
+        }
+        (_, "scale") if call.resource.scale => scale(call),
+        _ => Err(Refusal::not_served()),
+    }
+}
+
+fn created() -> Reply {
+    Reply::json(
+        201,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    )
+}
+
+fn bind(call: &Call<'_>) -> Outcome<Reply> {
+    if call.request.method != Method::POST {
+        return Err(Refusal::method_not_allowed());
+    }
+    let node = json::text(&call.request.json()?, "/target/name").to_owned();
+    call.core.shared.with(|state| {
+        let pod = state.get(&call.resource, &call.target.namespace, &call.target.name)?;
+        let bound = json::text(&pod, "/spec/nodeName");
+        if !bound.is_empty() {
+            return Err(Refusal::storage_conflict(
+                &call.resource,
+                &call.target.name,
+                format!(
+                    "pod {} is already assigned to node {bound:?}",
+                    call.target.name
+                ),
+            ));
+        }
+        crate::controllers::scheduler::bind(state, &pod, &node)
+    })?;
+    Ok(created())
+}
+
+fn finalize(call: &Call<'_>) -> Outcome<Reply> {
+    let body = call.request.json()?;
+    let mut by = By::controller(call.request.manager());
+    let updated = call.core.shared.with(|state| {
+        state.update(
+            &call.resource,
+            "",
+            &call.target.name,
+            "finalize",
+            &mut by,
+            |old| {
+                let mut new = old.clone();
+                let finalizers = json::list(&body, "/spec/finalizers").to_vec();
+                json::put(&mut new, &["spec", "finalizers"], finalizers);
+                Ok(new)
+            },
+        )
+    })?;
+    Ok(Reply::json(200, &updated))
+}
+
+fn as_scale(object: &Object) -> Value {
+    let selector = Selector::of_object(object.pointer("/spec/selector")).unwrap_or_default();
+    let meta = |field: &str| {
+        object
+            .pointer(&format!("/metadata/{field}"))
+            .cloned()
+            .unwrap_or(Value::Null)
+    };
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1",
+        "metadata": {"name": meta("name"), "namespace": meta("namespace"), "uid": meta("uid"),
+                     "resourceVersion": meta("resourceVersion"), "creationTimestamp": meta("creationTimestamp")},
+        "spec": {"replicas": json::number(object, "/spec/replicas").unwrap_or(0)},
+        "status": {"replicas": json::number(object, "/status/replicas").unwrap_or(0), "selector": selector.to_text()},
+    })
+}
+
+fn scale(call: &Call<'_>) -> Outcome<Reply> {
+    let target = &call.target;
+    let body = call.request.json()?;
+    let mut by = By::controller(call.request.manager());
+    by.dry_run = call.request.dry_run();
+    let object = call.core.shared.with(|state| match call.request.method {
+        Method::GET => state.get(&call.resource, &target.namespace, &target.name),
+        Method::PUT | Method::PATCH => state.update(
+            &call.resource,
+            &target.namespace,
+            &target.name,
+            "",
+            &mut by,
+            |old| {
+                let mut scale = as_scale(&old.clone().into());
+                match call.request.content_type.as_str() {
+                    "application/json-patch+json" => {
+                        scale = patch::json_patch::apply(&scale, &body)
+                            .ok_or_else(Refusal::unprocessable)?;
+                    }
+                    _ => patch::merge(&mut scale, &body),
+                }
+                let mut new = old.clone();
+                json::put(
+                    &mut new,
+                    &["spec", "replicas"],
+                    json::number(&scale, "/spec/replicas").unwrap_or(0),
+                );
+                let version = json::text(&scale, "/metadata/resourceVersion");
+                json::put(&mut new, &["metadata", "resourceVersion"], version);
+                Ok(new)
+            },
+        ),
+        _ => Err(Refusal::method_not_allowed()),
+    })?;
+    Ok(Reply::json(200, &as_scale(&object)))
+}
+
+/// A token of a service account: it works as a bearer token of this server and says nothing by itself.
+fn token(call: &Call<'_>) -> Outcome<Reply> {
+    let mut request = call.request.json()?;
+    let seconds = json::number(&request, "/spec/expirationSeconds").unwrap_or(3600);
+    if seconds < 600 {
+        let error = FieldError::invalid(
+            "spec.expirationSeconds",
+            &seconds.into(),
+            "may not specify a duration less than 10 minutes",
+        );
+        return Err(Refusal::invalid_kind(
+            "TokenRequest",
+            "authentication.k8s.io",
+            "",
+            &[error],
+        ));
+    }
+    let target = &call.target;
+    let token = Uuid::new_v4().simple().to_string();
+    let user = format!("system:serviceaccount:{}:{}", target.namespace, target.name);
+    let account = call.core.shared.with(|state| {
+        let account = state.get(&call.resource, &target.namespace, &target.name)?;
+        state.tokens.insert(token.clone(), user);
+        Ok::<_, Refusal>(account)
+    })?;
+    json::put(&mut request, &["kind"], "TokenRequest");
+    json::put(&mut request, &["apiVersion"], "authentication.k8s.io/v1");
+    json::put(
+        &mut request,
+        &["metadata"],
+        json!({"name": target.name, "namespace": target.namespace, "uid": json::uid(&account),
+               "creationTimestamp": clock::now()}),
+    );
+    json::put(
+        &mut request,
+        &["status"],
+        json!({"token": token, "expirationTimestamp": clock::after(seconds)}),
+    );
+    Ok(Reply::json(201, &request))
+}

@@ -1,0 +1,185 @@
+//! A running cluster: the library's face.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::audit::{Audit, RequestRecord};
+use crate::controllers;
+use crate::core::Core;
+use crate::fault::{Fault, FaultHandle, Faults};
+use crate::pki::Pki;
+use crate::server;
+use crate::state::{Shared, State};
+
+/// The user of the kubeconfig.
+pub(crate) const ADMIN: &str = "kubernetes-admin";
+
+/// How a cluster is set up.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// Nodes as `name` or `name=ip`; without an ip the node's InternalIP is 127.0.0.1.
+    pub nodes: Vec<String>,
+    /// Where to listen; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// A file that every request is appended to, as one JSON line.
+    pub audit: Option<PathBuf>,
+    /// Scheduled pods become Ready at once and terminate by themselves. Without it somebody else must play kubelet.
+    pub instant_kubelet: bool,
+    /// How long the instant kubelet takes to end a terminating pod (at most: never longer than its grace period).
+    pub termination: Duration,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            nodes: ["k8s-worker1", "k8s-worker2", "k8s-worker3"]
+                .map(str::to_owned)
+                .to_vec(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            audit: None,
+            instant_kubelet: true,
+            termination: Duration::from_millis(30),
+        }
+    }
+}
+
+/// A running API server with its controllers. Dropping it stops it.
+#[derive(Debug)]
+pub struct Cluster {
+    core: Arc<Core>,
+    address: SocketAddr,
+    ca_pem: String,
+    token: String,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Cluster {
+    /// Starts the server and the controllers; when it returns, requests are answered and the nodes are there.
+    pub async fn start(config: ClusterConfig) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("listening on {}", config.listen))?;
+        let address = listener.local_addr().context("the address listened on")?;
+        let pki = Pki::new(address.ip())?;
+        let file = config
+            .audit
+            .as_ref()
+            .map(|path| {
+                std::fs::OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .with_context(|| format!("opening the audit file {}", path.display()))
+            })
+            .transpose()?;
+        let mut state = State::new(pki.ca_pem.clone());
+        let token = Uuid::new_v4().simple().to_string();
+        state.tokens.insert(token.clone(), ADMIN.to_owned());
+        controllers::furnish(&mut state, &config.nodes)
+            .map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
+        let core = Arc::new(Core {
+            shared: Shared::new(state),
+            audit: Audit::new(file),
+            faults: Faults::default(),
+            cuts: watch::Sender::new(0),
+            held: watch::Sender::new(false),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let kubelet = config.instant_kubelet.then_some(config.termination);
+        let tasks = vec![
+            tokio::spawn(controllers::run(core.clone(), kubelet, stopped.clone())),
+            tokio::spawn(server::serve(listener, pki.server, core.clone(), stopped)),
+        ];
+        Ok(Self {
+            core,
+            address,
+            ca_pem: pki.ca_pem,
+            token,
+            stop,
+            tasks,
+        })
+    }
+
+    /// `https://address:port`
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// A kubeconfig of the administrator, with the CA and a bearer token in it.
+    pub fn kubeconfig(&self) -> String {
+        self.kubeconfig_text(ADMIN, &self.token)
+    }
+
+    /// A kubeconfig that authenticates as another user (a service account is `system:serviceaccount:namespace:name`).
+    pub fn kubeconfig_as(&self, user: &str) -> String {
+        let token = Uuid::new_v4().simple().to_string();
+        self.core
+            .shared
+            .with(|state| state.tokens.insert(token.clone(), user.to_owned()));
+        self.kubeconfig_text(user, &token)
+    }
+
+    fn kubeconfig_text(&self, user: &str, token: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: kube-memory\n\
+             clusters:\n- name: kube-memory\n  cluster:\n    server: {url}\n    certificate-authority-data: {ca}\n\
+             users:\n- name: {user:?}\n  user:\n    token: {token:?}\n\
+             contexts:\n- name: kube-memory\n  context:\n    cluster: kube-memory\n    user: {user:?}\n",
+            url = self.url(),
+            ca = STANDARD.encode(&self.ca_pem),
+        )
+    }
+
+    /// Every request so far, in the order of their answers.
+    pub fn requests(&self) -> Vec<RequestRecord> {
+        self.core.audit.records()
+    }
+
+    /// Injects a fault; it stays until its count is used up or its handle removes it.
+    pub fn inject(&self, fault: Fault) -> FaultHandle {
+        self.core.faults.inject(fault)
+    }
+
+    /// Ends all running watches, as a restart of an API server does.
+    pub fn cut_watches(&self) {
+        self.core.cut_watches();
+    }
+
+    /// Forgets all changes so far: watches from older versions end with 410.
+    pub fn compact(&self) {
+        self.core.shared.with(|state| state.store.compact());
+    }
+
+    /// Stops (true) or resumes (false) the built-in controllers, to look at the moment before they act.
+    pub fn hold_controllers(&self, held: bool) {
+        self.core.held.send_replace(held);
+    }
+
+    /// Stops the server and waits for its tasks.
+    pub async fn shutdown(mut self) {
+        self.stop.send_replace(true);
+        self.core.cut_watches();
+        for task in std::mem::take(&mut self.tasks) {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a server task ended badly");
+            }
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}

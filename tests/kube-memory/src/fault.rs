@@ -1,0 +1,211 @@
+//! Faults that tests inject: refusals, lost connections, lost replies, delays, cut watches.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// What happens to a matching request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Answered with this status and a Status body; nothing is done.
+    Answer {
+        /// HTTP status.
+        status: u16,
+        /// Status reason, e.g. `TooManyRequests`.
+        reason: String,
+        /// Status message.
+        message: String,
+        /// Seconds for Retry-After.
+        retry_after: Option<u32>,
+    },
+    /// The connection (HTTP/2: the stream) ends and nothing is done.
+    DropBefore,
+    /// The request is carried out and its answer is lost.
+    DropAfter,
+    /// The request waits first.
+    Delay(Duration),
+    /// All running watches end; the request itself goes on.
+    CutWatches,
+}
+
+/// Which requests meet with an effect.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    method: Option<String>,
+    path: String,
+    skip: usize,
+    times: Option<usize>,
+    effect: Effect,
+}
+
+impl Fault {
+    /// A fault of every request; narrow it with the methods below.
+    pub fn new(effect: Effect) -> Self {
+        Self {
+            method: None,
+            path: String::new(),
+            skip: 0,
+            times: None,
+            effect,
+        }
+    }
+
+    /// A refusal with the usual reason and words for its status: 409, 410, 429, 500, 503, …
+    pub fn answer(status: u16) -> Self {
+        let (reason, message) = match status {
+            401 => ("Unauthorized", "Unauthorized"),
+            403 => ("Forbidden", "forbidden: injected"),
+            404 => (
+                "NotFound",
+                "the server could not find the requested resource",
+            ),
+            409 => (
+                "Conflict",
+                "the object has been modified; please apply your changes to the latest version and try again",
+            ),
+            410 => (
+                "Expired",
+                "The resourceVersion for the provided watch is too old.",
+            ),
+            429 => (
+                "TooManyRequests",
+                "the server has received too many requests and has asked us to try again later",
+            ),
+            500 => ("InternalError", "Internal error occurred: injected"),
+            503 => (
+                "ServiceUnavailable",
+                "the server is currently unable to handle the request",
+            ),
+            504 => ("Timeout", "request timed out"),
+            _ => ("", "injected"),
+        };
+        Self::new(Effect::Answer {
+            status,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            retry_after: None,
+        })
+    }
+
+    /// With a Retry-After header (only refusals have one).
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        if let Effect::Answer { retry_after, .. } = &mut self.effect {
+            *retry_after = Some(seconds);
+        }
+        self
+    }
+
+    /// Only requests with this method, and with this text in path and query.
+    #[must_use]
+    pub fn on(mut self, method: &str, path: &str) -> Self {
+        self.method = (!method.is_empty()).then(|| method.to_owned());
+        path.clone_into(&mut self.path);
+        self
+    }
+
+    /// Only the n-th matching request, counted from 1.
+    #[must_use]
+    pub fn nth(mut self, n: usize) -> Self {
+        self.skip = n.saturating_sub(1);
+        self.times = Some(1);
+        self
+    }
+
+    /// Only this many matching requests.
+    #[must_use]
+    pub fn times(mut self, n: usize) -> Self {
+        self.times = Some(n);
+        self
+    }
+}
+
+#[derive(Debug)]
+struct Active {
+    fault: Fault,
+    seen: AtomicUsize,
+    hits: AtomicUsize,
+    removed: AtomicBool,
+}
+
+/// An injected fault. Dropping it changes nothing; `remove` takes the fault away.
+#[derive(Debug, Clone)]
+pub struct FaultHandle(Arc<Active>);
+
+impl FaultHandle {
+    /// How many requests met with it.
+    pub fn hits(&self) -> usize {
+        self.0.hits.load(Ordering::SeqCst)
+    }
+
+    /// Ends the fault.
+    pub fn remove(&self) {
+        self.0.removed.store(true, Ordering::SeqCst);
+    }
+}
+
+/// All injected faults.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(Mutex<Vec<Arc<Active>>>);
+
+impl Faults {
+    pub(crate) fn inject(&self, fault: Fault) -> FaultHandle {
+        let active = Arc::new(Active {
+            fault,
+            seen: AtomicUsize::new(0),
+            hits: AtomicUsize::new(0),
+            removed: AtomicBool::new(false),
+        });
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(active.clone());
+        FaultHandle(active)
+    }
+
+    /// The effects this request meets with, in the order of their injection.
+    pub(crate) fn effects(&self, method: &str, path: &str) -> Vec<Effect> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|active| !active.removed.load(Ordering::SeqCst));
+        let mut effects = Vec::new();
+        for active in all.iter() {
+            let fault = &active.fault;
+            if fault
+                .method
+                .as_deref()
+                .is_some_and(|wanted| wanted != method)
+                || !path.contains(&fault.path)
+            {
+                continue;
+            }
+            let seen = active.seen.fetch_add(1, Ordering::SeqCst);
+            let used = active.hits.load(Ordering::SeqCst);
+            if seen < fault.skip || fault.times.is_some_and(|times| used >= times) {
+                continue;
+            }
+            active.hits.fetch_add(1, Ordering::SeqCst);
+            effects.push(fault.effect.clone());
+        }
+        effects
+    }
+}
+
+/// The Status body of an injected refusal.
+pub(crate) fn status_body(
+    status: u16,
+    reason: &str,
+    message: &str,
+    retry_after: Option<u32>,
+) -> Value {
+    let mut body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                          "message": message, "code": status});
+    if !reason.is_empty() {
+        crate::json::put(&mut body, &["reason"], reason);
+    }
+    if let Some(seconds) = retry_after {
+        crate::json::put(&mut body, &["details", "retryAfterSeconds"], seconds);
+    }
+    body
+}
