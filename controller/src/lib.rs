@@ -11,3 +11,4 @@ pub mod describe;
 pub mod kubernetes;
 pub mod leader;
 pub mod resources;
+pub mod store;
