@@ -1,1 +1,19 @@
-//! .
+//! The agent of one node: it reads containers out of the local runtime for the controller.
+//!
+//! Data path: [`runtime`] (Docker today) -> `stream` (hash, completeness, chunks) -> [`service`]
+//! (gRPC over mutual TLS) -> the controller. [`run()`] wires it up; `main.rs` only parses arguments.
+//!
+//! The agent holds no storage credential and keeps nothing: what it reads is on the wire within a
+//! few chunks. It changes the node in two ways only, both asked for: a commit makes an image, and
+//! that image can be removed again.
+
+pub mod config;
+mod disk;
+mod ready;
+mod run;
+pub mod runtime;
+pub mod service;
+mod stream;
+
+pub use disk::Disk;
+pub use run::{Agent, RunError, run};

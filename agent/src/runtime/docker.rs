@@ -1,0 +1,318 @@
+//! Docker Engine over its unix socket.
+//!
+//! Calls made, and no others: version, containers (list), container inspect, changes, export, commit
+//! with or without pause, image inspect, image save, image delete. Typed calls go through bollard.
+//! What has to be the engine's own bytes, or may be larger than memory, goes through [`raw`]: bollard
+//! re-serialises, which loses fields it does not know, and collects whole answers.
+
+mod changes;
+mod raw;
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use bollard::Docker as Client;
+use bollard::errors::Error;
+use bollard::models::{ContainerConfig, ContainerSummary, ContainerSummaryStateEnum};
+use bollard::query_parameters::{
+    CommitContainerOptions, ListContainersOptions, RemoveImageOptions,
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use serde::Deserialize;
+
+use super::{
+    ByteStream, Change, Commit, Container, ContainerId, ContainerRuntime, INSPECT_LIMIT, Image,
+    ImageReference, Reading, RuntimeError, State,
+};
+
+/// How long the engine may take for an answer that needs no work.
+const QUICK: Duration = Duration::from_secs(60);
+
+/// How long the engine may take for one that does: a commit or the start of a save copies as much as
+/// the container holds. The caller may give up earlier.
+const SLOW: Duration = Duration::from_secs(3600);
+
+/// A Docker Engine.
+#[derive(Clone, Debug)]
+pub struct Docker {
+    socket: PathBuf,
+}
+
+impl Docker {
+    /// The engine at `socket`, e.g. "/var/run/docker.sock". Connects at each call, so the engine may
+    /// be started, restarted or upgraded at any time.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+        }
+    }
+
+    /// A client that speaks the engine's own version of the API, which for both old (20.10) and new
+    /// (29) engines is the only one certain to be accepted.
+    async fn client(&self) -> Result<Client, RuntimeError> {
+        let call = "GET /version";
+        let path = self.socket.to_string_lossy();
+        let client = Client::connect_with_unix(&path, SLOW.as_secs(), bollard::API_DEFAULT_VERSION)
+            .map_err(|error| self.failed(call, error))?;
+        self.within(call, QUICK, client.negotiate_version()).await
+    }
+
+    async fn within<T>(
+        &self,
+        call: &str,
+        limit: Duration,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, RuntimeError> {
+        match tokio::time::timeout(limit, answer).await {
+            Ok(answer) => answer.map_err(|error| self.failed(call, error)),
+            Err(_) => Err(RuntimeError::Timeout {
+                call: call.to_owned(),
+                seconds: limit.as_secs(),
+            }),
+        }
+    }
+
+    /// Turns an answer that is bytes into a reading, once its first bytes or its end are there: only
+    /// then it is known that the engine accepted the call.
+    async fn reading(
+        &self,
+        api_call: String,
+        body: impl futures::Stream<Item = Result<Bytes, Error>> + Send + 'static,
+    ) -> Result<Reading<ByteStream>, RuntimeError> {
+        let mut body = Box::pin(body);
+        let first = match body.next().await {
+            Some(Err(error)) => return Err(self.failed(&api_call, error)),
+            Some(Ok(bytes)) => Some(Ok(bytes)),
+            None => None,
+        };
+        let call = api_call.clone();
+        let rest = body.map(move |item| {
+            item.map_err(|error| RuntimeError::Broken {
+                call: call.clone(),
+                source: error.into(),
+            })
+        });
+        Ok(Reading {
+            api_call,
+            bytes: futures::stream::iter(first).chain(rest).boxed(),
+        })
+    }
+
+    fn failed(&self, call: &str, error: Error) -> RuntimeError {
+        match error {
+            Error::DockerResponseServerError {
+                status_code,
+                message,
+            } => answered(call, status_code, message),
+            Error::JsonDataError { message, .. } => RuntimeError::Malformed {
+                call: call.to_owned(),
+                why: message,
+            },
+            Error::JsonSerdeError { err } => RuntimeError::Malformed {
+                call: call.to_owned(),
+                why: err.to_string(),
+            },
+            Error::RequestTimeoutError => RuntimeError::Timeout {
+                call: call.to_owned(),
+                seconds: SLOW.as_secs(),
+            },
+            other => RuntimeError::Unreachable {
+                at: self.socket.clone(),
+                source: other.into(),
+            },
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl ContainerRuntime for Docker {
+    fn name(&self) -> &'static str {
+        "docker"
+    }
+
+    async fn version(&self) -> Result<String, RuntimeError> {
+        let call = "GET /version";
+        let version = self
+            .within(call, QUICK, self.client().await?.version())
+            .await?;
+        version.version.ok_or_else(|| RuntimeError::Malformed {
+            call: call.to_owned(),
+            why: "expected the field Version, found none".to_owned(),
+        })
+    }
+
+    async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
+        let call = "GET /containers/json";
+        let options = ListContainersOptions {
+            all: true,
+            ..Default::default()
+        };
+        let client = self.client().await?;
+        let found = self
+            .within(call, QUICK, client.list_containers(Some(options)))
+            .await?;
+        found.into_iter().map(container).collect()
+    }
+
+    async fn inspect(&self, id: &ContainerId) -> Result<Reading<Bytes>, RuntimeError> {
+        let path = format!("/containers/{id}/json");
+        let bytes = raw::collect(&self.socket, &path, INSPECT_LIMIT, QUICK).await?;
+        Ok(Reading {
+            api_call: format!("GET {path}"),
+            bytes,
+        })
+    }
+
+    async fn writable_size(&self, id: &ContainerId) -> Result<u64, RuntimeError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Sized {
+            // The engine leaves it out for a container that wrote nothing.
+            #[serde(default)]
+            size_rw: u64,
+        }
+        let path = format!("/containers/{id}/json?size=1");
+        // The engine walks the whole writable layer.
+        let bytes = raw::collect(&self.socket, &path, INSPECT_LIMIT, SLOW).await?;
+        let sized: Sized =
+            serde_json::from_slice(&bytes).map_err(|error| RuntimeError::Malformed {
+                call: format!("GET {path}"),
+                why: error.to_string(),
+            })?;
+        Ok(sized.size_rw)
+    }
+
+    async fn changes(
+        &self,
+        id: &ContainerId,
+    ) -> Result<BoxStream<'static, Result<Change, RuntimeError>>, RuntimeError> {
+        let path = format!("/containers/{id}/changes");
+        // The engine compares the whole writable layer with the image before it answers.
+        let body = raw::open(&self.socket, &path, SLOW).await?;
+        Ok(changes::parse(body, format!("GET {path}")).boxed())
+    }
+
+    async fn export(&self, id: &ContainerId) -> Result<Reading<ByteStream>, RuntimeError> {
+        let client = self.client().await?;
+        let body = client.export_container(id.as_str());
+        self.reading(format!("GET /containers/{id}/export"), body)
+            .await
+    }
+
+    async fn commit(&self, id: &ContainerId, commit: &Commit) -> Result<String, RuntimeError> {
+        let call = "POST /commit";
+        let options = CommitContainerOptions {
+            container: Some(id.to_string()),
+            repo: Some(commit.reference.repository().to_owned()),
+            tag: Some(commit.reference.tag().to_owned()),
+            comment: Some(commit.message.clone()),
+            author: Some(commit.author.clone()),
+            pause: commit.pause,
+            changes: None,
+        };
+        // In the body, not as a "LABEL" instruction: that would need quoting, and a label with a
+        // newline could smuggle in another instruction. The engine merges the rest of the
+        // container's configuration in.
+        let config = ContainerConfig {
+            labels: Some(commit.labels.clone()),
+            ..ContainerConfig::default()
+        };
+        let client = self.client().await?;
+        let made = self
+            .within(call, SLOW, client.commit_container(options, config))
+            .await?;
+        Ok(made.id)
+    }
+
+    async fn image(&self, reference: &ImageReference) -> Result<Option<Image>, RuntimeError> {
+        let call = format!("GET /images/{reference}/json");
+        let client = self.client().await?;
+        let found = match self
+            .within(&call, QUICK, client.inspect_image(&reference.to_string()))
+            .await
+        {
+            Ok(found) => found,
+            Err(RuntimeError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let id = found.id.ok_or_else(|| RuntimeError::Malformed {
+            call,
+            why: "expected the field Id, found none".to_owned(),
+        })?;
+        Ok(Some(Image {
+            id,
+            labels: found
+                .config
+                .and_then(|config| config.labels)
+                .unwrap_or_default(),
+            size: found
+                .size
+                .and_then(|size| u64::try_from(size).ok())
+                .unwrap_or(0),
+        }))
+    }
+
+    async fn save(&self, reference: &ImageReference) -> Result<Reading<ByteStream>, RuntimeError> {
+        let client = self.client().await?;
+        let body = client.export_image(&reference.to_string());
+        self.reading(format!("GET /images/{reference}/get"), body)
+            .await
+    }
+
+    async fn remove_image(&self, reference: &ImageReference) -> Result<bool, RuntimeError> {
+        let call = format!("DELETE /images/{reference}");
+        let client = self.client().await?;
+        let name = reference.to_string();
+        let removed = client.remove_image(&name, None::<RemoveImageOptions>, None);
+        match self.within(&call, SLOW, removed).await {
+            Ok(_) => Ok(true),
+            Err(RuntimeError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The engine's own refusal of a call.
+fn answered(call: &str, status: u16, message: String) -> RuntimeError {
+    match status {
+        404 => RuntimeError::NotFound { message },
+        409 => RuntimeError::Refused { message },
+        _ => RuntimeError::Failed {
+            call: call.to_owned(),
+            status,
+            message,
+        },
+    }
+}
+
+fn container(summary: ContainerSummary) -> Result<Container, RuntimeError> {
+    let name = summary
+        .names
+        .and_then(|names| names.into_iter().next())
+        .unwrap_or_default();
+    let created = summary
+        .created
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .unwrap_or(0);
+    Ok(Container {
+        id: ContainerId::parse(&summary.id.unwrap_or_default())?,
+        name: name.trim_start_matches('/').to_owned(),
+        image: summary.image.unwrap_or_default(),
+        image_id: summary.image_id.unwrap_or_default(),
+        state: match summary.state {
+            Some(ContainerSummaryStateEnum::CREATED) => State::Created,
+            Some(ContainerSummaryStateEnum::RUNNING) => State::Running,
+            Some(ContainerSummaryStateEnum::PAUSED) => State::Paused,
+            Some(ContainerSummaryStateEnum::RESTARTING) => State::Restarting,
+            Some(ContainerSummaryStateEnum::EXITED) => State::Exited,
+            Some(ContainerSummaryStateEnum::DEAD) => State::Dead,
+            Some(ContainerSummaryStateEnum::REMOVING) => State::Removing,
+            _ => State::Unknown,
+        },
+        created: SystemTime::UNIX_EPOCH + Duration::from_secs(created),
+        labels: summary.labels.unwrap_or_default(),
+    })
+}

@@ -1,0 +1,141 @@
+//! A plain GET over the engine's unix socket: the answer's own bytes, bounded or streamed.
+//!
+//! The path carries no API version, so the engine answers with everything it knows.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+
+use super::answered;
+use crate::runtime::RuntimeError;
+
+/// Largest error message that is read. The engine's have a line.
+const MESSAGE_LIMIT: usize = 64 << 10;
+
+/// An answer whose body is still to be read.
+pub(super) struct Body {
+    call: String,
+    incoming: Incoming,
+    // Drives the connection; ends with this body.
+    _connection: JoinSet<()>,
+}
+
+/// Asks for `path`; the answer's head must come within `limit`.
+pub(super) async fn open(socket: &Path, path: &str, limit: Duration) -> Result<Body, RuntimeError> {
+    let call = format!("GET {path}");
+    match tokio::time::timeout(limit, request(socket, path, &call)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(RuntimeError::Timeout {
+            call,
+            seconds: limit.as_secs(),
+        }),
+    }
+}
+
+/// Asks for `path` and reads the whole answer, at most `size` bytes, within `limit`.
+pub(super) async fn collect(
+    socket: &Path,
+    path: &str,
+    size: usize,
+    limit: Duration,
+) -> Result<Bytes, RuntimeError> {
+    let answer = async { open(socket, path, limit).await?.collect(size).await };
+    match tokio::time::timeout(limit, answer).await {
+        Ok(bytes) => bytes,
+        Err(_) => Err(RuntimeError::Timeout {
+            call: format!("GET {path}"),
+            seconds: limit.as_secs(),
+        }),
+    }
+}
+
+async fn request(socket: &Path, path: &str, call: &str) -> Result<Body, RuntimeError> {
+    let unreachable =
+        |source: Box<dyn std::error::Error + Send + Sync>| RuntimeError::Unreachable {
+            at: socket.to_owned(),
+            source,
+        };
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| unreachable(error.into()))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| unreachable(error.into()))?;
+    let mut driver = JoinSet::new();
+    driver.spawn(async move {
+        // Its errors reach the reader of the body, or the request below.
+        let _ = connection.await;
+    });
+    let request = Request::get(path)
+        .header("host", "docker")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| unreachable(error.into()))?;
+    let answer = sender
+        .send_request(request)
+        .await
+        .map_err(|error| unreachable(error.into()))?;
+    let status = answer.status();
+    let body = Body {
+        call: call.to_owned(),
+        incoming: answer.into_body(),
+        _connection: driver,
+    };
+    if status == StatusCode::OK {
+        Ok(body)
+    } else {
+        Err(body.refusal(status).await)
+    }
+}
+
+impl Body {
+    /// The next piece, or `None` at the announced end. An answer that ends early is an error.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, RuntimeError> {
+        while let Some(frame) = self.incoming.frame().await {
+            let frame = frame.map_err(|error| RuntimeError::Broken {
+                call: self.call.clone(),
+                source: error.into(),
+            })?;
+            // Anything but data is a trailer, which the engine does not send.
+            if let Ok(bytes) = frame.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn collect(mut self, size: usize) -> Result<Bytes, RuntimeError> {
+        let mut all = BytesMut::new();
+        while let Some(bytes) = self.next().await? {
+            if all.len() + bytes.len() > size {
+                return Err(RuntimeError::Malformed {
+                    call: self.call,
+                    why: format!("expected at most {size} bytes, more came"),
+                });
+            }
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all.freeze())
+    }
+
+    async fn refusal(self, status: StatusCode) -> RuntimeError {
+        #[derive(Deserialize)]
+        struct Message {
+            message: String,
+        }
+        let call = self.call.clone();
+        let text = self.collect(MESSAGE_LIMIT).await.unwrap_or_default();
+        let message = serde_json::from_slice::<Message>(&text).map_or_else(
+            |_| String::from_utf8_lossy(&text).into_owned(),
+            |message| message.message,
+        );
+        answered(&call, status.as_u16(), message)
+    }
+}
