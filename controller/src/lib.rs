@@ -5,10 +5,13 @@
 //! API, `agents` to the node's agent, `collect` receives and checks, `store` keeps, `seal` signs.
 //! `service` is how responders and platforms ask for it.
 
+pub mod agents;
 pub mod config;
 pub mod contain;
 pub mod describe;
 pub mod kubernetes;
 pub mod leader;
+pub mod nodes;
 pub mod resources;
+pub mod seal;
 pub mod store;

@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use crate::identity::PeerId;
 pub use accept::{Incoming, Peer, PeerStream, incoming};
-pub use connect::{ConnectError, Connector, channel, connect, explain};
+pub use connect::{
+    ConnectError, Connector, ShownCertificate, channel, connect, connect_shown, explain,
+};
 pub use material::MaterialError;
 pub use reload::{Credentials, Reload, Reloader, client_credentials, server_credentials};
 

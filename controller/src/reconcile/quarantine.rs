@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use kube::runtime::controller::Action;
 
-use impound_evidence::custody::Event as CustodyEvent;
+use impound_evidence::Event as CustodyEvent;
 
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;

@@ -2,10 +2,10 @@
 //! before the first byte goes out.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use impound_evidence::custody::{Entry, Event};
-use impound_evidence::manifest::{MANIFEST_LIMIT, Manifest};
-use impound_evidence::tar_end::Completeness;
-use impound_evidence::{CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath, MANIFEST, Sha256Hasher};
+use impound_evidence::{
+    CHECKPOINT, CUSTODY, CaseId, CollectionName, Completeness, Entry, Event, EvidencePath, MANIFEST,
+    MANIFEST_LIMIT, Manifest, Outcome, Sha256Hasher,
+};
 use impound_proto::controller::v1 as wire;
 use tonic::Status;
 use wire::read_evidence_response::Message;
@@ -108,7 +108,7 @@ pub(super) async fn verify(
     log(service, &at, Event::Verified, &who, &what).await?;
     Ok(wire::VerifyEvidenceResponse {
         intact,
-        complete: intact && verdict.outcome == Some(impound_evidence::manifest::Outcome::Complete),
+        complete: intact && verdict.outcome == Some(Outcome::Complete),
         problems: verdict.problems.iter().map(ToString::to_string).collect(),
         files: verdict.files,
         bytes: verdict.bytes,

@@ -9,12 +9,14 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use sha2::{Digest, Sha256};
 use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -50,13 +52,44 @@ pub async fn connect(
     credentials: Credentials<ClientConfig>,
     expected: PeerId,
 ) -> Result<Channel, ConnectError> {
+    let (channel, _) = connect_shown(address, credentials, expected).await?;
+    Ok(channel)
+}
+
+/// As [`connect`], with the certificate that the peer shows at each handshake.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_shown(
+    address: &str,
+    credentials: Credentials<ClientConfig>,
+    expected: PeerId,
+) -> Result<(Channel, ShownCertificate), ConnectError> {
     let connector = Connector::new(credentials, expected.clone())?;
+    let shown = connector.shown.clone();
     let connected = endpoint(address)?.connect_with_connector(connector).await;
-    connected.map_err(|source| ConnectError::Channel {
+    let channel = connected.map_err(|source| ConnectError::Channel {
         peer: expected,
         address: address.to_owned(),
         source,
-    })
+    })?;
+    Ok((channel, shown))
+}
+
+/// The certificate that a peer showed at the latest handshake of a channel.
+#[derive(Clone, Debug, Default)]
+pub struct ShownCertificate(Arc<Mutex<Option<[u8; 32]>>>);
+
+impl ShownCertificate {
+    /// SHA-256 of its DER; `None` before the first handshake.
+    #[must_use]
+    pub fn sha256(&self) -> Option<[u8; 32]> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self, der: &[u8]) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Sha256::digest(der).into());
+    }
 }
 
 /// An error and everything that caused it, on one line. tonic's statuses and transport errors say
@@ -98,6 +131,7 @@ pub struct Connector {
     credentials: Credentials<ClientConfig>,
     expected: PeerId,
     name: ServerName<'static>,
+    shown: ShownCertificate,
 }
 
 impl Connector {
@@ -119,6 +153,7 @@ impl Connector {
             credentials,
             expected,
             name,
+            shown: ShownCertificate::default(),
         })
     }
 
@@ -137,6 +172,7 @@ impl Connector {
             credentials,
             expected,
             name,
+            shown,
         } = self;
         let at = |source| (expected.clone(), address.to_owned(), source);
         let tcp = TcpStream::connect(address)
@@ -167,6 +203,7 @@ impl Connector {
                 address: address.to_owned(),
             });
         }
+        shown.record(certificate);
         if session.alpn_protocol() != Some(ALPN) {
             return Err(ConnectError::tls(at(io::Error::other(
                 "it does not speak h2",

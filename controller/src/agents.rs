@@ -1,0 +1,235 @@
+//! The channel to the agent of a node: found through the Node object, verified to be that node's
+//! agent and no other, kept while it works.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use impound_evidence::Sha256;
+use impound_evidence::Agent;
+use impound_proto::PeerId;
+use impound_proto::agent::v1::agent_client::AgentClient;
+use impound_proto::agent::v1::{InfoRequest, InfoResponse};
+use impound_proto::identity::IdentityError;
+use impound_proto::tls::{self, ConnectError, Credentials, ShownCertificate};
+use rustls::ClientConfig;
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tonic::transport::Channel;
+
+/// Longest time that `Info` may take: it reads nothing but the runtime's version.
+const INFO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Greatest message from an agent, in bytes: a chunk is 1 MiB at most, and so is a batch of a diff
+/// (4096 paths), unless its paths are extremely long.
+const MESSAGE_LIMIT: usize = 24 << 20;
+
+/// Where a node's agent listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// Name of the Node object.
+    pub name: String,
+    /// metadata.uid of the Node object.
+    pub uid: String,
+    /// The node's InternalIP.
+    pub ip: IpAddr,
+    /// Port of the agent.
+    pub port: u16,
+}
+
+/// Knows the nodes of the cluster.
+#[async_trait]
+pub trait NodeDirectory: Send + Sync {
+    /// The address of a node's agent, from the Node object and never from the agent.
+    async fn address(&self, node: &str) -> Result<NodeAddress, AgentError>;
+}
+
+/// Connects to agents. Cheap to clone; clones share the channels.
+#[derive(Clone)]
+pub struct AgentConnector {
+    credentials: Credentials<ClientConfig>,
+    nodes: Arc<dyn NodeDirectory>,
+    channels: Arc<Mutex<HashMap<NodeAddressKey, (Channel, ShownCertificate)>>>,
+}
+
+type NodeAddressKey = (String, IpAddr, u16);
+
+/// A connection to one node's agent.
+pub struct AgentConnection {
+    /// Client of the agent's service.
+    pub client: AgentClient<Channel>,
+    /// Where it is.
+    pub address: NodeAddress,
+    /// What the agent said of itself.
+    pub info: InfoResponse,
+    /// The agent's clock minus ours, in milliseconds, by the middle of the call.
+    pub clock_offset_ms: i64,
+    shown: ShownCertificate,
+}
+
+/// Why an agent can't be asked.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// The node does not exist.
+    #[error("node {node} does not exist: check `kubectl get nodes`")]
+    NoSuchNode {
+        /// Node asked for.
+        node: String,
+    },
+    /// The Node object says no address.
+    #[error("node {node} has no InternalIP in its status, so its agent can't be reached")]
+    NoAddress {
+        /// Node asked for.
+        node: String,
+    },
+    /// The Kubernetes API did not answer.
+    #[error("the address of node {node} could not be read: {reason}")]
+    Directory {
+        /// Node asked for.
+        node: String,
+        /// Why.
+        reason: String,
+    },
+    /// The node's name can't be in a certificate.
+    #[error("node {node} can't have an agent")]
+    Name {
+        /// Node asked for.
+        node: String,
+        /// Why.
+        #[source]
+        source: IdentityError,
+    },
+    /// No connection.
+    #[error(
+        "the agent of node {node} can't be reached at {address}: check that the agent's pod runs there \
+         and that its certificate is valid"
+    )]
+    Connect {
+        /// Node asked for.
+        node: String,
+        /// Address and port.
+        address: String,
+        /// Why.
+        #[source]
+        source: ConnectError,
+    },
+    /// It answered with an error, or not in time.
+    #[error("the agent of node {node} does not answer: {reason}")]
+    Info {
+        /// Node asked for.
+        node: String,
+        /// Why.
+        reason: String,
+    },
+    /// It says it is of another node than its certificate.
+    #[error("the agent of node {node} says it is the agent of {said}: it was started with a wrong --node")]
+    OtherNode {
+        /// Node asked for.
+        node: String,
+        /// Node it says.
+        said: String,
+    },
+}
+
+impl AgentError {
+    /// Whether asking again later can help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Directory { .. } | Self::Connect { .. } | Self::Info { .. })
+    }
+}
+
+impl AgentConnector {
+    /// `credentials` are the controller's own towards agents; their roots are the agent CA alone.
+    #[must_use]
+    pub fn new(credentials: Credentials<ClientConfig>, nodes: Arc<dyn NodeDirectory>) -> Self {
+        Self { credentials, nodes, channels: Arc::default() }
+    }
+
+    /// Connects to the agent of a node and asks who it is.
+    ///
+    /// # Errors
+    /// [`AgentError`]; a failed channel is forgotten, so the next attempt begins afresh.
+    pub async fn connect(&self, node: &str) -> Result<AgentConnection, AgentError> {
+        let address = self.nodes.address(node).await?;
+        let key = (address.name.clone(), address.ip, address.port);
+        let (channel, shown) = self.channel(&address, &key).await?;
+        let mut client = AgentClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT);
+        let asked = OffsetDateTime::now_utc();
+        let answer = timeout(INFO_TIMEOUT, client.info(InfoRequest {})).await;
+        let answered = OffsetDateTime::now_utc();
+        let info = match answer {
+            Ok(Ok(info)) => info.into_inner(),
+            Ok(Err(status)) => {
+                self.forget(&key).await;
+                return Err(AgentError::Info { node: node.into(), reason: tls::explain(&status) });
+            }
+            Err(_) => {
+                self.forget(&key).await;
+                let reason = format!("no answer within {} s", INFO_TIMEOUT.as_secs());
+                return Err(AgentError::Info { node: node.into(), reason });
+            }
+        };
+        if info.node != node {
+            return Err(AgentError::OtherNode { node: node.into(), said: info.node });
+        }
+        let clock_offset_ms = clock_offset_ms(&info, asked, answered);
+        Ok(AgentConnection { client, address, info, clock_offset_ms, shown })
+    }
+
+    async fn channel(
+        &self,
+        address: &NodeAddress,
+        key: &NodeAddressKey,
+    ) -> Result<(Channel, ShownCertificate), AgentError> {
+        if let Some(open) = self.channels.lock().await.get(key) {
+            return Ok(open.clone());
+        }
+        let expected = PeerId::agent(&address.name)
+            .map_err(|source| AgentError::Name { node: address.name.clone(), source })?;
+        let at = match address.ip {
+            IpAddr::V4(ip) => format!("{ip}:{}", address.port),
+            IpAddr::V6(ip) => format!("[{ip}]:{}", address.port),
+        };
+        let opened = tls::connect_shown(&at, self.credentials.clone(), expected)
+            .await
+            .map_err(|source| AgentError::Connect { node: address.name.clone(), address: at, source })?;
+        self.channels.lock().await.insert(key.clone(), opened.clone());
+        Ok(opened)
+    }
+
+    async fn forget(&self, key: &NodeAddressKey) {
+        self.channels.lock().await.remove(key);
+    }
+}
+
+impl AgentConnection {
+    /// Who was talked to, for the manifest.
+    #[must_use]
+    pub fn described(&self) -> Agent {
+        let executable: Option<[u8; 32]> = self.info.executable_sha256.as_slice().try_into().ok();
+        Agent {
+            identity: PeerId::agent(&self.address.name)
+                .map_or_else(|_| self.address.name.clone(), |peer| peer.to_string()),
+            certificate_sha256: Sha256::from(self.shown.sha256().unwrap_or_default()),
+            version: self.info.agent_version.clone(),
+            executable_sha256: executable.map(Sha256::from),
+            runtime: self.info.runtime.clone(),
+            runtime_version: self.info.runtime_version.clone(),
+            clock_offset_ms: Some(self.clock_offset_ms),
+        }
+    }
+}
+
+/// The agent read its clock at some moment between our question and its answer: the middle is
+/// wrong by half the call's duration at most.
+fn clock_offset_ms(info: &InfoResponse, asked: OffsetDateTime, answered: OffsetDateTime) -> i64 {
+    let Some(now) = info.now.as_ref() else { return 0 };
+    let theirs = i128::from(now.seconds) * 1_000_000_000 + i128::from(now.nanos);
+    let ours = (asked.unix_timestamp_nanos() + answered.unix_timestamp_nanos()) / 2;
+    i64::try_from((theirs - ours) / 1_000_000).unwrap_or(0)
+}
