@@ -1,0 +1,23 @@
+//! The agent as its controller meets it: over real mutual TLS, and where it matters in front of a
+//! real Docker Engine.
+//!
+//! Tests that need the engine fail with what to install or start if there is none. Images are made
+//! with `docker import` from busybox-static, so no registry is needed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod capture;
+mod engine;
+mod fake;
+mod images;
+mod process;
+mod refusals;
+mod streams;
+mod world;
