@@ -1,1 +1,119 @@
-//! .
+//! The responder's hands: `impound`, also installed as `kubectl-impound`.
+//!
+//! It asks the controller by gRPC over mutual TLS and shows what happens; it decides nothing. Two
+//! commands work without a controller: `verify`, which checks evidence offline by the same code as
+//! the controller, and `pki init`.
+//!
+//! - `arguments`: the command line.
+//! - `client`: the connection, and what is asked over it.
+//! - `follow`: a quarantine and its collection as they happen, on `screen` (terminal or lines).
+//! - `quarantine`, `collection`, `evidence`, `verify`, `pki`: the commands.
+//! - `view`: what is shown, as tables and as JSON or YAML.
+//! - `failure`: errors and exit codes.
+
+mod arguments;
+mod client;
+mod collection;
+mod containers;
+mod download;
+mod evidence;
+mod failure;
+mod follow;
+mod human;
+mod output;
+mod pki;
+mod quarantine;
+mod screen;
+mod verify;
+mod view;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use arguments::{Command, Impound};
+use client::Client;
+use failure::{Exit, Failure};
+use output::Output;
+
+/// Runs the program under `name` with the process's arguments.
+pub fn main(name: &'static str) -> ExitCode {
+    let command = Impound::command().name(name).bin_name(name);
+    let parsed = command
+        .try_get_matches()
+        .and_then(|matches| Impound::from_arg_matches(&matches));
+    let arguments = match parsed {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let help = !error.use_stderr();
+            // Nobody is left to tell if this fails.
+            let _ = error.print();
+            return if help {
+                Exit::Ok.into()
+            } else {
+                Exit::Usage.into()
+            };
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Err(error) => Err(Failure::failed("the program can't start", &error)),
+        Ok(runtime) => runtime.block_on(run(name, arguments)),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) if failure.is_closed_pipe() => Exit::Ok.into(),
+        Err(failure) => {
+            // As above: standard error is the last place to tell.
+            let _ = writeln!(std::io::stderr(), "error: {failure}");
+            failure.exit().into()
+        }
+    }
+}
+
+async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
+    let mut output = Output::new(arguments.connection.output, name);
+    let connection = &arguments.connection;
+    match arguments.command {
+        Command::Quarantine(wanted) => {
+            quarantine::create(&Client::new(connection)?, &mut output, wanted).await
+        }
+        Command::Release(wanted) => {
+            quarantine::release(&Client::new(connection)?, &mut output, wanted).await
+        }
+        Command::Collect(wanted) => {
+            collection::create(&Client::new(connection)?, &mut output, wanted).await
+        }
+        Command::Status(wanted) => {
+            quarantine::status(&Client::new(connection)?, &mut output, wanted).await
+        }
+        Command::List(wanted) => {
+            quarantine::list(&Client::new(connection)?, &mut output, wanted).await
+        }
+        Command::Watch(wanted) => {
+            quarantine::watch(&Client::new(connection)?, &mut output, wanted).await
+        }
+        Command::Evidence(wanted) => {
+            evidence::run(&Client::new(connection)?, &mut output, wanted).await
+        }
+        Command::Containers(wanted) => {
+            containers::list(&Client::new(connection)?, &mut output, wanted).await
+        }
+        Command::Verify(wanted) => verify::run(&mut output, wanted).await,
+        Command::Pki(wanted) => pki::run(&mut output, wanted),
+        Command::Completion(wanted) => {
+            let mut command = Impound::command();
+            // A plugin's completion goes through kubectl; scripts are for the program itself.
+            clap_complete::generate(
+                wanted.shell,
+                &mut command,
+                "impound",
+                &mut std::io::stdout(),
+            );
+            Ok(Exit::Ok)
+        }
+    }
+}

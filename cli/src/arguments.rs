@@ -1,0 +1,528 @@
+//! The command line: commands, options, their help.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
+use impound_evidence::{CaseId, CollectionName, EvidencePath};
+use impound_proto::{NodeName, ResponderName, Role};
+
+/// Contain a suspect pod and take its evidence off the node, provably intact.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = EXITS,
+    after_long_help = LONG
+)]
+pub(crate) struct Impound {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXITS: &str = "\
+Exit codes:
+  0  done; evidence is intact and complete
+  1  failed, or evidence is not intact
+  2  the command line or a local file is wrong
+  3  evidence is intact, but something that was asked for is missing (partial)
+  4  the controller refused
+  5  the controller could not be reached
+  6  no such pod, quarantine, collection or file
+130  interrupted; what was asked for goes on in the cluster";
+
+const LONG: &str = "\
+Exit codes:
+  0  done; evidence is intact and complete
+  1  failed, or evidence is not intact
+  2  the command line or a local file is wrong
+  3  evidence is intact, but something that was asked for is missing (partial)
+  4  the controller refused
+  5  the controller could not be reached
+  6  no such pod, quarantine, collection or file
+130  interrupted; what was asked for goes on in the cluster
+
+Examples:
+  # See what would be done, then do it and follow it until the evidence is sealed
+  impound quarantine web-5d4f-x7 -n shop --case INC-7 --reason \"shell in container\" --dry-run
+  impound quarantine web-5d4f-x7 -n shop --case INC-7 --reason \"shell in container\" --wait
+
+  # Copy the evidence and check it, trusting nothing but the public key
+  impound evidence get INC-7 web-5d4f-x7
+  impound verify INC-7/web-5d4f-x7 --key evidence.pub";
+
+/// How the controller is reached, and how answers are shown.
+#[derive(Debug, Args)]
+pub(crate) struct Connection {
+    /// The controller's gRPC address
+    #[arg(
+        long,
+        global = true,
+        env = "IMPOUND_CONTROLLER",
+        value_name = "HOST:PORT",
+        help_heading = "Connection"
+    )]
+    pub(crate) controller: Option<String>,
+    /// Directory with your tls.crt, tls.key and controller-ca.crt
+    #[arg(long, global = true, env = "IMPOUND_TLS_DIR", value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Connection")]
+    pub(crate) tls_dir: Option<PathBuf>,
+    /// How answers are shown
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "table",
+        help_heading = "Output"
+    )]
+    pub(crate) output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Text for people
+    Table,
+    /// Text for people, more columns
+    Wide,
+    /// One JSON document; progress goes to standard error
+    Json,
+    /// One YAML document; progress goes to standard error
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Contain a pod, move its neighbours away, collect its evidence
+    Quarantine(Quarantine),
+    /// Undo a quarantine
+    Release(Release),
+    /// Collect a pod's evidence without containing it
+    Collect(Collect),
+    /// Show a quarantine or collection: steps, checks, warnings
+    Status(Status),
+    /// List quarantines or collections
+    List(List),
+    /// Follow a quarantine or collection until it is over
+    Watch(Watch),
+    /// List, copy or check evidence in the store
+    #[command(subcommand, arg_required_else_help = true)]
+    Evidence(Evidence),
+    /// List the containers on a node as its runtime sees them
+    Containers(Containers),
+    /// Check a copy of evidence, offline
+    Verify(Verify),
+    /// Issue the certificates and keys of an installation
+    #[command(subcommand, arg_required_else_help = true)]
+    Pki(Pki),
+    /// Print a completion script for a shell
+    Completion(Completion),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound quarantine pod/web-5d4f-x7 -n shop --case INC-7 --reason \"shell in container\" --wait
+  impound quarantine web-5d4f-x7 -n shop --case INC-7 --reason \"shell in container\" --dry-run
+
+Without --wait the command returns as soon as the request is recorded. Interrupting --wait does not
+stop the quarantine: `impound watch` goes on showing it, `impound release` undoes it.")]
+pub(crate) struct Quarantine {
+    #[command(flatten)]
+    pub(crate) pod: PodArgument,
+    #[command(flatten)]
+    pub(crate) cause: Cause,
+    /// Show every API call that would be made, in order, and change nothing
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) dry_run: bool,
+    /// Follow containment and collection until the evidence is sealed
+    #[arg(long, short)]
+    pub(crate) wait: bool,
+    /// Leave the other pods of the node where they are
+    #[arg(long)]
+    pub(crate) keep_neighbours: bool,
+    /// Also evict pods that no controller would recreate; they are lost
+    #[arg(long)]
+    pub(crate) evict_unmanaged: bool,
+    /// Also evict pods with emptyDir volumes; the volumes' data is lost
+    #[arg(long)]
+    pub(crate) delete_emptydir_data: bool,
+    /// Contain only, collect nothing
+    #[arg(long)]
+    pub(crate) no_collect: bool,
+    /// Pause each container while its image is made: consistent, but probes may fail meanwhile
+    #[arg(long)]
+    pub(crate) pause: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound release web-5d4f-x7 -n shop --reason \"false alarm, see INC-7\"
+
+Refused while the evidence is not sealed, unless --force. When the pod's labels are put back, its
+owner adopts it again and deletes one of its pods, perhaps this one.")]
+pub(crate) struct Release {
+    #[command(flatten)]
+    pub(crate) name: NameArgument,
+    /// Why, for the custody log
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub(crate) reason: String,
+    /// Also when the evidence is not sealed
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound collect web-5d4f-x7 -n shop --case INC-7 --reason \"baseline of a sister pod\" --wait")]
+pub(crate) struct Collect {
+    #[command(flatten)]
+    pub(crate) pod: PodArgument,
+    #[command(flatten)]
+    pub(crate) cause: Cause,
+    /// The collection's name [default: from the pod's name and the time]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<CollectionName>,
+    /// Pause each container while its image is made: consistent, but probes may fail meanwhile
+    #[arg(long)]
+    pub(crate) pause: bool,
+    /// Follow until the evidence is sealed
+    #[arg(long, short)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound status web-5d4f-x7 -n shop
+  impound status collection/web-5d4f-x7 -n shop -o json")]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) name: NameArgument,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound list
+  impound list collections --case INC-7 -o wide")]
+pub(crate) struct List {
+    /// What to list
+    #[arg(default_value = "quarantines")]
+    pub(crate) kind: Kind,
+    /// Only in this namespace [default: all]
+    #[arg(long, short, value_name = "NS")]
+    pub(crate) namespace: Option<String>,
+    /// Only of this case
+    #[arg(long, value_name = "ID")]
+    pub(crate) case: Option<CaseId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// Pods that are or were contained
+    Quarantines,
+    /// Evidence that is or was collected
+    Collections,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound watch web-5d4f-x7 -n shop
+  impound watch collection/web-5d4f-x7 -n shop")]
+pub(crate) struct Watch {
+    #[command(flatten)]
+    pub(crate) name: NameArgument,
+    /// Go on when it is over, until interrupted
+    #[arg(long)]
+    pub(crate) follow: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Evidence {
+    /// List the evidence of a case
+    #[command(
+        after_help = "Examples:\n  impound evidence ls INC-7\n  impound evidence ls INC-7 web-5d4f-x7 -o wide"
+    )]
+    Ls(EvidenceLs),
+    /// Copy evidence out of the store, checking every SHA-256
+    #[command(after_help = "\
+Examples:
+  impound evidence get INC-7 web-5d4f-x7
+  impound evidence get INC-7 web-5d4f-x7 manifest.json before/pod.json --to /mnt/case
+
+Run it again after an interruption: it goes on where it stopped. Files that are there already are
+checked and never overwritten; only the custody log may grow.")]
+    Get(EvidenceGet),
+    /// Have the controller re-read and check a whole collection in the store
+    #[command(after_help = "\
+Examples:
+  impound evidence verify INC-7 web-5d4f-x7
+
+This trusts the controller. `impound verify` checks a copy without trusting anybody.")]
+    Verify(EvidenceVerify),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceLs {
+    /// The case
+    pub(crate) case: CaseId,
+    /// Only this collection
+    pub(crate) collection: Option<CollectionName>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceGet {
+    /// The case
+    pub(crate) case: CaseId,
+    /// The collection
+    pub(crate) collection: CollectionName,
+    /// Only these files [default: the whole collection]
+    pub(crate) paths: Vec<EvidencePath>,
+    /// Where to [default: CASE/COLLECTION in the working directory]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) to: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceVerify {
+    /// The case
+    pub(crate) case: CaseId,
+    /// The collection
+    pub(crate) collection: CollectionName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Containers {
+    /// The node
+    pub(crate) node: NodeName,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound verify INC-7/web-5d4f-x7 --key evidence.pub
+  impound verify /mnt/case --key evidence-2026.pub --key evidence-2025.pub -o json
+
+Needs no network. Get the public key from who runs the controller, not from where the evidence came
+from. Checks the signature, every file's SHA-256, that nothing was added or left out, the custody
+log, and that every tar has its end.")]
+pub(crate) struct Verify {
+    /// The collection's directory, the one that holds manifest.json
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// Public key that must have signed, PEM; may be given several times
+    #[arg(long = "key", value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
+    pub(crate) keys: Vec<PathBuf>,
+    /// Name everything that is wrong, not only the first thing
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pki {
+    /// Write every certificate and key that is not there yet; nothing is overwritten
+    #[command(after_help = "\
+Examples:
+  impound pki init pki --node worker1 --node worker2 --responder ada:responder \\
+      --responder lab:custodian --controller-address impound.example.com
+
+Roles: a viewer reads state, a responder also contains, collects and releases, a custodian also reads
+evidence. Keep DIR/ca and DIR/signing away from the cluster's nodes. Run it again to add a node or a
+responder.")]
+    Init(PkiInit),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PkiInit {
+    /// Where to
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// A node that runs an agent; may be given several times
+    #[arg(long = "node", value_name = "NAME")]
+    pub(crate) nodes: Vec<NodeName>,
+    /// A person or platform and its role (viewer, responder, custodian); may be given several times
+    #[arg(long = "responder", value_name = "NAME:ROLE")]
+    pub(crate) responders: Vec<ResponderArgument>,
+    /// DNS name or IP address of the controller; may be given several times
+    #[arg(long = "controller-address", value_name = "HOST")]
+    pub(crate) controller_addresses: Vec<String>,
+    /// Days that certificates below the CAs are valid [default: 90]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=825))]
+    pub(crate) days: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  source <(impound completion bash)")]
+pub(crate) struct Completion {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+/// A pod and its namespace.
+#[derive(Debug, Args)]
+pub(crate) struct PodArgument {
+    /// The pod, as NAME or pod/NAME
+    #[arg(value_name = "POD", value_parser = pod_name)]
+    pub(crate) pod: String,
+    /// The pod's namespace
+    #[arg(long, short, value_name = "NS", default_value = "default")]
+    pub(crate) namespace: String,
+    /// Only if the pod has this metadata.uid
+    #[arg(
+        long,
+        value_name = "UID",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) uid: String,
+}
+
+/// Case and reason, for the custody log.
+#[derive(Debug, Args)]
+pub(crate) struct Cause {
+    /// The case: 1 to 63 letters, digits, '-', '_' or '.'
+    #[arg(long, value_name = "ID")]
+    pub(crate) case: CaseId,
+    /// Why, for the custody log
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub(crate) reason: String,
+}
+
+/// A quarantine or collection.
+#[derive(Debug, Args)]
+pub(crate) struct NameArgument {
+    /// Name of a quarantine or of its pod; collection/NAME for a collection
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Reference,
+    /// Its namespace
+    #[arg(long, short, value_name = "NS", default_value = "default")]
+    pub(crate) namespace: String,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reference {
+    Quarantine(String),
+    Collection(String),
+}
+
+impl FromStr for Reference {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = "expected NAME, pod/NAME, quarantine/NAME or collection/NAME";
+        match text.split_once('/') {
+            None => Ok(Self::Quarantine(object_name(text)?)),
+            Some(("pod" | "pods" | "po" | "quarantine" | "quarantines", name)) => {
+                Ok(Self::Quarantine(object_name(name)?))
+            }
+            Some(("collection" | "collections", name)) => Ok(Self::Collection(object_name(name)?)),
+            Some(_) => Err(known.to_owned()),
+        }
+    }
+}
+
+/// `NAME:ROLE`
+#[derive(Clone, Debug)]
+pub(crate) struct ResponderArgument {
+    pub(crate) name: ResponderName,
+    pub(crate) role: Role,
+}
+
+impl FromStr for ResponderArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, role) = text
+            .rsplit_once(':')
+            .ok_or("expected NAME:ROLE, the role one of viewer, responder, custodian")?;
+        Ok(Self {
+            name: name.parse().map_err(|error| format!("{error}"))?,
+            role: role.parse().map_err(|error| format!("{error}"))?,
+        })
+    }
+}
+
+fn pod_name(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        None => object_name(text),
+        Some(("pod" | "pods" | "po", name)) => object_name(name),
+        Some((kind, _)) => Err(format!(
+            "expected a pod, got a {kind:?}; name the pod itself"
+        )),
+    }
+}
+
+/// Only what can't be a name at all; the controller checks the rest.
+fn object_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(['/', ' ']) {
+        return Err("expected the name of an object, without '/' and spaces".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    match text.trim().chars().count() {
+        1..=1024 => Ok(text.trim().to_owned()),
+        n => Err(format!("expected 1 to 1024 characters, got {n}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Impound::command().debug_assert();
+    }
+
+    #[test]
+    fn a_pod_may_be_given_as_kubectl_does() {
+        assert_eq!(pod_name("web"), Ok("web".to_owned()));
+        assert_eq!(pod_name("pod/web"), Ok("web".to_owned()));
+        assert!(
+            pod_name("deployment/web")
+                .unwrap_err()
+                .contains("name the pod itself")
+        );
+        assert!(pod_name("pod/").is_err());
+        assert_eq!(
+            "pod/web".parse(),
+            Ok(Reference::Quarantine("web".to_owned()))
+        );
+        assert_eq!(
+            "collection/c".parse(),
+            Ok(Reference::Collection("c".to_owned()))
+        );
+        assert!("node/x".parse::<Reference>().is_err());
+    }
+
+    #[test]
+    fn every_command_has_an_example_in_its_help() {
+        for command in Impound::command().get_subcommands() {
+            let own = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let below = command
+                .get_subcommands()
+                .all(|sub| sub.get_after_help().is_some());
+            let has = own.contains("Examples:") || (command.has_subcommands() && below);
+            assert!(
+                has || command.get_name() == "containers",
+                "{}",
+                command.get_name()
+            );
+        }
+    }
+}

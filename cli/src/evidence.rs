@@ -1,0 +1,275 @@
+//! `impound evidence ls`, `get` and `verify`: the evidence in the store.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use impound_evidence::{CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath};
+use impound_proto::controller::v1 as wire;
+use serde::Serialize;
+
+use crate::arguments::{Evidence, EvidenceGet, EvidenceLs, EvidenceVerify};
+use crate::client::{Client, LONG_CALL, answer, request, request_within};
+use crate::download::{Download, State, Wanted};
+use crate::failure::{Exit, Failure};
+use crate::follow::path_below_node;
+use crate::human;
+use crate::output::{Output, Table};
+use crate::screen::{Bytes, Line};
+use crate::view;
+
+pub(crate) async fn run(
+    client: &Client,
+    output: &mut Output,
+    command: Evidence,
+) -> Result<Exit, Failure> {
+    match command {
+        Evidence::Ls(wanted) => ls(client, output, wanted).await,
+        Evidence::Get(wanted) => get(client, output, wanted).await,
+        Evidence::Verify(wanted) => verify(client, output, wanted).await,
+    }
+}
+
+async fn ls(client: &Client, output: &mut Output, wanted: EvidenceLs) -> Result<Exit, Failure> {
+    let files = files(client, &wanted.case, wanted.collection.as_ref()).await?;
+    let views: Vec<_> = files.iter().map(view::EvidenceFile::from).collect();
+    output.document(&views, |wide| {
+        if files.is_empty() {
+            return format!("no evidence of case {}", wanted.case);
+        }
+        let mut head = vec!["COLLECTION", "SIZE", "STATE", "PATH"];
+        if wide {
+            head.insert(3, "SHA-256");
+        }
+        let mut table = Table::new(&head);
+        for file in &files {
+            let state = if file.completeness.is_empty() {
+                "-"
+            } else {
+                &file.completeness
+            };
+            let mut row = vec![
+                file.collection.clone(),
+                human::bytes(file.size),
+                state.to_owned(),
+            ];
+            if wide {
+                row.push(file.sha256.clone());
+            }
+            row.push(file.path.clone());
+            table.row(row);
+        }
+        table.to_string()
+    })?;
+    Ok(Exit::Ok)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Got {
+    directory: String,
+    files: Vec<GotFile>,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GotFile {
+    path: String,
+    bytes: u64,
+    state: State,
+}
+
+async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Result<Exit, Failure> {
+    let (case, collection) = (wanted.case, wanted.collection);
+    let listed = files(client, &case, Some(&collection)).await?;
+    let wanted_files = choose(&listed, &wanted.paths, &case, &collection)?;
+    let root = wanted
+        .to
+        .unwrap_or_else(|| PathBuf::from(case.as_str()).join(collection.as_str()));
+    let all = wanted_files
+        .iter()
+        .map(|file| file.size)
+        .fold(0, u64::saturating_add);
+    let mut download = Download::new(client, &case, &collection, &root);
+    let mut screen = output.screen();
+    let mut got = Got {
+        directory: root.display().to_string(),
+        files: Vec::new(),
+        bytes: 0,
+    };
+    for file in &wanted_files {
+        let before = got.bytes;
+        let name = path_below_node(file.path.as_str());
+        let started = std::time::Instant::now();
+        let result = download
+            .file(file, &mut |done| {
+                screen.transfer(
+                    "get",
+                    "Evidence",
+                    name,
+                    Bytes {
+                        done: before + done,
+                        all,
+                    },
+                )
+            })
+            .await;
+        let (state, bytes) = result?;
+        got.bytes = got.bytes.saturating_add(bytes);
+        screen.line(&Line {
+            label: "Evidence".to_owned(),
+            state: state.word().to_owned(),
+            took: match state {
+                State::Kept => String::new(),
+                _ => human::span(started.elapsed().as_secs_f64()),
+            },
+            message: format!("{name}, {}", human::bytes(bytes)),
+            ..Line::default()
+        })?;
+        got.files.push(GotFile {
+            path: file.path.to_string(),
+            bytes,
+            state,
+        });
+    }
+    download.finish()?;
+    drop(screen);
+    let whole = wanted.paths.is_empty();
+    let program = output.program().to_owned();
+    output.document(&got, |_| {
+        let n = match got.files.len() {
+            1 => "1 file".to_owned(),
+            n => format!("{n} files"),
+        };
+        let done = format!(
+            "\n{n}, {} in {}; every SHA-256 is right\n",
+            human::bytes(got.bytes),
+            got.directory
+        );
+        match whole {
+            true => format!(
+                "{done}\nNext\n  {program} verify {} --key evidence.pub\n",
+                got.directory
+            ),
+            false => done,
+        }
+    })?;
+    Ok(Exit::Ok)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Verified<'a> {
+    case: &'a CaseId,
+    collection: &'a CollectionName,
+    intact: bool,
+    complete: bool,
+    problems: &'a [String],
+    files: u64,
+    bytes: u64,
+}
+
+async fn verify(
+    client: &Client,
+    output: &mut Output,
+    wanted: EvidenceVerify,
+) -> Result<Exit, Failure> {
+    let asked = wire::VerifyEvidenceRequest {
+        case_id: wanted.case.to_string(),
+        collection: wanted.collection.to_string(),
+    };
+    let verdict = answer(
+        client
+            .grpc()
+            .verify_evidence(request_within(asked, LONG_CALL))
+            .await,
+    )?;
+    let view = Verified {
+        case: &wanted.case,
+        collection: &wanted.collection,
+        intact: verdict.intact,
+        complete: verdict.complete,
+        problems: &verdict.problems,
+        files: verdict.files,
+        bytes: verdict.bytes,
+    };
+    output.document(&view, |_| {
+        let name = format!("{}/{}", wanted.case, wanted.collection);
+        let read = format!(
+            "{} files, {} read in the store",
+            verdict.files,
+            human::bytes(verdict.bytes)
+        );
+        match (verdict.intact, verdict.complete) {
+            (true, true) => format!("{name} is intact and complete: {read}"),
+            (true, false) => format!("{name} is intact, but partial: {read}"),
+            (false, _) => {
+                let problems: String = verdict
+                    .problems
+                    .iter()
+                    .map(|line| format!("  {}\n", human::clean(line)))
+                    .collect();
+                format!("{name} is NOT INTACT: {read}\n{problems}")
+            }
+        }
+    })?;
+    Ok(match (verdict.intact, verdict.complete) {
+        (true, true) => Exit::Ok,
+        (true, false) => Exit::Partial,
+        (false, _) => Exit::Failed,
+    })
+}
+
+async fn files(
+    client: &Client,
+    case: &CaseId,
+    collection: Option<&CollectionName>,
+) -> Result<Vec<wire::EvidenceFile>, Failure> {
+    let asked = wire::ListEvidenceRequest {
+        case_id: case.to_string(),
+        collection: collection.map(ToString::to_string).unwrap_or_default(),
+    };
+    Ok(answer(client.grpc().list_evidence(request(asked)).await)?.files)
+}
+
+/// The files to copy, in the order to copy them: what signs the others comes after them, and the
+/// custody log, which grows with every read, last.
+fn choose(
+    listed: &[wire::EvidenceFile],
+    paths: &[EvidencePath],
+    case: &CaseId,
+    collection: &CollectionName,
+) -> Result<Vec<Wanted>, Failure> {
+    let mut known = HashMap::new();
+    let mut order = Vec::new();
+    for file in listed {
+        let wanted = Wanted::parse(file)?;
+        order.push(wanted.path.clone());
+        known.insert(wanted.path.clone(), wanted);
+    }
+    if known.is_empty() {
+        return Err(Failure::Missing(format!(
+            "there is no evidence of collection {collection} in case {case}"
+        )));
+    }
+    let paths = if paths.is_empty() { &order } else { paths };
+    let mut chosen = Vec::new();
+    for path in paths {
+        match known.remove(path) {
+            Some(file) => chosen.push(file),
+            // Named twice.
+            None if chosen.iter().any(|file: &Wanted| file.path == *path) => {}
+            None => {
+                return Err(Failure::Missing(format!(
+                    "there is no {path} in collection {collection} of case {case}; `evidence ls {case} {collection}` lists what there is"
+                )));
+            }
+        }
+    }
+    chosen.sort_by_key(|file| match file.path.as_str() {
+        CUSTODY => 3,
+        CHECKPOINT => 2,
+        _ => u8::from(file.sha256.is_none()),
+    });
+    Ok(chosen)
+}

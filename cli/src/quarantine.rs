@@ -1,0 +1,238 @@
+//! `impound quarantine`, `release`, `status`, `list` and `watch`.
+
+mod summary;
+
+use impound_proto::controller::v1 as wire;
+
+use crate::arguments::{Kind, List, Quarantine, Reference, Release, Status, Watch};
+use crate::client::{Client, answer, request};
+use crate::collection;
+use crate::failure::{Exit, Failure};
+use crate::follow::{Followed, Subject, follow};
+use crate::human;
+use crate::output::{Output, Table};
+use crate::view;
+
+/// `impound quarantine`
+pub(crate) async fn create(
+    client: &Client,
+    output: &mut Output,
+    wanted: Quarantine,
+) -> Result<Exit, Failure> {
+    let asked = wire::CreateQuarantineRequest {
+        namespace: wanted.pod.namespace,
+        pod: wanted.pod.pod,
+        pod_uid: wanted.pod.uid,
+        case_id: wanted.cause.case.to_string(),
+        reason: wanted.cause.reason,
+        dry_run: wanted.dry_run,
+        keep_neighbours: wanted.keep_neighbours,
+        evict_unmanaged: wanted.evict_unmanaged,
+        delete_empty_dir_data: wanted.delete_emptydir_data,
+        skip_collection: wanted.no_collect,
+        pause: wanted.pause,
+    };
+    let pod = format!("{}/{}", asked.namespace, asked.pod);
+    let response = answer(client.grpc().create_quarantine(request(asked)).await)?;
+    let plan = response.plan.unwrap_or_default();
+    if wanted.dry_run {
+        output.document(&view::Plan::from(&plan), |_| summary::plan(&pod, &plan))?;
+        return Ok(Exit::Ok);
+    }
+    let quarantine = response.quarantine.ok_or_else(|| {
+        Failure::Failed(
+            "expected the recorded quarantine, and the controller sent none; see `impound list`"
+                .to_owned(),
+        )
+    })?;
+    if !wanted.wait {
+        let view = view::Quarantine::from(&quarantine);
+        let program = output.program().to_owned();
+        output.document(&view, |_| {
+            summary::recorded(&quarantine, &plan, client.own(), &program)
+        })?;
+        return Ok(Exit::Ok);
+    }
+    let subject = Subject::Quarantine {
+        namespace: quarantine.namespace,
+        name: quarantine.name,
+    };
+    to_the_end(client, output, subject, false).await
+}
+
+/// `impound watch`
+pub(crate) async fn watch(
+    client: &Client,
+    output: &mut Output,
+    wanted: Watch,
+) -> Result<Exit, Failure> {
+    let namespace = wanted.name.namespace;
+    let subject = match wanted.name.name {
+        Reference::Quarantine(name) => Subject::Quarantine { namespace, name },
+        Reference::Collection(name) => Subject::Collection { namespace, name },
+    };
+    to_the_end(client, output, subject, wanted.follow).await
+}
+
+/// Follows to the end and sums up.
+pub(crate) async fn to_the_end(
+    client: &Client,
+    output: &mut Output,
+    subject: Subject,
+    forever: bool,
+) -> Result<Exit, Failure> {
+    let mut screen = output.screen();
+    let (namespace, name, prefix) = match &subject {
+        Subject::Quarantine { namespace, name } => (namespace, name, ""),
+        Subject::Collection { namespace, name } => (namespace, name, "collection/"),
+    };
+    let again = format!("{} watch {prefix}{name} -n {namespace}", output.program());
+    let followed = match follow(client, &mut screen, subject, forever).await {
+        Ok(followed) => followed,
+        Err(Failure::Interrupted(why)) => {
+            return Err(Failure::Interrupted(format!(
+                "{why}; go on watching with: {again}"
+            )));
+        }
+        Err(Failure::Unreachable(why)) => {
+            return Err(Failure::Unreachable(format!(
+                "{why}\nThe work goes on in the cluster; go on watching with: {again}"
+            )));
+        }
+        Err(failure) => return Err(failure),
+    };
+    drop(screen);
+    let view = view::Followed {
+        quarantine: followed.quarantine.as_ref().map(view::Quarantine::from),
+        collection: followed.collection.as_ref().map(view::Collection::from),
+    };
+    let program = output.program().to_owned();
+    output.document(&view, |_| summary::end(&followed, &program))?;
+    Ok(exit(&followed))
+}
+
+/// `impound release`
+pub(crate) async fn release(
+    client: &Client,
+    output: &mut Output,
+    wanted: Release,
+) -> Result<Exit, Failure> {
+    let Reference::Quarantine(name) = wanted.name.name else {
+        return Err(Failure::Usage(
+            "a collection can't be released; name a quarantine or its pod".to_owned(),
+        ));
+    };
+    let asked = wire::ReleaseQuarantineRequest {
+        namespace: wanted.name.namespace,
+        name,
+        reason: wanted.reason,
+        force: wanted.force,
+    };
+    let quarantine = answer(client.grpc().release_quarantine(request(asked)).await)?;
+    let program = output.program().to_owned();
+    output.document(&view::Quarantine::from(&quarantine), |_| {
+        summary::releasing(&quarantine, &program)
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// `impound status`
+pub(crate) async fn status(
+    client: &Client,
+    output: &mut Output,
+    wanted: Status,
+) -> Result<Exit, Failure> {
+    let namespace = wanted.name.namespace;
+    match wanted.name.name {
+        Reference::Collection(name) => collection::status(client, output, namespace, name).await,
+        Reference::Quarantine(name) => {
+            let asked = wire::GetQuarantineRequest { namespace, name };
+            let quarantine = answer(client.grpc().get_quarantine(request(asked)).await)?;
+            let program = output.program().to_owned();
+            output.document(&view::Quarantine::from(&quarantine), |_| {
+                summary::status(&quarantine, &program)
+            })?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+/// `impound list`
+pub(crate) async fn list(
+    client: &Client,
+    output: &mut Output,
+    wanted: List,
+) -> Result<Exit, Failure> {
+    let namespace = wanted.namespace.unwrap_or_default();
+    let case_id = wanted.case.map(|case| case.to_string()).unwrap_or_default();
+    if wanted.kind == Kind::Collections {
+        return collection::list(client, output, namespace, case_id).await;
+    }
+    let asked = wire::ListQuarantinesRequest { namespace, case_id };
+    let quarantines = answer(client.grpc().list_quarantines(request(asked)).await)?.quarantines;
+    let views: Vec<_> = quarantines.iter().map(view::Quarantine::from).collect();
+    output.document(&views, |wide| {
+        if quarantines.is_empty() {
+            return "no quarantines".to_owned();
+        }
+        let mut head = vec![
+            "NAMESPACE",
+            "NAME",
+            "CASE",
+            "POD",
+            "NODE",
+            "PHASE",
+            "CREATED",
+        ];
+        if wide {
+            head.extend(["COLLECTION", "REQUESTED BY", "REASON", "MESSAGE"]);
+        }
+        let mut table = Table::new(&head);
+        for q in &quarantines {
+            let created = human::date(q.created.as_ref());
+            let mut row: Vec<String> = [
+                &q.namespace,
+                &q.name,
+                &q.case_id,
+                &q.pod,
+                &q.node,
+                &q.phase,
+                &created,
+            ]
+            .map(Clone::clone)
+            .into();
+            if wide {
+                row.extend(
+                    [&q.collection, &q.requested_by, &q.reason, &q.message].map(Clone::clone),
+                );
+            }
+            table.row(row);
+        }
+        table.to_string()
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// What the end of it all says to a script.
+fn exit(followed: &Followed) -> Exit {
+    if let Some(quarantine) = &followed.quarantine {
+        let failed_check = quarantine.facts.iter().any(|fact| fact.state == "False");
+        match quarantine.phase.as_str() {
+            "Refused" => return Exit::Refused,
+            "Failed" => return Exit::Failed,
+            "Released" => return Exit::Ok,
+            // Contained, but something that containment needs does not hold.
+            _ if failed_check => return Exit::Failed,
+            _ => {}
+        }
+    }
+    match followed
+        .collection
+        .as_ref()
+        .map(|collection| collection.phase.as_str())
+    {
+        None | Some("Sealed") => Exit::Ok,
+        Some("Partial") => Exit::Partial,
+        Some(_) => Exit::Failed,
+    }
+}

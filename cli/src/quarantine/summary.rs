@@ -1,0 +1,226 @@
+//! Quarantines in words: what would be done, what was recorded, how it stands, how it ended.
+
+use std::fmt::Write as _;
+
+use impound_proto::PeerId;
+use impound_proto::controller::v1 as wire;
+
+use crate::collection::summary as of_collection;
+use crate::follow::{Followed, fact_word};
+use crate::human::{self, clean};
+use crate::output::Table;
+use crate::view;
+
+/// The plan of a dry run.
+pub(super) fn plan(pod: &str, plan: &wire::Plan) -> String {
+    let mut text = match plan.calls.len() {
+        1 => format!("Quarantine of pod {} would make 1 call:\n", clean(pod)),
+        n => format!(
+            "Quarantine of pod {} would make {n} calls, in this order:\n",
+            clean(pod)
+        ),
+    };
+    for (at, call) in plan.calls.iter().enumerate() {
+        let method = clean(&call.method);
+        let _ = writeln!(
+            text,
+            "\n{:2}. {}: {}",
+            at + 1,
+            clean(&call.step),
+            clean(&call.purpose)
+        );
+        let _ = writeln!(text, "    {method} {}", clean(&call.path));
+        if !call.content_type.is_empty() {
+            let _ = writeln!(text, "    Content-Type: {}", clean(&call.content_type));
+        }
+        if let Some(body) = view::body(&call.body) {
+            let body = serde_json::to_string_pretty(&body).unwrap_or_default();
+            for line in body.lines() {
+                let _ = writeln!(text, "    {}", clean(line));
+            }
+        }
+    }
+    text.push_str(&warnings(&plan.warnings));
+    text.push_str("\nNothing was changed.\n");
+    text
+}
+
+/// A quarantine that was asked for and is not waited for.
+pub(super) fn recorded(
+    quarantine: &wire::Quarantine,
+    plan: &wire::Plan,
+    own: &PeerId,
+    program: &str,
+) -> String {
+    let (namespace, name) = (clean(&quarantine.namespace), clean(&quarantine.name));
+    let mut text = format!(
+        "Quarantine {namespace}/{name} is recorded (case {}, requested by {own}).\n",
+        clean(&quarantine.case_id)
+    );
+    text.push_str(&warnings(&plan.warnings));
+    let _ = writeln!(
+        text,
+        "\nFollow it:\n  {program} watch {name} -n {namespace}"
+    );
+    text
+}
+
+/// A quarantine that is being undone.
+pub(super) fn releasing(quarantine: &wire::Quarantine, program: &str) -> String {
+    let (namespace, name) = (clean(&quarantine.namespace), clean(&quarantine.name));
+    format!(
+        "Quarantine {namespace}/{name} is {}: {}\n{}\nFollow it:\n  {program} watch {name} -n {namespace}\n",
+        clean(&quarantine.phase).to_lowercase(),
+        clean(&quarantine.message),
+        warnings(&quarantine.warnings)
+    )
+}
+
+/// How a quarantine stands.
+pub(super) fn status(quarantine: &wire::Quarantine, program: &str) -> String {
+    let q = quarantine;
+    let mut head = Table::inset();
+    let phase = [q.phase.as_str(), q.message.as_str()];
+    let phase: Vec<_> = phase.into_iter().filter(|text| !text.is_empty()).collect();
+    for (name, value) in [
+        (
+            "Pod",
+            format!("{}/{} (uid {})", q.namespace, q.pod, q.pod_uid),
+        ),
+        ("Node", q.node.clone()),
+        ("Case", q.case_id.clone()),
+        ("Reason", q.reason.clone()),
+        ("Requested by", q.requested_by.clone()),
+        ("Created", human::date(q.created.as_ref())),
+        ("Phase", phase.join(": ")),
+    ] {
+        head.row([name.to_owned(), value]);
+    }
+    let mut text = format!(
+        "Quarantine {}/{}\n{head}",
+        clean(&q.namespace),
+        clean(&q.name)
+    );
+    if !q.steps.is_empty() {
+        let mut steps = Table::inset();
+        for step in &q.steps {
+            steps.row([
+                step.name.clone(),
+                step.state.clone(),
+                human::between(step.started.as_ref(), step.finished.as_ref()),
+                step.message.clone(),
+            ]);
+        }
+        let _ = write!(text, "\nSteps\n{steps}");
+    }
+    if !q.facts.is_empty() {
+        let mut checks = Table::inset();
+        for fact in &q.facts {
+            checks.row([
+                fact.name.clone(),
+                fact_word(&fact.state).to_owned(),
+                fact.message.clone(),
+            ]);
+        }
+        let _ = write!(text, "\nChecks\n{checks}");
+    }
+    text.push_str(&warnings(&q.warnings));
+    if !q.collection.is_empty() {
+        let _ = writeln!(
+            text,
+            "\nEvidence\n  {program} status collection/{} -n {}",
+            clean(&q.collection),
+            clean(&q.namespace)
+        );
+    }
+    text
+}
+
+/// How it ended: what is contained and what isn't, where the evidence is, what to type next.
+pub(super) fn end(followed: &Followed, program: &str) -> String {
+    let mut text = String::new();
+    let mut next = Vec::new();
+    if let Some(quarantine) = &followed.quarantine {
+        text.push_str(&contained(quarantine));
+    }
+    if let Some(collection) = &followed.collection {
+        text.push_str(&of_collection::end(collection));
+        next.extend(of_collection::next(collection, program));
+    }
+    if let Some(q) = &followed.quarantine
+        && !["Refused", "Released"].contains(&q.phase.as_str())
+    {
+        let (namespace, name) = (clean(&q.namespace), clean(&q.name));
+        next.push(format!(
+            "{program} release {name} -n {namespace} --reason \"...\""
+        ));
+    }
+    if !next.is_empty() {
+        text.push_str("\nNext\n");
+        for command in next {
+            let _ = writeln!(text, "  {command}");
+        }
+    }
+    text
+}
+
+fn contained(q: &wire::Quarantine) -> String {
+    let failed: Vec<_> = q
+        .facts
+        .iter()
+        .filter(|fact| fact.state == "False")
+        .collect();
+    let unverified: Vec<_> = q
+        .facts
+        .iter()
+        .filter(|fact| fact.state == "Unverified")
+        .collect();
+    let head = match q.phase.as_str() {
+        "Refused" => "REFUSED",
+        "Released" => "RELEASED",
+        "Failed" => "FAILED",
+        _ if !failed.is_empty() => "NOT FULLY CONTAINED",
+        _ if !unverified.is_empty() => "CONTAINED, not all of it verified",
+        _ => "CONTAINED",
+    };
+    let mut text = format!(
+        "\n{head}: pod {}/{} on node {} (quarantine {}, case {})\n",
+        clean(&q.namespace),
+        clean(&q.pod),
+        clean(&q.node),
+        clean(&q.name),
+        clean(&q.case_id)
+    );
+    if !q.message.is_empty() {
+        let _ = writeln!(text, "  {}", clean(&q.message));
+    }
+    let failed_steps = q.steps.iter().filter(|step| step.state == "Failed");
+    let mut table = Table::inset();
+    for step in failed_steps {
+        table.row([
+            "step failed".to_owned(),
+            format!("{}: {}", step.name, step.message),
+        ]);
+    }
+    for (word, facts) in [("NOT TRUE", failed), ("not verified", unverified)] {
+        for fact in facts {
+            table.row([word.to_owned(), format!("{}: {}", fact.name, fact.message)]);
+        }
+    }
+    for warning in &q.warnings {
+        table.row(["warning".to_owned(), warning.clone()]);
+    }
+    text.push_str(&table.to_string());
+    text
+}
+
+fn warnings(warnings: &[String]) -> String {
+    if warnings.is_empty() {
+        return String::new();
+    }
+    let mut text = "\nWarnings\n".to_owned();
+    for warning in warnings {
+        let _ = writeln!(text, "  - {}", clean(warning));
+    }
+    text
+}

@@ -1,0 +1,231 @@
+//! `impound verify`: a copy of evidence, checked offline by the same code that the controller runs.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use impound_evidence::{
+    Completeness, DirSource, LogHead, Manifest, Problem, Progress, Sha256, Verdict, VerifyingKey,
+    verify_watched,
+};
+use serde::Serialize;
+
+use crate::arguments::Verify;
+use crate::failure::{Exit, Failure};
+use crate::human::{self, clean};
+use crate::output::{Output, Table};
+use crate::screen::Bytes;
+
+/// A public key has 178 bytes; anything much longer is another file.
+const KEY_LIMIT: u64 = 64 << 10;
+
+/// How often progress is shown.
+const TICK: Duration = Duration::from_millis(100);
+
+pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Failure> {
+    let keys = wanted
+        .keys
+        .iter()
+        .map(|file| key(file))
+        .collect::<Result<Vec<_>, _>>()?;
+    let source = DirSource::open(&wanted.dir).map_err(|error| {
+        Failure::Usage(format!(
+            "{}: expected the directory of a collection, the one that holds manifest.json: {error}",
+            wanted.dir.display()
+        ))
+    })?;
+    let started = Instant::now();
+    let verdict = watch(output, source, keys).await?;
+    let seconds = started.elapsed().as_secs_f64();
+    output.document(&view(&verdict, wanted.all), |_| {
+        text(&verdict, &wanted, seconds)
+    })?;
+    Ok(match (verdict.intact(), verdict.complete()) {
+        (true, true) => Exit::Ok,
+        (true, false) => Exit::Partial,
+        (false, _) => Exit::Failed,
+    })
+}
+
+fn key(file: &Path) -> Result<VerifyingKey, Failure> {
+    let wrong =
+        |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", file.display()));
+    let mut pem = String::new();
+    File::open(file)
+        .and_then(|file| file.take(KEY_LIMIT).read_to_string(&mut pem))
+        .map_err(|error| wrong(&error))?;
+    VerifyingKey::from_pem(&pem).map_err(|error| wrong(&error))
+}
+
+/// Checks on threads of its own and shows how far it is.
+async fn watch(
+    output: &Output,
+    source: DirSource,
+    keys: Vec<VerifyingKey>,
+) -> Result<Verdict, Failure> {
+    let (done, all) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (told_done, told_all) = (Arc::clone(&done), Arc::clone(&all));
+    let mut check = tokio::task::spawn_blocking(move || {
+        verify_watched(&source, &keys, &|progress| match progress {
+            Progress::Manifest(manifest) => {
+                let sizes = manifest.artifacts.iter().map(|record| record.size);
+                told_all.store(sizes.fold(0, u64::saturating_add), Ordering::Relaxed);
+            }
+            Progress::Bytes(n) => {
+                told_done.fetch_add(n, Ordering::Relaxed);
+            }
+        })
+    });
+    let mut screen = output.screen();
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            verdict = &mut check => {
+                return verdict.map_err(|error| Failure::failed("the check failed", &error));
+            }
+            _ = ticks.tick() => {
+                let bytes = Bytes { done: done.load(Ordering::Relaxed), all: all.load(Ordering::Relaxed) };
+                // Most checks are over before anybody could read a bar.
+                if bytes.all > 0 {
+                    screen.transfer("verify", "Verify", "", bytes)?;
+                }
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct View<'a> {
+    intact: bool,
+    complete: bool,
+    problems: &'a [Problem],
+    /// Problems that are not listed without `--all`.
+    more_problems: usize,
+    files: u64,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    case: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    collection: Option<String>,
+    /// What is not here or not whole, as the manifest says.
+    missing: Vec<Problem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    manifest_sha256: Option<Sha256>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<Sha256>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    custody: Option<LogHead>,
+}
+
+fn view(verdict: &Verdict, all: bool) -> View<'_> {
+    let manifest = verdict.manifest.as_ref();
+    let shown = if all {
+        verdict.problems.len()
+    } else {
+        verdict.problems.len().min(1)
+    };
+    View {
+        intact: verdict.intact(),
+        complete: verdict.complete(),
+        problems: verdict.problems.get(..shown).unwrap_or_default(),
+        more_problems: verdict.problems.len() - shown,
+        files: verdict.files,
+        bytes: verdict.bytes,
+        case: manifest.map(|manifest| manifest.case.to_string()),
+        collection: manifest.map(|manifest| manifest.collection.to_string()),
+        missing: manifest.map(missing).unwrap_or_default(),
+        manifest_sha256: verdict.manifest_sha256,
+        key: verdict.key,
+        custody: verdict.custody,
+    }
+}
+
+/// What the manifest says is not here or not whole.
+fn missing(manifest: &Manifest) -> Vec<Problem> {
+    let absent = manifest.missing.iter().map(|missing| Problem {
+        path: missing.path.to_string(),
+        message: format!("missing: {}", missing.reason),
+    });
+    let broken = manifest
+        .artifacts
+        .iter()
+        .filter_map(|record| match &record.completeness {
+            Completeness::Complete => None,
+            Completeness::Incomplete { reasons } => Some(Problem {
+                path: record.path.to_string(),
+                message: format!("incomplete: {}", reasons.join("; ")),
+            }),
+        });
+    absent.chain(broken).collect()
+}
+
+fn text(verdict: &Verdict, wanted: &Verify, seconds: f64) -> String {
+    let dir = wanted.dir.display();
+    let read = format!(
+        "{} files, {} in {}",
+        verdict.files,
+        human::bytes(verdict.bytes),
+        human::span(seconds)
+    );
+    if !verdict.intact() {
+        let mut text = format!("{dir} is NOT INTACT\n");
+        let shown = if wanted.all { usize::MAX } else { 1 };
+        for problem in verdict.problems.iter().take(shown) {
+            let _ = writeln!(text, "  {}", clean(&problem.to_string()));
+        }
+        match verdict.problems.len().saturating_sub(shown) {
+            0 => {}
+            n => {
+                let _ = writeln!(text, "  and {n} more; --all names them");
+            }
+        }
+        return text;
+    }
+    let how = if verdict.complete() {
+        "intact and complete"
+    } else {
+        "intact, but PARTIAL"
+    };
+    let mut text = format!("{dir} is {how}: {read}\n");
+    let Some(manifest) = &verdict.manifest else {
+        return text;
+    };
+    let mut table = Table::inset();
+    let row = |name: &str, value: String| [name.to_owned(), value];
+    table.row(row(
+        "case",
+        format!("{}, collection {}", manifest.case, manifest.collection),
+    ));
+    table.row(row(
+        "pod",
+        format!(
+            "{}/{} (uid {})",
+            manifest.pod.namespace, manifest.pod.name, manifest.pod.uid
+        ),
+    ));
+    table.row(row("node", manifest.node.name.clone()));
+    table.row(row(
+        "requested by",
+        format!("{}: {}", manifest.requested_by, manifest.reason),
+    ));
+    table.row(row("sealed", manifest.created.to_string()));
+    if let Some(custody) = verdict.custody {
+        table.row(row(
+            "custody",
+            format!("{} entries, all signed for", custody.size),
+        ));
+    }
+    if let Some(key) = verdict.key {
+        table.row(row("signed with", key.to_string()));
+    }
+    for problem in missing(manifest) {
+        table.row(row("not here", problem.to_string()));
+    }
+    text.push_str(&table.to_string());
+    text
+}
