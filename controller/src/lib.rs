@@ -15,3 +15,8 @@ pub mod nodes;
 pub mod resources;
 pub mod seal;
 pub mod store;
+pub mod progress;
+pub mod reconcile;
+pub mod run;
+pub mod service;
+pub mod collect;

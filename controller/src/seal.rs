@@ -1,26 +1,26 @@
 //! Last hop of the data path: the custody log grows here, and a collection is signed here.
 //!
-//! Order of a seal: every artifact has its receipt (it was re-read from the store and matched);
-//! then the custody log says `Sealed`; then `manifest.json`, which names the log's head; then, last,
-//! `manifest.sigstore.json`. Only with that file a collection is sealed, so a crash at any point
-//! before it leaves a collection that is visibly not.
+//! Order of a seal: every artifact has its receipt (it was re-read from the store and matched) and
+//! the log says `Verified`; then `manifest.json`, which names the log's head; then
+//! `manifest.sigstore.json`, and only with that file a collection is sealed; then the log says
+//! `Sealed`. A crash at any point before the signature leaves a collection that is visibly not.
 
 use std::collections::HashMap;
-use std::io::{self, BufReader};
 use std::sync::Arc;
 
-use futures::TryStreamExt;
 use impound_evidence::{
-    BUNDLE, CHECKPOINT, CHECKPOINT_LIMIT, CUSTODY, Checkpoint, CheckpointError, CustodyError, CustodyLog,
-    Entry, Event, EvidencePath, LogHead, MANIFEST, MANIFEST_LIMIT, Manifest, ManifestError, NameError,
-    Sha256, SigningKey, origin, sign_manifest,
+    BUNDLE, BundleError, CHECKPOINT, CHECKPOINT_LIMIT, CUSTODY, Checkpoint, CheckpointError, CustodyError, CustodyLog,
+    Entry, Event, EvidencePath, LogHead, MANIFEST, MANIFEST_LIMIT, Manifest, ManifestError, NameError, OpenBundle,
+    BUNDLE_LIMIT, Sha256, SigningKey, origin, sign_manifest,
 };
 use thiserror::Error;
 use tokio::sync::Mutex;
-use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::store::{CollectionId, CollectionLock, Content, Store, StoreError};
 
+/// Longest log that is continued, in bytes: some hundred thousand entries, while a large collection
+/// has a few thousand.
+const LOG_LIMIT: u64 = 256 << 20;
 /// Tries when another replica appends to the same log at the same time.
 const TRIES: usize = 5;
 
@@ -73,7 +73,7 @@ pub enum SealError {
         source: CheckpointError,
     },
     /// The manifest in the store is none of ours.
-    #[error("the manifest of {at} was left by an earlier attempt and can't be signed")]
+    #[error("the manifest of {at} is signed, and yet can't be read")]
     Manifest {
         /// `<case>/<collection>`
         at: CollectionId,
@@ -90,9 +90,37 @@ pub enum SealError {
     /// A name of ours is none. Never happens.
     #[error("a file of the format has no valid name")]
     Name(#[from] NameError),
-    /// Reading the log was cut off.
-    #[error("the task that read the custody log ended early")]
-    Interrupted(#[from] tokio::task::JoinError),
+    /// The signature in the store is none of ours.
+    #[error("the signature of {at} is not one over its manifest by this controller's key")]
+    Bundle {
+        /// `<case>/<collection>`
+        at: CollectionId,
+        /// What is wrong with it.
+        #[source]
+        source: BundleError,
+    },
+    /// A file of the seal is not what belongs there.
+    #[error("{file} of {at} is not what this controller would write; somebody else has written it")]
+    Differs {
+        /// `<case>/<collection>`
+        at: CollectionId,
+        /// `manifest.json` or `manifest.sigstore.json`
+        file: &'static str,
+    },
+    /// A seal before its time. Never happens.
+    #[error("collection {at} is not ready to be sealed")]
+    NotBegun {
+        /// `<case>/<collection>`
+        at: CollectionId,
+    },
+    /// A file of the seal is gone.
+    #[error("{file} of {at} is not there")]
+    Missing {
+        /// `<case>/<collection>`
+        at: CollectionId,
+        /// `manifest.json` or `manifest.sigstore.json`
+        file: &'static str,
+    },
 }
 
 impl CustodyAppender {
@@ -108,18 +136,34 @@ impl CustodyAppender {
     /// If the log was tampered with or the store does not take it. The entry is then not in the
     /// log, except when only the checkpoint could not be written: the next append signs it too.
     pub async fn append(&self, at: &CollectionId, entry: Entry) -> Result<LogHead, SealError> {
+        self.append_all(at, vec![entry]).await
+    }
+
+    /// Appends entries, all or none of them, and signs the new head; returns it.
+    ///
+    /// # Errors
+    /// As [`CustodyAppender::append`].
+    pub async fn append_all(&self, at: &CollectionId, entries: Vec<Entry>) -> Result<LogHead, SealError> {
         let slot = self.slot(at).await;
         let mut open = slot.lock().await;
         for _ in 0..TRIES {
+            // Taken out: whatever fails from here on, the next append reads the log again.
             let current = match open.take() {
                 Some(current) => current,
                 None => self.read(at, |_| {}).await?,
             };
             let OpenLog { mut log, bytes } = current;
-            let line = log
-                .append(entry.clone())
-                .map_err(|source| SealError::Log { at: at.clone(), source })?;
-            match self.store.append_log(at, bytes, line).await {
+            let mut lines = Vec::new();
+            for entry in &entries {
+                let line = log.append(entry.clone());
+                lines.extend(line.map_err(|source| SealError::Log { at: at.clone(), source })?);
+            }
+            if lines.is_empty() {
+                let head = log.head();
+                *open = Some(OpenLog { log, bytes });
+                return Ok(head);
+            }
+            match self.store.append_log(at, bytes, lines).await {
                 Ok(bytes) => {
                     let head = log.head();
                     let checkpoint = log.checkpoint(&self.key);
@@ -140,11 +184,27 @@ impl CustodyAppender {
     /// # Errors
     /// If the log was tampered with or can't be read.
     pub async fn entries(&self, at: &CollectionId) -> Result<Vec<Entry>, SealError> {
-        let (send, received) = std::sync::mpsc::channel();
         let slot = self.slot(at).await;
         let mut open = slot.lock().await;
-        *open = Some(self.read(at, move |entry| drop(send.send(entry))).await?);
-        Ok(received.try_iter().collect())
+        let mut entries = Vec::new();
+        *open = Some(self.read(at, |entry| entries.push(entry)).await?);
+        Ok(entries)
+    }
+
+    /// Signs the log as it is, if a crash came between an entry and its checkpoint.
+    ///
+    /// # Errors
+    /// As [`CustodyAppender::append`].
+    pub async fn settle(&self, at: &CollectionId) -> Result<LogHead, SealError> {
+        let slot = self.slot(at).await;
+        let mut open = slot.lock().await;
+        let current = self.read(at, |_| {}).await?;
+        let head = current.log.head();
+        if head.size > 0 {
+            self.store.replace_checkpoint(at, current.log.checkpoint(&self.key)).await?;
+        }
+        *open = Some(current);
+        Ok(head)
     }
 
     async fn slot(&self, at: &CollectionId) -> Arc<Mutex<Option<OpenLog>>> {
@@ -152,72 +212,82 @@ impl CustodyAppender {
     }
 
     /// Reads a log from the store and checks it against its checkpoint. Entries behind the
-    /// checkpoint were written by a process that crashed before it could sign them.
-    async fn read(
-        &self,
-        at: &CollectionId,
-        each: impl FnMut(Entry) + Send + 'static,
-    ) -> Result<OpenLog, SealError> {
+    /// checkpoint were written by a process that crashed before it could sign them; an unfinished
+    /// last line was never acknowledged, and the next append cuts it off.
+    async fn read(&self, at: &CollectionId, each: impl FnMut(Entry)) -> Result<OpenLog, SealError> {
         let origin = origin(&at.case, &at.name);
-        let path: EvidencePath = CUSTODY.parse()?;
-        if self.store.size(at, &path).await?.is_none() {
-            return Ok(OpenLog { log: CustodyLog::new(origin), bytes: 0 });
-        }
-        let reader = self.store.read(at, &path, 0).await?;
-        let bytes = reader.size;
-        let lines = StreamReader::new(reader.chunks.map_err(io::Error::other));
-        let lines = BufReader::new(SyncIoBridge::new(lines));
-        let log = tokio::task::spawn_blocking(move || CustodyLog::read(origin, lines, each))
-            .await?
-            .map_err(|source| SealError::Log { at: at.clone(), source })?;
-        let path: EvidencePath = CHECKPOINT.parse()?;
-        if let Some(signed) = self.store.read_small(at, &path, CHECKPOINT_LIMIT).await? {
+        let bytes = self.store.read_small(at, &CUSTODY.parse()?, LOG_LIMIT).await?.unwrap_or_default();
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        let lines = bytes.get(..end).unwrap_or_default();
+        let wrong = |source| SealError::Log { at: at.clone(), source };
+        let log = CustodyLog::read(origin, lines, each).map_err(wrong)?;
+        if let Some(signed) = self.store.read_small(at, &CHECKPOINT.parse()?, CHECKPOINT_LIMIT).await? {
             let checkpoint = Checkpoint::open(&signed, std::slice::from_ref(self.key.verifying_key()))
                 .map_err(|source| SealError::Checkpoint { at: at.clone(), source })?;
-            log.check(&checkpoint)
-                .map_err(|source| SealError::Log { at: at.clone(), source })?;
+            log.check(&checkpoint).map_err(wrong)?;
         }
-        Ok(OpenLog { log, bytes })
+        Ok(OpenLog { log, bytes: lines.len() as u64 })
     }
 }
 
-/// Seals a collection whose artifacts all have their receipts: `manifest` makes the manifest for the
-/// custody log's head, which is signed and written last.
-///
-/// A manifest that an earlier attempt has written but not signed is signed as it is: names are never
-/// written twice.
+/// Seals a collection whose artifacts all have their receipts. What an earlier attempt has written
+/// must be exactly what this one would write: a manifest that somebody else put there is never
+/// signed, and no name is written twice.
 ///
 /// # Errors
 /// If the store does not take it; the collection is then visibly not sealed, and sealing can be
-/// tried again.
+/// tried again with the same manifest.
 pub async fn seal(
     store: &Arc<dyn Store>,
     custody: &CustodyAppender,
     lock: &CollectionLock,
     who: &str,
-    manifest: impl FnOnce(LogHead) -> Manifest,
+    manifest: Manifest,
 ) -> Result<Seal, SealError> {
     let at = lock.collection();
-    let manifest_path: EvidencePath = MANIFEST.parse()?;
-    let (manifest, bytes) = match store.read_small(at, &manifest_path, MANIFEST_LIMIT).await? {
-        Some(bytes) => {
-            let manifest = Manifest::decode(&bytes)
-                .map_err(|source| SealError::Manifest { at: at.clone(), source })?;
-            (manifest, bytes)
-        }
-        None => {
-            let entry = Entry::new(Event::Sealed, who, "every artifact re-read and matched; manifest follows");
-            let manifest = manifest(custody.append(at, entry).await?);
-            let bytes = manifest.encode();
-            write(store, lock, &manifest_path, &bytes).await?;
-            (manifest, bytes)
-        }
-    };
-    let bundle_path: EvidencePath = BUNDLE.parse()?;
-    if store.size(at, &bundle_path).await?.is_none() {
-        write(store, lock, &bundle_path, &sign_manifest(&bytes, &custody.key)).await?;
+    let bytes = manifest.encode();
+    write_once(store, lock, MANIFEST, &bytes).await?;
+    write_once(store, lock, BUNDLE, &sign_manifest(&bytes, &custody.key)).await?;
+    let manifest_sha256 = Sha256::of(&bytes);
+    let logged = custody.entries(at).await?.iter().any(|entry| entry.event == Event::Sealed);
+    if !logged {
+        let what = format!("{MANIFEST} with SHA-256 {manifest_sha256}, signed");
+        custody.append(at, Entry::new(Event::Sealed, who, what)).await?;
     }
+    custody.settle(at).await?;
+    Ok(Seal { manifest_sha256, manifest })
+}
+
+/// The seal of a sealed collection, its signature checked. Its artifacts are not.
+///
+/// # Errors
+/// If it is not sealed, or not by `key`.
+pub async fn read(store: &Arc<dyn Store>, key: &SigningKey, at: &CollectionId) -> Result<Seal, SealError> {
+    let missing = |file| SealError::Missing { at: at.clone(), file };
+    let bytes = store.read_small(at, &MANIFEST.parse()?, MANIFEST_LIMIT).await?.ok_or_else(|| missing(MANIFEST))?;
+    let bundle = store.read_small(at, &BUNDLE.parse()?, BUNDLE_LIMIT).await?.ok_or_else(|| missing(BUNDLE))?;
+    let signed = |source| SealError::Bundle { at: at.clone(), source };
+    let bundle = OpenBundle::decode(&bundle).map_err(signed)?;
+    bundle.verify(std::slice::from_ref(key.verifying_key())).map_err(signed)?;
+    if bundle.payload != bytes {
+        return Err(SealError::Differs { at: at.clone(), file: MANIFEST });
+    }
+    let manifest = Manifest::decode(&bytes).map_err(|source| SealError::Manifest { at: at.clone(), source })?;
     Ok(Seal { manifest_sha256: Sha256::of(&bytes), manifest })
+}
+
+/// Stores one file of the seal, or finds exactly it there.
+async fn write_once(store: &Arc<dyn Store>, lock: &CollectionLock, file: &'static str, bytes: &[u8]) -> Result<(), SealError> {
+    let at = lock.collection();
+    let path: EvidencePath = file.parse()?;
+    match store.size(at, &path).await? {
+        None => write(store, lock, &path, bytes).await.map(drop).map_err(SealError::from),
+        Some(_) => match store.recheck(lock, &path, Content::of(bytes)).await {
+            Ok(_) => Ok(()),
+            Err(StoreError::Mismatch { .. }) => Err(SealError::Differs { at: at.clone(), file }),
+            Err(error) => Err(error.into()),
+        },
+    }
 }
 
 /// Stores a small object in one go.

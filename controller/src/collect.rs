@@ -1,0 +1,298 @@
+//! Takes a pod's evidence off its node into the store and seals it.
+//!
+//! ```text
+//! Collector::run
+//!   session   create or resume the collection; what the custody log and the store say is there
+//!   before/*  the Kubernetes objects as they were
+//!   quick     inspect and diff of every container: the suspect's, then its neighbours'
+//!   full      of each of the suspect's containers: export, then commit, save, remove the image
+//!   finish    check, manifest, signature
+//! ```
+//! Every step can be repeated: a second `run` of the same job after a crash at any point keeps what
+//! is stored, gives what was cut off a name of its own, and goes on. One artifact that fails never
+//! stops another; it is recorded as missing, with the reason, in the signed manifest.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use impound_evidence::{
+    Build, CaseId, CollectionName, EvidencePath, NameError, Outcome, Sha256, Sha256Hasher, SigningKey, Timestamp,
+};
+use impound_proto::PeerId;
+
+use crate::agents::AgentConnector;
+use crate::progress::{Board, ProgressSink};
+use crate::seal::{CustodyAppender, SealError};
+use crate::store::{Store, StoreError};
+use session::Session;
+
+mod before;
+mod diff;
+mod fetch;
+mod finish;
+mod full;
+mod image;
+mod listing;
+mod note;
+mod partial;
+mod quick;
+mod receive;
+mod session;
+
+/// Collects evidence. One for the whole process.
+pub struct Collector {
+    store: Arc<dyn Store>,
+    agents: AgentConnector,
+    signer: Arc<SigningKey>,
+    custody: Arc<CustodyAppender>,
+    build: Build,
+    retry: Retry,
+}
+
+/// What to collect, for whom and why.
+#[derive(Debug, Clone)]
+pub struct CollectionJob {
+    /// The case.
+    pub case: CaseId,
+    /// The collection's name, never used before in the case.
+    pub name: CollectionName,
+    /// Identity of the requester's certificate.
+    pub requested_by: String,
+    /// The requester's reason, word for word.
+    pub reason: String,
+    /// uid of the `kube-system` namespace.
+    pub cluster: String,
+    /// The suspect.
+    pub target: TargetPod,
+    /// Kubernetes objects as they were before containment: file name, e.g. `pod.json`, and bytes.
+    pub before: Vec<(String, Vec<u8>)>,
+    /// The other pods on the node that have containers there.
+    pub neighbours: Vec<TargetPod>,
+    /// Pause each container while its image is made.
+    pub pause: bool,
+    /// `<namespace>/<name>` of the Quarantine that asks for it.
+    pub quarantine: Option<String>,
+}
+
+/// A pod on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetPod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its metadata.uid.
+    pub uid: String,
+    /// Name of its Node.
+    pub node: String,
+}
+
+/// A collection that is signed.
+#[derive(Debug, Clone)]
+pub struct SealedCollection {
+    /// Whether everything that was asked for is there.
+    pub outcome: Outcome,
+    /// SHA-256 of manifest.json.
+    pub manifest_sha256: Sha256,
+    /// Where the collection is, as a URL.
+    pub location: String,
+    /// What is not there or incomplete, one line each with the path and why.
+    pub missing: Vec<String>,
+    /// What somebody should look after, e.g. an image that could not be removed from the node.
+    pub warnings: Vec<String>,
+}
+
+/// How often a broken attempt is repeated.
+#[derive(Debug, Clone, Copy)]
+pub struct Retry {
+    /// Attempts at one artifact, at least one.
+    pub attempts: u32,
+    /// Wait before the second; doubles each time.
+    pub delay: Duration,
+}
+
+impl Default for Retry {
+    /// Three attempts ride out a restart of the agent; each costs a full read of the container, so
+    /// more would rather harm the node than help.
+    fn default() -> Self {
+        Self { attempts: 3, delay: Duration::from_secs(2) }
+    }
+}
+
+impl Retry {
+    /// Wait before attempt `next`, counted from 1.
+    fn before(&self, next: u32) -> Duration {
+        // At most a minute, whatever the number of attempts.
+        self.delay.saturating_mul(1 << next.saturating_sub(2).min(5)).min(Duration::from_secs(60))
+    }
+}
+
+/// Why a collection could not be sealed. `run` may be called again; it goes on where it was.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// The store failed where nothing can be recorded any more, or somebody else writes there.
+    #[error("collection {at} can't be written")]
+    Store {
+        /// `<case>/<collection>`
+        at: String,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// The custody log or the seal could not be written.
+    #[error("collection {at} can't be recorded or sealed")]
+    Seal {
+        /// `<case>/<collection>`
+        at: String,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
+    /// The collection of that name is somebody else's.
+    #[error("collection {at} was begun for another request ({found}); choose another name")]
+    OtherRequest {
+        /// `<case>/<collection>`
+        at: String,
+        /// What its custody log says.
+        found: String,
+    },
+    /// A file that the custody log doesn't know.
+    #[error("{path} is in collection {at}, and its custody log knows nothing of it; somebody else has put it there, so the collection can't be sealed: look at it, remove it and try again")]
+    Foreign {
+        /// `<case>/<collection>`
+        at: String,
+        /// The file.
+        path: EvidencePath,
+    },
+    /// A file that the custody log knows is gone.
+    #[error("{path} was stored in collection {at} and is gone; the collection can't be sealed: collect again under another name")]
+    Gone {
+        /// `<case>/<collection>`
+        at: String,
+        /// The file.
+        path: EvidencePath,
+    },
+    /// The note of an interrupted collection can't be read.
+    #[error("the note beside collection {at} can't be read: {reason}; collect again under another name")]
+    Note {
+        /// `<case>/<collection>`
+        at: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The manifest in the store is not the one that belongs there.
+    #[error("{file} of collection {at} is not what this controller would write; it can't be sealed: collect again under another name")]
+    NotOurs {
+        /// `<case>/<collection>`
+        at: String,
+        /// `manifest.json` or `manifest.sigstore.json`
+        file: &'static str,
+    },
+    /// A name that can't be part of a path.
+    #[error("collection {at}: {what} can't be part of a path")]
+    Name {
+        /// `<case>/<collection>`
+        at: String,
+        /// Which name.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: NameError,
+    },
+}
+
+impl CollectError {
+    /// Whether another `run` may succeed without anybody doing something.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        let store = |error: &StoreError| {
+            matches!(
+                error,
+                StoreError::Busy { .. }
+                    | StoreError::Full { .. }
+                    | StoreError::Io { .. }
+                    | StoreError::LogMoved { .. }
+                    | StoreError::WriterLost { .. }
+            )
+        };
+        match self {
+            Self::Store { source, .. } | Self::Seal { source: SealError::Store(source), .. } => store(source),
+            Self::Seal { source, .. } => matches!(source, SealError::Contended { .. }),
+            _ => false,
+        }
+    }
+}
+
+impl Collector {
+    /// `custody` writes all custody logs of this process, signed by `signer`. Blocks while it hashes
+    /// the program's own file, for the manifest.
+    ///
+    /// # Errors
+    /// If that can't be read.
+    pub fn new(
+        store: Arc<dyn Store>,
+        agents: AgentConnector,
+        signer: Arc<SigningKey>,
+        custody: Arc<CustodyAppender>,
+    ) -> io::Result<Self> {
+        Ok(Self { store, agents, signer, custody, build: this_build()?, retry: Retry::default() })
+    }
+
+    /// Other attempts and waits than the default.
+    #[must_use]
+    pub fn with_retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Collects and seals, or goes on with a collection that was interrupted. A sealed one is left
+    /// as it is and described. May be dropped at any point.
+    ///
+    /// # Errors
+    /// Only if the collection can't be sealed at all, see [`CollectError`]; what can't be had from
+    /// the node makes it partial instead.
+    pub async fn run(&self, job: CollectionJob, report: &dyn ProgressSink) -> Result<SealedCollection, CollectError> {
+        let session = Session::open(self, &job, Board::new(report)).await?;
+        if let Some(sealed) = session.sealed().await? {
+            return Ok(sealed);
+        }
+        session.take_up().await?;
+        if session.is_sealing().await {
+            return session.seal().await;
+        }
+        session.store_before().await?;
+        session.quick_stage().await?;
+        session.full_stage().await?;
+        session.begin_sealing().await?;
+        session.seal().await
+    }
+
+    /// How the custody log calls this controller.
+    fn who() -> String {
+        PeerId::Controller.to_string()
+    }
+}
+
+/// An instant of the wire contract; none if it is none.
+fn instant(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+    std::time::SystemTime::try_from(time?).ok().map(Timestamp::from)
+}
+
+/// What runs here.
+fn this_build() -> io::Result<Build> {
+    let mut file = File::open("/proc/self/exe")?;
+    let mut hasher = Sha256Hasher::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let read = io::Read::read(&mut file, &mut buffer)?;
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+        hasher.update(bytes);
+    }
+    Ok(Build {
+        name: env!("CARGO_PKG_NAME").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        executable_sha256: Some(hasher.finish()),
+    })
+}

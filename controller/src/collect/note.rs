@@ -1,0 +1,68 @@
+//! What a collection must remember across a crash and the custody log doesn't say: kept beside the
+//! collection, see [`crate::store::Store::save_note`]. No evidence, and gone once it is sealed.
+
+use std::collections::BTreeMap;
+
+use impound_evidence::{Agent, Alteration, Build, Container, EvidencePath, LogHead, Method, Missing, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// Notes of a running collection.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Note {
+    /// Containers that were listed, with the directory each was given.
+    pub(super) containers: Vec<Known>,
+    /// Agents as they were met.
+    pub(super) agents: Vec<Agent>,
+    /// metadata.uid of the Node object.
+    pub(super) node_uid: Option<String>,
+    /// What was changed on the node.
+    pub(super) alterations: Vec<Alteration>,
+    /// Where the attempts that were begun come from, by the name they are for.
+    pub(super) begun: BTreeMap<EvidencePath, Begun>,
+    /// Images that were made and may still be on the node, by reference.
+    pub(super) images: BTreeMap<String, Image>,
+    /// Set when collecting is over: from then on nothing but the seal changes.
+    pub(super) sealing: Option<Sealing>,
+}
+
+/// A container and its directory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Known {
+    pub(super) container: Container,
+    pub(super) directory: EvidencePath,
+}
+
+/// An attempt at an artifact.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Begun {
+    pub(super) media_type: String,
+    pub(super) method: Method,
+    pub(super) api_call: String,
+    pub(super) source_id: String,
+    /// The agent's clock.
+    pub(super) started: Option<Timestamp>,
+    /// Ours.
+    pub(super) received_started: Timestamp,
+}
+
+/// An image on the node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Image {
+    /// Whether the agent has said that it was made, so that it is ours and no older one.
+    pub(super) made: bool,
+}
+
+/// What a manifest needs so that a second attempt makes the same bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sealing {
+    pub(super) created: Timestamp,
+    pub(super) custody: LogHead,
+    pub(super) missing: Vec<Missing>,
+    /// The controller that ended collecting; another build may write the signature.
+    pub(super) controller: Build,
+}

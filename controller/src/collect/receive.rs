@@ -1,0 +1,182 @@
+//! Receives one artifact's stream: checks its order, hashes it, walks a tar to its end, and hands
+//! the bytes on to the store's writer.
+//!
+//! ```text
+//! connection task (TLS, HTTP/2) -> this loop -> queue -> hashing thread (SHA-256, tar end)
+//!                                            -> queue -> the writer's threads
+//! ```
+//! Chunks are reference-counted, not copied. Memory: the client's 8 MiB stream window and two
+//! queues of four chunks.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use impound_evidence::{Completeness, Sha256, Sha256Hasher, TarEnd};
+use impound_proto::agent::v1 as wire;
+use impound_proto::tls::explain;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
+use wire::artifact_message::Message;
+
+use crate::store::{Content, ObjectWriter, StoreError};
+
+/// Longest silence within a stream. `docker save` writes a whole image to the node's disk before
+/// its first byte; a dead connection is noticed much sooner, by HTTP/2's keep-alive.
+const SILENCE: Duration = Duration::from_secs(600);
+/// Chunks that wait to be hashed.
+const QUEUE: usize = 4;
+/// Most bytes of one chunk, of the wire contract.
+const CHUNK_LIMIT: usize = 1 << 20;
+
+/// An artifact that arrived to its trailer.
+pub(super) struct Received {
+    /// What arrived; the trailer says the same.
+    pub(super) content: Content,
+    /// The agent's verdict, or ours if it is worse.
+    pub(super) completeness: Completeness,
+    /// When the agent had the last byte.
+    pub(super) finished: Option<prost_types::Timestamp>,
+}
+
+/// Why a stream did not bring its artifact.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReceiveError {
+    /// The agent or the connection ended it.
+    #[error("the agent's stream broke off: {}", explain(.0))]
+    Status(#[from] Status),
+    /// Nothing came.
+    #[error("the agent sent nothing for {} s", SILENCE.as_secs())]
+    Silence,
+    /// Messages in another order than the contract says.
+    #[error("expected {expected}, the agent sent {found}")]
+    Order {
+        /// What belonged there.
+        expected: &'static str,
+        /// What came.
+        found: &'static str,
+    },
+    /// A gap or an overlap.
+    #[error("expected the chunk at byte {expected}, the agent sent the one at {found}")]
+    Gap {
+        /// Where the last chunk ended.
+        expected: u64,
+        /// Where this one begins.
+        found: u64,
+    },
+    /// Too large or empty.
+    #[error("expected a chunk of 1 to {CHUNK_LIMIT} bytes, the agent sent {0}")]
+    Chunk(usize),
+    /// The trailer is about other bytes.
+    #[error("{expected} were announced by the agent's trailer, {found} arrived")]
+    Differs {
+        /// The trailer's.
+        expected: Content,
+        /// What arrived.
+        found: Content,
+    },
+    /// The trailer's digest is none.
+    #[error("the agent's trailer has no SHA-256")]
+    NoDigest,
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The hashing thread ended.
+    #[error("the thread that hashes it ended unexpectedly")]
+    HasherLost,
+}
+
+/// The header that begins every stream.
+pub(super) async fn header(stream: &mut Streaming<wire::ArtifactMessage>) -> Result<wire::ArtifactHeader, ReceiveError> {
+    match next(stream).await? {
+        Some(Message::Header(header)) => Ok(header),
+        other => Err(ReceiveError::Order { expected: "a header", found: name(other.as_ref()) }),
+    }
+}
+
+/// Everything behind the header. `watch` is told how many bytes have come.
+pub(super) async fn body(
+    stream: &mut Streaming<wire::ArtifactMessage>,
+    writer: &mut dyn ObjectWriter,
+    is_tar: bool,
+    watch: impl Fn(u64),
+) -> Result<Received, ReceiveError> {
+    let (to_hash, chunks) = mpsc::channel(QUEUE);
+    let hashing = tokio::task::spawn_blocking(move || hash(chunks, is_tar));
+    let mut at = 0;
+    let trailer = loop {
+        match next(stream).await? {
+            Some(Message::Chunk(chunk)) => {
+                if chunk.offset != at {
+                    return Err(ReceiveError::Gap { expected: at, found: chunk.offset });
+                }
+                if chunk.data.is_empty() || chunk.data.len() > CHUNK_LIMIT {
+                    return Err(ReceiveError::Chunk(chunk.data.len()));
+                }
+                at += chunk.data.len() as u64;
+                to_hash.send(chunk.data.clone()).await.map_err(|_| ReceiveError::HasherLost)?;
+                writer.write(chunk.data).await?;
+                watch(at);
+            }
+            Some(Message::Trailer(trailer)) => break trailer,
+            other => return Err(ReceiveError::Order { expected: "a chunk or a trailer", found: name(other.as_ref()) }),
+        }
+    };
+    // An error status behind the trailer takes it back.
+    if let Some(more) = next(stream).await? {
+        return Err(ReceiveError::Order { expected: "the end", found: name(Some(&more)) });
+    }
+    drop(to_hash);
+    let (sha256, tar) = hashing.await.map_err(|_| ReceiveError::HasherLost)?;
+    let found = Content { size: at, sha256 };
+    let announced = Sha256::try_from(trailer.sha256.as_slice()).map_err(|_| ReceiveError::NoDigest)?;
+    let expected = Content { size: trailer.size, sha256: announced };
+    if found != expected {
+        return Err(ReceiveError::Differs { expected, found });
+    }
+    Ok(Received { content: found, completeness: verdict(&trailer, tar), finished: trailer.finished })
+}
+
+/// The agent's word, unless the bytes themselves say otherwise.
+fn verdict(trailer: &wire::ArtifactTrailer, tar: Option<Completeness>) -> Completeness {
+    let mut reasons = match trailer.completeness() {
+        wire::Completeness::Complete => Vec::new(),
+        wire::Completeness::Incomplete if !trailer.reasons.is_empty() => trailer.reasons.clone(),
+        wire::Completeness::Incomplete => vec!["the agent gave no reason".to_owned()],
+        wire::Completeness::Unspecified => vec!["the agent did not say whether it is complete".to_owned()],
+    };
+    if let Some(Completeness::Incomplete { reasons: ours }) = tar {
+        reasons.extend(ours.into_iter().filter(|reason| !trailer.reasons.contains(reason)));
+    }
+    if reasons.is_empty() { Completeness::Complete } else { Completeness::Incomplete { reasons } }
+}
+
+fn hash(mut chunks: mpsc::Receiver<Bytes>, is_tar: bool) -> (Sha256, Option<Completeness>) {
+    let mut hasher = Sha256Hasher::new();
+    let mut tar = is_tar.then(TarEnd::new);
+    while let Some(chunk) = chunks.blocking_recv() {
+        hasher.update(&chunk);
+        if let Some(tar) = &mut tar {
+            tar.update(&chunk);
+        }
+    }
+    (hasher.finish(), tar.map(TarEnd::finish))
+}
+
+async fn next(stream: &mut Streaming<wire::ArtifactMessage>) -> Result<Option<Message>, ReceiveError> {
+    let message = timeout(SILENCE, stream.message()).await.map_err(|_| ReceiveError::Silence)??;
+    match message {
+        None => Ok(None),
+        Some(wire::ArtifactMessage { message: Some(message) }) => Ok(Some(message)),
+        Some(_) => Err(ReceiveError::Order { expected: "a message", found: "an empty one" }),
+    }
+}
+
+fn name(message: Option<&Message>) -> &'static str {
+    match message {
+        None => "the end without a trailer",
+        Some(Message::Header(_)) => "a header",
+        Some(Message::Chunk(_)) => "a chunk",
+        Some(Message::Trailer(_)) => "a trailer",
+    }
+}

@@ -1,0 +1,259 @@
+//! One run of a collection: its lock, its custody log, its note, and what is stored already.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use impound_evidence::{
+    ArtifactRecord, BUNDLE, CHECKPOINT, CUSTODY, Entry, Event, EvidencePath, MANIFEST,
+};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::note::Note;
+use super::{CollectError, CollectionJob, Collector};
+use crate::agents::AgentConnection;
+use crate::progress::Board;
+use crate::seal::SealError;
+use crate::store::{CollectionId, CollectionLock, Content, Receipt, StoreError};
+
+pub(super) struct Session<'a> {
+    pub(super) collector: &'a Collector,
+    pub(super) job: &'a CollectionJob,
+    pub(super) at: CollectionId,
+    pub(super) lock: CollectionLock,
+    pub(super) board: Board<'a>,
+    /// The custody log as it was when the session began.
+    pub(super) entries: Vec<Entry>,
+    note: AsyncMutex<Note>,
+    stored: Mutex<BTreeMap<EvidencePath, Kept>>,
+    missing: Mutex<BTreeMap<EvidencePath, String>>,
+    warnings: Mutex<Vec<String>>,
+    pub(super) connections: AsyncMutex<HashMap<String, Arc<AgentConnection>>>,
+}
+
+/// An artifact that may enter the manifest: its record, and the store's receipt for exactly that.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    record: ArtifactRecord,
+}
+
+impl Kept {
+    /// None if the receipt is not for what the record says, which no path of this program does.
+    fn new(record: ArtifactRecord, receipt: &Receipt) -> Option<Self> {
+        let same = &record.path == receipt.at() && content(&record) == receipt.content();
+        same.then_some(Self { record })
+    }
+}
+
+impl<'a> Session<'a> {
+    /// Creates the collection, or opens the one that this job has begun.
+    pub(super) async fn open(collector: &'a Collector, job: &'a CollectionJob, board: Board<'a>) -> Result<Self, CollectError> {
+        let at = CollectionId { case: job.case.clone(), name: job.name.clone() };
+        let store = |source| CollectError::Store { at: at.to_string(), source };
+        match collector.store.create_collection(&at).await {
+            Ok(()) | Err(StoreError::CollectionExists { .. }) => {}
+            Err(error) => return Err(store(error)),
+        }
+        let lock = collector.store.lock(&at).await.map_err(store)?;
+        let entries = collector.custody.entries(&at).await;
+        let entries = entries.map_err(|source| CollectError::Seal { at: at.to_string(), source })?;
+        let note = match collector.store.note(&at).await.map_err(store)? {
+            None => Note::default(),
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| CollectError::Note { at: at.to_string(), reason: error.to_string() })?,
+        };
+        let session = Self {
+            collector,
+            job,
+            at,
+            lock,
+            board,
+            entries,
+            note: AsyncMutex::new(note),
+            stored: Mutex::default(),
+            missing: Mutex::default(),
+            warnings: Mutex::default(),
+            connections: AsyncMutex::default(),
+        };
+        session.begin().await?;
+        Ok(session)
+    }
+
+    /// Records an artifact as read, has it stored, records that: whatever is in the store has its
+    /// record in the log, before it has its name.
+    pub(super) async fn record_read(&self, records: &[&ArtifactRecord], offset: Option<i64>) -> Result<(), CollectError> {
+        self.record(Event::Read, records, offset).await
+    }
+
+    /// Records what was stored; only then it counts.
+    pub(super) async fn record_stored(&self, kept: Vec<(ArtifactRecord, Receipt)>) -> Result<(), CollectError> {
+        let records: Vec<&ArtifactRecord> = kept.iter().map(|(record, _)| record).collect();
+        self.record(Event::Stored, &records, None).await?;
+        for (record, receipt) in kept {
+            self.board.stored(&receipt);
+            self.count(record, &receipt)?;
+        }
+        Ok(())
+    }
+
+    /// Records that something went wrong, for the log's readers.
+    pub(super) async fn record_failed(&self, what: &str, why: &str) -> Result<(), CollectError> {
+        let mut entry = Entry::new(Event::Failed, Collector::who(), what);
+        entry.why = Some(why.to_owned());
+        tracing::warn!(case = %self.at.case, collection = %self.at.name, step = what, reason = why, "failed");
+        self.append(vec![entry]).await
+    }
+
+    pub(super) async fn append(&self, entries: Vec<Entry>) -> Result<(), CollectError> {
+        let appended = self.collector.custody.append_all(&self.at, entries).await;
+        appended.map(drop).map_err(|error| self.seal_error(error))
+    }
+
+    /// Changes the note and saves it.
+    pub(super) async fn note<T>(&self, change: impl FnOnce(&mut Note) -> T) -> Result<T, CollectError> {
+        let mut note = self.note.lock().await;
+        let result = change(&mut note);
+        let bytes = serde_json::to_vec(&*note)
+            .map_err(|error| CollectError::Note { at: self.at.to_string(), reason: error.to_string() })?;
+        self.collector.store.save_note(&self.lock, bytes).await.map_err(|error| self.store_error(error))?;
+        Ok(result)
+    }
+
+    /// Looks at the note.
+    pub(super) async fn noted<T>(&self, look: impl FnOnce(&Note) -> T) -> T {
+        look(&*self.note.lock().await)
+    }
+
+    /// The record of an artifact that is stored.
+    pub(super) fn stored(&self, path: &EvidencePath) -> Option<ArtifactRecord> {
+        locked(&self.stored).get(path).map(|kept| kept.record.clone())
+    }
+
+    /// Everything that is stored, ordered by path.
+    pub(super) fn all_stored(&self) -> Vec<ArtifactRecord> {
+        locked(&self.stored).values().map(|kept| kept.record.clone()).collect()
+    }
+
+    /// Gives an artifact up for this run.
+    pub(super) fn miss(&self, path: &EvidencePath, kept: bool, why: String) {
+        self.board.given_up(path, kept, &why);
+        locked(&self.missing).insert(path.clone(), why);
+    }
+
+    /// What was given up, ordered by path.
+    pub(super) fn all_missing(&self) -> BTreeMap<EvidencePath, String> {
+        let stored = locked(&self.stored);
+        let missing = locked(&self.missing);
+        missing.iter().filter(|(path, _)| !stored.contains_key(path)).map(|(p, why)| (p.clone(), why.clone())).collect()
+    }
+
+    pub(super) fn warn(&self, warning: String) {
+        locked(&self.warnings).push(warning);
+    }
+
+    pub(super) fn warnings(&self) -> Vec<String> {
+        locked(&self.warnings).clone()
+    }
+
+    /// A path of ours below the collection.
+    pub(super) fn path(&self, text: &str, what: &'static str) -> Result<EvidencePath, CollectError> {
+        text.parse().map_err(|source| CollectError::Name { at: self.at.to_string(), what, source })
+    }
+
+    pub(super) fn store_error(&self, source: StoreError) -> CollectError {
+        CollectError::Store { at: self.at.to_string(), source }
+    }
+
+    pub(super) fn seal_error(&self, source: SealError) -> CollectError {
+        CollectError::Seal { at: self.at.to_string(), source }
+    }
+
+    /// The first entry of the log says whose collection this is.
+    async fn begin(&self) -> Result<(), CollectError> {
+        let pod = &self.job.target;
+        let what = format!("collection of pod {}/{} (uid {}) on node {}", pod.namespace, pod.name, pod.uid, pod.node);
+        let Some(first) = self.entries.first() else {
+            let mut entry = Entry::new(Event::Requested, self.job.requested_by.clone(), what);
+            entry.why = Some(self.job.reason.clone());
+            return self.append(vec![entry]).await;
+        };
+        let same = first.event == Event::Requested
+            && first.who == self.job.requested_by
+            && first.what == what
+            && first.why.as_ref() == Some(&self.job.reason);
+        if !same {
+            let found = format!("{} by {}", first.what, first.who);
+            return Err(CollectError::OtherRequest { at: self.at.to_string(), found });
+        }
+        if self.entries.iter().all(|entry| entry.event != Event::Sealed) {
+            self.record_failed("the collection", "the controller that collected has stopped; another run goes on").await?;
+        }
+        Ok(())
+    }
+
+    /// Compares what the log says with what the store holds, and settles what was cut off.
+    pub(super) async fn take_up(&self) -> Result<(), CollectError> {
+        let recorded = |event| {
+            let of_event = self.entries.iter().filter(move |entry| entry.event == event);
+            let records = of_event.filter_map(|entry| entry.artifact.as_ref());
+            records.map(|record| (record.path.clone(), record.clone())).collect::<BTreeMap<_, _>>()
+        };
+        let (read, mut stored) = (recorded(Event::Read), recorded(Event::Stored));
+        let files = self.collector.store.list(&self.at).await.map_err(|error| self.store_error(error))?;
+        for file in files {
+            if [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&file.path.as_str()) {
+                continue;
+            }
+            let known = stored.remove(&file.path);
+            let named_only = known.is_none();
+            // Without `Stored`: the crash came between the naming and its entry.
+            let Some(record) = known.or_else(|| read.get(&file.path).cloned()) else {
+                return Err(CollectError::Foreign { at: self.at.to_string(), path: file.path });
+            };
+            let checked = self.collector.store.recheck(&self.lock, &file.path, content(&record)).await;
+            let receipt = checked.map_err(|error| self.store_error(error))?;
+            if named_only {
+                self.record_stored(vec![(record, receipt)]).await?;
+            } else {
+                self.board.stored(&receipt);
+                self.count(record, &receipt)?;
+            }
+        }
+        if let Some((path, _)) = stored.pop_first() {
+            return Err(CollectError::Gone { at: self.at.to_string(), path });
+        }
+        for path in self.collector.store.leftovers(&self.lock).await.map_err(|error| self.store_error(error))? {
+            self.settle(&path, &read).await?;
+        }
+        Ok(())
+    }
+
+    async fn record(&self, event: Event, records: &[&ArtifactRecord], offset: Option<i64>) -> Result<(), CollectError> {
+        let entry = |record: &&ArtifactRecord| {
+            let mut entry = Entry::new(event, Collector::who(), record.path.to_string());
+            entry.clock_offset_ms = offset;
+            entry.artifact = Some((*record).clone());
+            entry
+        };
+        self.append(records.iter().map(entry).collect()).await
+    }
+
+    fn count(&self, record: ArtifactRecord, receipt: &Receipt) -> Result<(), CollectError> {
+        let path = record.path.clone();
+        let expected = content(&record);
+        let kept = Kept::new(record, receipt).ok_or_else(|| {
+            self.store_error(StoreError::Mismatch { at: path.to_string(), expected, found: receipt.content() })
+        })?;
+        locked(&self.stored).insert(path, kept);
+        Ok(())
+    }
+}
+
+/// What a record says of the bytes.
+pub(super) fn content(record: &ArtifactRecord) -> Content {
+    Content { size: record.size, sha256: record.sha256 }
+}
+
+/// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
