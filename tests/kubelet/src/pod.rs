@@ -193,7 +193,10 @@ impl Worker {
                 let Some(container) = containers.iter().find(|one| one.name == *name) else {
                     return (name.clone(), Ok(()));
                 };
-                tracing::info!(pod = %self.identity, container = %name, attempt, "starting");
+                // The next tries of something that failed are told by what they say, if it is new.
+                if !self.problems.contains_key(name) {
+                    tracing::info!(pod = %self.identity, container = %name, attempt, "starting");
+                }
                 let result = self
                     .run_container(pod, container, *attempt, sandbox, address)
                     .await;

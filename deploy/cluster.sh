@@ -1,0 +1,166 @@
+# Brings up a whole installation on one machine, for the demo, the end-to-end tests and the benchmark:
+# the in-memory Kubernetes API with three nodes, a kubelet on Docker, an agent for each node and the
+# controller, all over mutual TLS. Sourced by other scripts, after machine.sh.
+#
+#   cluster_build              builds the programs; sets BIN
+#   cluster_start DIR [keep]   starts everything; keys, store, kubeconfig and logs are in DIR
+#   cluster_stop               stops what cluster_start started
+#   cluster_stop_kept DIR      stops what `cluster_start DIR keep` left running
+# After cluster_start: NODES, NODE_ADDRESS[node], CONTROLLER, STORE, CLUSTER_ID, KUBECONFIG (exported).
+
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+NODES=(k8s-worker1 k8s-worker2 k8s-worker3)
+declare -A NODE_ADDRESS=()
+CLUSTER_PIDS=()
+AGENT_PORT=7443
+
+cluster_build() {
+    local profile=${IMPOUND_PROFILE:-release} target=${CARGO_TARGET_DIR:-$REPOSITORY/target} flags=(--release)
+    [ "$profile" = release ] || flags=(--profile "$profile")
+    say "Building (cargo build ${flags[*]}); the first time this takes some minutes"
+    local quiet=-q
+    [ ! -t 2 ] || quiet=
+    # shellcheck disable=SC2086
+    (cd "$REPOSITORY" && cargo build $quiet --locked "${flags[@]}" \
+        -p impound-agent -p impound-controller -p impound -p kube-memory -p docker-kubelet) ||
+        fail "the build did not work (above is what cargo said)"
+    [ "$profile" != dev ] || profile=debug
+    BIN=$(cd "$REPOSITORY" && cd "$target" && pwd)/$profile
+}
+
+# Everything listens on loopback addresses 127.0.K.x. K is the first number that no other cluster on this
+# machine uses: the lock lives as long as any process of that cluster, since they all inherit it.
+cluster_number() {
+    local number node=11
+    for number in $(seq 0 99); do
+        exec {CLUSTER_LOCK}>"/tmp/impound-cluster-$number.lock"
+        if flock -n "$CLUSTER_LOCK" && ! port_taken "127.0.$number.10" 6443 && ! port_taken "127.0.$number.10" 8443 &&
+            ! port_taken "127.0.$number.11" $AGENT_PORT && ! port_taken "127.0.$number.12" $AGENT_PORT && ! port_taken "127.0.$number.13" $AGENT_PORT; then
+            CLUSTER_ID=impound-$number
+            API=127.0.$number.10:6443
+            CONTROLLER=127.0.$number.10:8443
+            for name in "${NODES[@]}"; do
+                NODE_ADDRESS[$name]=127.0.$number.$node
+                node=$((node + 1))
+            done
+            return 0
+        fi
+        exec {CLUSTER_LOCK}>&-
+    done
+    fail "no free loopback addresses: 100 clusters of this kind seem to run" "deploy/demo.sh --stop DIR stops one that was kept."
+}
+
+port_taken() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
+
+# Starts a program in the background with its output in $DIR/logs. Unless it is to be kept, it ends with this
+# script whatever way that ends; setpriv asks the kernel for that.
+launch() {
+    local name=$1
+    shift
+    local run=(setpriv --pdeathsig TERM --)
+    [ -z "$CLUSTER_KEEP" ] || run=(setsid --)
+    "${run[@]}" "$@" >>"$CLUSTER_DIR/logs/$name.log" 2>&1 </dev/null &
+    CLUSTER_PIDS+=("$!")
+    # With its start time a number names one process for ever; numbers alone are used again.
+    printf '%s %s %s\n' "$!" "$(start_time "$!")" "$name" >>"$CLUSTER_DIR/processes"
+}
+
+start_time() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+
+# Waits for a condition (a command) that the named program brings about.
+await() {
+    local what=$1 name=$2 deadline=$((SECONDS + ${AWAIT_SECONDS:-60}))
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        if ! alive "$name" || [ $SECONDS -ge $deadline ]; then
+            tail -n 15 "$CLUSTER_DIR/logs/$name.log" | sed 's/^/        /' >&2
+            alive "$name" && fail "$what: not within ${AWAIT_SECONDS:-60} seconds" "Log: $CLUSTER_DIR/logs/$name.log"
+            fail "$what: $name has ended (above is the end of its log)" "Log: $CLUSTER_DIR/logs/$name.log"
+        fi
+        sleep 0.05
+    done
+}
+
+alive() {
+    local pid started name
+    while read -r pid started name; do
+        [ "$name" != "$1" ] || [ "$(start_time "$pid")" != "$started" ] || return 0
+    done <"$CLUSTER_DIR/processes"
+    return 1
+}
+
+cluster_start() {
+    CLUSTER_DIR=$1 CLUSTER_KEEP=${2:-}
+    mkdir -p "$CLUSTER_DIR/logs"
+    CLUSTER_DIR=$(cd "$CLUSTER_DIR" && pwd)
+    exec {DIR_LOCK}>"$CLUSTER_DIR/lock"
+    flock -n "$DIR_LOCK" || fail "a cluster is running in $CLUSTER_DIR" "deploy/demo.sh --stop $CLUSTER_DIR stops it; or give another DEMO_DIR."
+    cluster_number
+    STORE=$CLUSTER_DIR/store
+    KEYS=$CLUSTER_DIR/keys
+    export KUBECONFIG=$CLUSTER_DIR/kubeconfig
+    rm -f "$KUBECONFIG" "$CLUSTER_DIR/processes" "$CLUSTER_DIR/audit.jsonl"
+    : >"$CLUSTER_DIR/processes"
+    mkdir -p "$STORE"
+
+    local node nodes=() flags=()
+    for node in "${NODES[@]}"; do
+        nodes+=("$node=${NODE_ADDRESS[$node]}")
+        flags+=(--node "$node")
+    done
+    if [ ! -e "$KEYS/signing/evidence.key" ]; then
+        "$BIN/impound" pki init "$KEYS" "${flags[@]}" --controller-address "${CONTROLLER%:*}" \
+            --responder responder:responder --responder custodian:custodian >"$CLUSTER_DIR/logs/pki.log" 2>&1 ||
+            fail "impound pki init did not work" "Log: $CLUSTER_DIR/logs/pki.log"
+    fi
+
+    launch kube-memory "$BIN/kube-memory" serve --dir "$CLUSTER_DIR" --listen "$API" \
+        --nodes "$(IFS=,; echo "${nodes[*]}")" --audit "$CLUSTER_DIR/audit.jsonl"
+    await "the Kubernetes API at $API" kube-memory test -s "$KUBECONFIG"
+    kubectl apply --validate=false -f "$REPOSITORY/deploy/crds" >"$CLUSTER_DIR/logs/crds.log" 2>&1 ||
+        fail "the custom resources could not be created" "Log: $CLUSTER_DIR/logs/crds.log"
+
+    launch docker-kubelet "$BIN/docker-kubelet" --kubeconfig "$KUBECONFIG" "${flags[@]}" --cluster "$CLUSTER_ID" \
+        --volumes "$CLUSTER_DIR/volumes"
+    for node in "${NODES[@]}"; do
+        launch "agent-$node" "$BIN/impound-agent" --node "$node" --listen "${NODE_ADDRESS[$node]}:$AGENT_PORT" \
+            --tls-dir "$KEYS/agents/$node"
+    done
+    launch controller "$BIN/impound-controller" --listen "$CONTROLLER" --tls-dir "$KEYS/controller" \
+        --store "$STORE" --signing-key "$KEYS/signing/evidence.key" --agent-port "$AGENT_PORT"
+    for node in "${NODES[@]}"; do
+        await "the agent of $node" "agent-$node" port_taken "${NODE_ADDRESS[$node]}" $AGENT_PORT
+    done
+    await "the controller at $CONTROLLER" controller port_taken "${CONTROLLER%:*}" "${CONTROLLER#*:}"
+    export IMPOUND_CONTROLLER=$CONTROLLER IMPOUND_TLS_DIR=$KEYS/responders/responder
+}
+
+cluster_stop() {
+    [ ${#CLUSTER_PIDS[@]} -gt 0 ] || return 0
+    # The kubelet first, while the API is there; it removes the containers it made.
+    stop_processes "$CLUSTER_DIR/processes"
+    wait "${CLUSTER_PIDS[@]}" 2>/dev/null || true
+    CLUSTER_PIDS=()
+}
+
+cluster_stop_kept() {
+    [ -s "$1/processes" ] || fail "no cluster was left running in $1"
+    stop_processes "$1/processes"
+}
+
+stop_processes() {
+    local pid started name
+    while read -r name pid started; do
+        [ "$(start_time "$pid")" = "$started" ] || continue
+        kill "$pid" 2>/dev/null || continue
+        local tries=0
+        while [ "$(start_time "$pid")" = "$started" ] && [ "$(state_of "$pid")" != Z ] && [ $tries -lt 200 ]; do
+            sleep 0.05
+            tries=$((tries + 1))
+        done
+        [ $tries -lt 200 ] || { say "$name (pid $pid) did not end within 10 seconds of SIGTERM: killed"; kill -9 "$pid" 2>/dev/null || true; }
+    done < <(awk '{ print ($3 == "docker-kubelet" ? 0 : 1), $3, $1, $2 }' "$1" | sort -s -k1,1n | cut -d' ' -f2-)
+    rm -f "$1"
+}
+
+state_of() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f1; }

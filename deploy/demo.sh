@@ -1,0 +1,285 @@
+#!/bin/bash
+# The main job on real containers, on one machine, in one command: a tampered nginx pod is quarantined,
+# its neighbour evicted, its evidence taken off the node and verified. Every claim is checked.
+#
+# Usage: deploy/demo.sh [--keep]       as root on Debian
+#        deploy/demo.sh --stop DIR     stops what `--keep` left running
+#
+#   DEMO_DIR=DIR  keep the store, keys, kubeconfig and logs in DIR (otherwise a temporary directory, removed at the end)
+#   --keep        leave everything running and print how to talk to it
+#
+# What it installs when missing: Debian's docker.io, kubernetes-client and a few small tools.
+# It ends with 0 only if everything was as shown.
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$HERE/machine.sh"
+. "$HERE/cluster.sh"
+
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
+
+KEEP=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --keep) KEEP=keep ;;
+        --stop)
+            [ $# = 2 ] || fail "--stop needs the directory of the demo that was kept"
+            cluster_stop_kept "$2"
+            say "stopped; $2 is still there"
+            exit 0
+            ;;
+        -h | --help) usage && exit 0 ;;
+        *) usage >&2 && fail "unknown argument $1" ;;
+    esac
+    shift
+done
+
+# Waiting for a pod: a cold Java start on a busy machine is the slowest of all.
+export AWAIT_SECONDS=120
+SUSPECT_NODE=k8s-worker2
+PASSED=0 FAILED=0
+
+check() {
+    local claim=$1
+    shift
+    if "$@" >/dev/null 2>&1; then
+        PASSED=$((PASSED + 1))
+        say "  ${GREEN}ok${PLAIN}  $claim"
+    else
+        FAILED=$((FAILED + 1))
+        say "  ${RED}NOT SO${PLAIN}  $claim   ($*)"
+    fi
+}
+
+# Shows a command and runs it.
+show() {
+    say "${DIM}\$ $*${PLAIN}"
+    "$@"
+}
+
+now() { echo $((${EPOCHREALTIME/./} / 1000)); }
+median() { sort -n | sed -n "$((($1 + 1) / 2))p"; }
+is() { [ "$1" = "$2" ]; }
+contains() { grep -qF -- "$2" "$1"; }
+no() { ! "$@"; }
+
+pods() { kubectl get pods -l "app=$1" -o json; }
+# Pods of an app that are ready and not being deleted, as "name node ip" lines; $2 is a further jq filter.
+ready_pods() {
+    pods "$1" | jq -r '.items[] | select(.metadata.deletionTimestamp == null)
+        | select(any(.status.conditions[]?; .type == "Ready" and .status == "True")) | "\(.metadata.name) \(.spec.nodeName) \(.status.podIP)"'
+}
+has_ready() { [ "$(ready_pods "$1" | wc -l)" = "$2" ]; }
+ready_elsewhere() { [ "$(ready_pods "$1" | grep -vc " $SUSPECT_NODE ")" = "$2" ]; }
+pod_field() { kubectl get pod "$1" -o "jsonpath=$2"; }
+only_schedulable() {
+    local node
+    for node in "${NODES[@]}"; do
+        if [ "$node" = "$1" ]; then kubectl uncordon "$node"; else kubectl cordon "$node"; fi
+    done >/dev/null
+}
+
+on_exit() {
+    local status=$?
+    trap - EXIT
+    set +e
+    [ $status = 0 ] || [ -z "${CLUSTER_DIR:-}" ] || say "" "Logs: $CLUSTER_DIR/logs"
+    if [ -z "$KEEP" ] || [ $status != 0 ]; then
+        step "Cleaning up"
+        cluster_stop
+        [ -z "${CASE:-}" ] || docker image ls -q --filter "label=dev.impound.case=$CASE" | xargs -r docker image rm -f >/dev/null 2>&1
+        stop_docker
+        if [ -n "${TEMPORARY:-}" ] && [ $status = 0 ]; then rm -rf "$DIR"; elif [ -n "${DIR:-}" ]; then say "Kept: $DIR"; fi
+        say "Everything that this demo started has ended"
+    fi
+    exit $status
+}
+
+step "Preparing the machine"
+need_root "The demo (it starts containers and reads what belongs to them)"
+need_packages kubectl=kubernetes-client jq=jq openssl=openssl curl=curl setpriv=util-linux flock=util-linux
+need_docker
+trap on_exit EXIT
+trap 'exit 130' INT TERM
+need_rust "$REPOSITORY"
+"$HERE/images.sh"
+cluster_build
+
+TEMPORARY=
+if [ -n "${DEMO_DIR:-}" ]; then DIR=$DEMO_DIR; else DIR=$(mktemp -d "${TMPDIR:-/tmp}/impound-demo.XXXXXX") TEMPORARY=yes; fi
+[ -z "$KEEP" ] || TEMPORARY=
+
+step "Starting a cluster of three nodes, an agent on each, and the controller"
+cluster_start "$DIR" "$KEEP"
+WORK=$CLUSTER_DIR/work
+rm -rf "$WORK"
+mkdir -p "$WORK"
+PATH=$BIN:$PATH
+for node in "${NODES[@]}"; do say "  $node: agent at ${NODE_ADDRESS[$node]}:$AGENT_PORT"; done
+say "  controller at $CONTROLLER; everything over mutual TLS; keys, store and logs in $CLUSTER_DIR"
+
+step "Two nginx pods and one tomcat pod, as real containers"
+kubectl apply --validate=false -f "$HERE/workload.yaml" >/dev/null
+only_schedulable $SUSPECT_NODE
+await "an nginx and a tomcat pod on $SUSPECT_NODE" docker-kubelet eval 'has_ready nginx 1 && has_ready tomcat 1'
+only_schedulable k8s-worker1
+kubectl scale deployment nginx --replicas=2 >/dev/null
+await "a second nginx pod" docker-kubelet has_ready nginx 2
+for node in "${NODES[@]}"; do kubectl uncordon "$node" >/dev/null; done
+show kubectl get pods -o wide
+POD=$(ready_pods nginx | grep " $SUSPECT_NODE " | cut -d' ' -f1)
+POD_ADDRESS=$(pod_field "$POD" '{.status.podIP}')
+CONTAINER=$(pod_field "$POD" '{.status.containerStatuses[0].containerID}')
+CONTAINER=${CONTAINER#docker://}
+NEIGHBOUR=$(ready_pods tomcat | cut -d' ' -f1)
+check "$POD serves pages" curl -sf "http://$POD_ADDRESS/"
+check "its container is named as a kubelet names it" is \
+    "$(docker inspect -f '{{.Name}}' "$CONTAINER")" "/k8s_nginx_${POD}_default_$(pod_field "$POD" '{.metadata.uid}')_0"
+
+step "An intruder in $POD on $SUSPECT_NODE"
+docker exec "$CONTAINER" sh -ec '
+    cp /bin/busybox /tmp/.kworkerd
+    sed -i "s|location / {|location /.well-known/update { proxy_pass http://203.0.113.7:8080; }\n\tlocation / {|" /etc/nginx/sites-available/default
+    rm /var/log/dpkg.log'
+say "  dropped a binary: /tmp/.kworkerd"
+say "  changed a configuration: /etc/nginx/sites-available/default"
+say "  deleted a log: /var/log/dpkg.log"
+
+step "For comparison: docker diff, export, commit and save by hand on the same container, three times"
+for round in 1 2 3; do
+    start=$(now)
+    docker diff "$CONTAINER" >"$WORK/diff"
+    docker export "$CONTAINER" >"$WORK/export.tar"
+    docker commit -m comparison "$CONTAINER" impound-comparison >/dev/null
+    docker save impound-comparison >"$WORK/image.tar"
+    echo $(($(now) - start)) >>"$WORK/by-hand"
+    docker image rm impound-comparison >/dev/null
+done
+BY_HAND=$(median 3 <"$WORK/by-hand")
+say "  $BY_HAND ms (median of $(tr '\n' ' ' <"$WORK/by-hand")ms) for a file system of $(numfmt --to=iec --suffix=B "$(stat -c %s "$WORK/export.tar")")"
+rm "$WORK"/*.tar
+
+CASE=INC-$(date -u +%Y%m%d-%H%M%S)
+step "Quarantine, case $CASE"
+say "What would be done:"
+show impound quarantine "$POD" -n default --case "$CASE" --reason "unexpected binary in /tmp" --dry-run
+say ""
+START=$(now)
+show impound quarantine "$POD" -n default --case "$CASE" --reason "unexpected binary in /tmp" --wait
+JOB=$(($(now) - START))
+QUARANTINE=$(kubectl get quarantines -o json | jq -c --arg case "$CASE" '.items[] | select(.spec.case == $case)')
+COLLECTION=$(jq -r .status.collection <<<"$QUARANTINE")
+
+step "What the cluster looks like now"
+await "the replacement of $POD" docker-kubelet ready_elsewhere nginx 2
+await "tomcat on another node" docker-kubelet ready_elsewhere tomcat 1
+show kubectl get pods -o wide --show-labels
+show kubectl get nodes --show-labels
+check "$POD is labelled status=suspectpod and no longer app=nginx" \
+    is "$(pod_field "$POD" '{.metadata.labels.status}/{.metadata.labels.app}')" suspectpod/
+check "$POD has no owner any more" is "$(pod_field "$POD" '{.metadata.ownerReferences}')" ""
+check "its container runs on, not restarted" is \
+    "$(pod_field "$POD" '{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}')" "docker://$CONTAINER 0"
+check "NetworkPolicy deny-all-suspectpod selects it, ingress and egress" is \
+    "$(kubectl get networkpolicy deny-all-suspectpod -o json | jq -c '[.spec.podSelector.matchLabels, .spec.policyTypes, .spec.ingress, .spec.egress]')" \
+    '[{"status":"suspectpod"},["Ingress","Egress"],null,null]'
+check "$SUSPECT_NODE is cordoned and labelled status=suspectnode" is \
+    "$(kubectl get node $SUSPECT_NODE -o 'jsonpath={.spec.unschedulable}/{.metadata.labels.status}')" true/suspectnode
+check "the Service has two pods behind it and the suspect is not one of them" is \
+    "$(kubectl get endpoints nginx -o json | jq -r --arg suspect "$POD_ADDRESS" '[.subsets[].addresses[].ip] | "\(length) \(index($suspect))"')" "2 null"
+REPLACEMENT=$(ready_pods tomcat)
+check "tomcat moved to ${REPLACEMENT#* } and serves pages" curl -sf "http://${REPLACEMENT##* }:8080/"
+check "the pod $NEIGHBOUR is gone from $SUSPECT_NODE" no kubectl get pod "$NEIGHBOUR"
+
+step "The evidence in the store, as the controller wrote it"
+EVIDENCE=$STORE/$CASE/$COLLECTION
+show impound evidence ls "$CASE"
+ARTIFACTS=$EVIDENCE/artifacts/$SUSPECT_NODE/default_$POD/nginx
+SHORT=${CONTAINER:0:12}
+for file in manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint before/pod.json before/node.json before/owner.json; do
+    check "$file" test -s "$EVIDENCE/$file"
+done
+for file in inspect.json diff.txt diff.jsonl "evidence-compromised-nginx-$SHORT.tar" "compromised-nginx-$SHORT.tar"; do
+    check "the suspect's $file" test -s "$ARTIFACTS/$file"
+done
+check "the neighbour's diff from before its eviction" test -s "$EVIDENCE/artifacts/$SUSPECT_NODE/default_$NEIGHBOUR/tomcat/diff.txt"
+check "the committed image is gone from the node" is "$(docker image ls -q --filter "label=dev.impound.case=$CASE")" ""
+
+step "The diff: what the intruder left (A added, C changed, D deleted)"
+show cat "$ARTIFACTS/diff.txt"
+for line in "A /tmp/.kworkerd" "C /etc/nginx/sites-available/default" "D /var/log/dpkg.log"; do
+    check "$line" grep -qxF "$line" "$ARTIFACTS/diff.txt"
+done
+docker diff "$CONTAINER" >"$WORK/diff"
+check "diff.txt is what docker diff says" cmp "$WORK/diff" "$ARTIFACTS/diff.txt"
+docker export "$CONTAINER" >"$WORK/export.tar"
+check "the exported file system is what docker export gives, byte for byte" cmp "$WORK/export.tar" "$ARTIFACTS/evidence-compromised-nginx-$SHORT.tar"
+docker load -q -i "$ARTIFACTS/compromised-nginx-$SHORT.tar" >/dev/null
+check "the saved image loads and runs, with the dropped binary in it" docker run --rm --network none "compromised-nginx-$SHORT" /tmp/.kworkerd true
+check "and without the deleted log" no docker run --rm --network none "compromised-nginx-$SHORT" test -e /var/log/dpkg.log
+docker image rm "compromised-nginx-$SHORT" >/dev/null
+
+step "Verification of a copy, offline"
+show impound evidence get "$CASE" --to "$WORK/copy"
+COPY=$(dirname "$(find "$WORK/copy" -name manifest.json)")
+check "impound verify finds it intact" show impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
+show impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
+say "The same by hand (openssl, jq, sha256sum):"
+show "$HERE/verify-by-hand.sh" "$COPY" "$KEYS/signing/evidence.pub"
+check "so says verify-by-hand.sh" "$HERE/verify-by-hand.sh" "$COPY" "$KEYS/signing/evidence.pub"
+TAR=$(find "$COPY" -name 'evidence-compromised-*.tar')
+printf X | dd of="$TAR" bs=1 seek=4096 conv=notrunc status=none
+say "One byte of the copy's tar changed:"
+show impound verify "$COPY" --key "$KEYS/signing/evidence.pub" 2>&1 | tee "$WORK/verify" || true
+check "impound verify refuses it" no impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
+check "and names the file" contains "$WORK/verify" "$(basename "$TAR")"
+check "verify-by-hand.sh refuses it too" no "$HERE/verify-by-hand.sh" "$COPY" "$KEYS/signing/evidence.pub"
+rm -rf "$WORK/copy"
+
+step "Figures"
+# Each request as the API server saw it, in milliseconds since the epoch: [came, answered, method, path, body].
+jq -c 'def ms: (.[0:19] + "Z" | fromdate) * 1000 + ("0" + .[19:-1] | tonumber) * 1000;
+    select(.status < 300) | [(.time | ms) - .micros / 1000, (.time | ms), .method, (.path | split("?")[0]), .body]' "$CLUSTER_DIR/audit.jsonl" >"$WORK/audit"
+# When the last, or with "first" the first, of the requests that match was answered.
+answered() { jq -s --arg method "$1" --arg path "$2" "[.[] | select(.[2] == \$method and (.[3] | test(\$path))) | select($3)] | $4 | .[1] | floor" "$WORK/audit"; }
+CREATED=$(jq -s --arg case "$CASE" '[.[] | select(.[2] == "POST" and (.[3] | endswith("/quarantines")) and .[4].spec.case == $case)] | first | .[0] | floor' "$WORK/audit")
+POLICY=$(answered '^' '/networkpolicies' 'true' first 2>/dev/null || true)
+POLICY=$(jq -s '[.[] | select((.[2] == "POST" or .[2] == "PATCH") and (.[3] | test("/networkpolicies")))] | first | .[1] | floor' "$WORK/audit")
+STRIP=$(jq -s --arg pod "/pods/$POD" '[.[] | select(.[2] == "PATCH" and (.[3] | endswith($pod)) and ((.[4] | tostring) | contains("suspectpod")))] | first | .[1] | floor' "$WORK/audit")
+TOLD=$(jq -s '[.[] | select((.[2] == "PATCH" or .[2] == "PUT") and (.[3] | test("/quarantines/[^/]+/status$")) and (.[4].status.phase // "" | IN("Contained", "Complete")))] | first | .[1] | floor' "$WORK/audit")
+CONTAINED=$((POLICY > STRIP ? POLICY : STRIP))
+EVICTION=$(jq '[.status.steps[] | select(.name == "Evict")] | first | def ms: (.[0:19] + "Z" | fromdate) * 1000 + ("0" + .[19:-1] | tonumber) * 1000; ((.finished | ms) - (.started | ms)) | floor' <<<"$QUARANTINE")
+LIMIT=$((BY_HAND * 3 / 2 + EVICTION))
+printf '  %-62s %6d ms\n' \
+    "command started -> Quarantine request at the API" $((CREATED - START)) \
+    "Quarantine request -> policy, strip and label in place" $((CONTAINED - CREATED)) \
+    "Quarantine request -> status says so" $((TOLD - CREATED)) \
+    "command started -> evidence sealed and verified off the node" "$JOB" \
+    "  of which eviction of the neighbours" "$EVICTION" \
+    "docker diff, export, commit, save by hand" "$BY_HAND"
+say "  whole job without the eviction / by hand: $(jq -n "($JOB - $EVICTION) / $BY_HAND * 100 | round / 100")"
+check "policy, strip and label within 150 ms of the request" test $((CONTAINED - CREATED)) -le 150
+check "status says so within 300 ms of the request" test $((TOLD - CREATED)) -le 300
+check "the whole job within 1.5 times the docker commands plus the eviction ($LIMIT ms)" test "$JOB" -le "$LIMIT"
+
+step "Release"
+show impound release "$POD" -n default --reason "demo is over"
+check "$SUSPECT_NODE is schedulable again and has lost the label" is \
+    "$(kubectl get node $SUSPECT_NODE -o 'jsonpath={.spec.unschedulable}/{.metadata.labels.status}')" /
+
+say ""
+say "demo: $PASSED passed, $FAILED failed"
+[ "$FAILED" = 0 ] || exit 1
+
+if [ -n "$KEEP" ]; then
+    step "Everything is left running"
+    cat <<END
+To talk to it:
+    export KUBECONFIG=$KUBECONFIG
+    export IMPOUND_CONTROLLER=$CONTROLLER IMPOUND_TLS_DIR=$IMPOUND_TLS_DIR
+    export PATH=$BIN:\$PATH
+    kubectl get pods,quarantines -o wide
+    impound list
+To stop it:
+    $HERE/demo.sh --stop $CLUSTER_DIR
+END
+fi
