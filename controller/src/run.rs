@@ -21,6 +21,7 @@ use crate::agents::AgentConnector;
 use crate::collect::Collector;
 use crate::config::{LogFormat, Serve};
 use crate::kubernetes;
+use crate::leader::Leadership;
 use crate::nodes::NodeAddresses;
 use crate::reconcile::{self, Context, collection::Running};
 use crate::seal::CustodyAppender;
@@ -109,14 +110,14 @@ async fn run(config: Serve) -> Result<()> {
         );
 
     let mut server = tokio::spawn(server);
-    let mut reconcilers = tokio::spawn(reconcile::run(context, stop.clone()));
+    let mut reconcilers = tokio::spawn(lead(context, stop.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         ended = &mut server => return Err(anyhow!("the gRPC server ended by itself: {ended:?}")),
-        ended = &mut reconcilers => return Err(anyhow!("the reconcilers ended by themselves: {ended:?}")),
+        ended = &mut reconcilers => return Err(ended?.context("the reconcilers ended by themselves")),
     }
     tracing::info!("stopping; running collections resume at the next start");
     stop.cancel();
@@ -128,6 +129,32 @@ async fn run(config: Serve) -> Result<()> {
         tracing::warn!(after_s = DRAIN.as_secs(), "open calls were cut off");
     }
     Ok(())
+}
+
+/// Works while this replica holds the lease. Every replica serves gRPC; one reconciles.
+async fn lead(context: Arc<Context>, stop: CancellationToken) -> anyhow::Error {
+    let client = context.client.clone();
+    let namespace = client.default_namespace().to_owned();
+    let holder = format!(
+        "{}_{}",
+        std::env::var("HOSTNAME").unwrap_or_else(|_| "impound-controller".into()),
+        uuid::Uuid::new_v4()
+    );
+    let mut leadership = Leadership::new(client, &namespace, holder);
+    tokio::select! {
+        () = leadership.acquire() => {}
+        () = stop.cancelled() => return anyhow!("stopped"),
+    }
+    let lost = tokio::select! {
+        () = reconcile::run(context, stop.clone()) => None,
+        lost = leadership.keep() => Some(lost),
+    };
+    if let Some(lost) = lost {
+        // Dropped above, so nothing more is begun; what is on its way is guarded by uid and version.
+        return anyhow!("{lost}");
+    }
+    leadership.give_up().await;
+    anyhow!("stopped")
 }
 
 fn signing_key(config: &Serve) -> Result<SigningKey> {

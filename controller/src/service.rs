@@ -8,7 +8,6 @@ mod collections;
 mod containers;
 mod convert;
 mod evidence;
-mod progress;
 mod quarantines;
 mod status;
 
@@ -25,7 +24,6 @@ use crate::agents::AgentConnector;
 use crate::reconcile::Context;
 use crate::store::Store;
 use authorise::{Need, requester};
-pub use progress::LiveProgress;
 
 /// The gRPC service of the controller.
 pub struct Service {

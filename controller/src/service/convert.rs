@@ -6,7 +6,8 @@ use k8s_openapi::jiff;
 use prost_types::Timestamp;
 
 use crate::contain::plan::Plan;
-use crate::resources::{ApiCall, Collection, CollectionStatus, Quarantine};
+use crate::progress::{ArtifactProgress, CollectionProgress};
+use crate::resources::{ApiCall, ArtifactStatus, Collection, Quarantine};
 
 pub(super) fn quarantine(object: &Quarantine) -> wire::Quarantine {
     let metadata = &object.metadata;
@@ -51,7 +52,8 @@ pub(super) fn quarantine(object: &Quarantine) -> wire::Quarantine {
     }
 }
 
-pub(super) fn collection(object: &Collection) -> wire::Collection {
+/// `live` is newer than the object where this replica is collecting.
+pub(super) fn collection(object: &Collection, live: Option<&CollectionProgress>) -> wire::Collection {
     let metadata = &object.metadata;
     let spec = &object.spec;
     let status = object.status.clone().unwrap_or_default();
@@ -65,7 +67,10 @@ pub(super) fn collection(object: &Collection) -> wire::Collection {
         pod_uid: status.pod_uid.clone().or_else(|| spec.pod_uid.clone()).unwrap_or_default(),
         node: status.node.clone().or_else(|| spec.node.clone()).unwrap_or_default(),
         phase: format!("{:?}", status.phase),
-        artifacts: artifacts(&status),
+        artifacts: match live {
+            Some(live) => live.artifacts.iter().map(live_artifact).collect(),
+            None => status.artifacts.iter().map(recorded_artifact).collect(),
+        },
         message: status.message,
         location: status.location.unwrap_or_default(),
         manifest_sha256: status.manifest_sha256.unwrap_or_default(),
@@ -82,21 +87,30 @@ pub(super) fn plan(plan: &Plan) -> wire::Plan {
     }
 }
 
-fn artifacts(status: &CollectionStatus) -> Vec<wire::CollectedArtifact> {
-    status
-        .artifacts
-        .iter()
-        .map(|artifact| wire::CollectedArtifact {
-            path: artifact.path.clone(),
-            state: format!("{:?}", artifact.state),
-            bytes: artifact.bytes,
-            expected_bytes: 0,
-            sha256: artifact.sha256.clone().unwrap_or_default(),
-            message: artifact.message.clone(),
-            started: None,
-            finished: None,
-        })
-        .collect()
+fn recorded_artifact(artifact: &ArtifactStatus) -> wire::CollectedArtifact {
+    wire::CollectedArtifact {
+        path: artifact.path.clone(),
+        state: format!("{:?}", artifact.state),
+        bytes: artifact.bytes,
+        expected_bytes: 0,
+        sha256: artifact.sha256.clone().unwrap_or_default(),
+        message: artifact.message.clone(),
+        started: None,
+        finished: None,
+    }
+}
+
+fn live_artifact(artifact: &ArtifactProgress) -> wire::CollectedArtifact {
+    wire::CollectedArtifact {
+        path: artifact.path.to_string(),
+        state: format!("{:?}", artifact.state),
+        bytes: artifact.bytes,
+        expected_bytes: artifact.expected_bytes,
+        sha256: artifact.sha256.map(|sha256| sha256.to_string()).unwrap_or_default(),
+        message: artifact.message.clone(),
+        started: artifact.started.map(evidence_time),
+        finished: artifact.finished.map(evidence_time),
+    }
 }
 
 fn call(call: &ApiCall) -> wire::ApiCall {
@@ -120,4 +134,12 @@ fn second(time: &Time) -> Timestamp {
 
 fn timestamp(time: jiff::Timestamp) -> Timestamp {
     Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+}
+
+fn evidence_time(time: impound_evidence::Timestamp) -> Timestamp {
+    let time = time.to_utc();
+    Timestamp {
+        seconds: time.unix_timestamp(),
+        nanos: i32::try_from(time.nanosecond()).unwrap_or(0),
+    }
 }

@@ -74,7 +74,7 @@ pub(super) async fn read(
             Some(data) => {
                 hasher.update(&data);
                 let next = offset + data.len() as u64;
-                let chunk = wire::EvidenceChunk { offset, data: data.to_vec() };
+                let chunk = wire::EvidenceChunk { offset, data };
                 (Message::Chunk(chunk), (chunks, next, Some(hasher)))
             }
             None => {
@@ -97,9 +97,9 @@ pub(super) async fn verify(
     if service.store.list(&at).await.map_err(|error| status::of_store(&error))?.is_empty() {
         return Err(Status::not_found(format!("there is no collection {at} in the store")));
     }
-    let source = service.store.evidence(&at).map_err(|error| status::of_store(&error))?;
+    let source = service.store.evidence(&at);
     let keys = service.keys.clone();
-    let verdict = tokio::task::spawn_blocking(move || impound_evidence::verify(&*source, &keys))
+    let verdict = tokio::task::spawn_blocking(move || impound_evidence::verify(&source, &keys))
         .await
         .map_err(|error| Status::internal(describe(&error)))?;
     let intact = verdict.intact();

@@ -1,7 +1,7 @@
 //! Quarantines over gRPC: planned, created, found, watched, released.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use impound_evidence::{CaseId, CollectionName};
+use impound_evidence::CaseId;
 use impound_proto::controller::v1 as wire;
 use kube::api::{Api, ListParams, Patch, PostParams};
 use kube::runtime::watcher;
@@ -22,6 +22,9 @@ use crate::resources::{
 /// Longest reason, in characters, as the schema says.
 pub(super) const REASON_LIMIT: usize = 1024;
 
+/// How much of a pod's uid is in the name of its quarantine.
+const UID_LENGTH: usize = 8;
+
 /// How many quarantines of one pod get a name of their own.
 const NAMES: u32 = 100;
 
@@ -30,7 +33,7 @@ pub(super) async fn plan(
     request: wire::CreateQuarantineRequest,
 ) -> Result<wire::CreateQuarantineResponse, Status> {
     let (namespace, spec) = checked(request, String::new())?;
-    let name = base_name(&spec.pod, spec.pod_uid.as_deref().unwrap_or("planned"));
+    let name = base_name(&spec.pod, spec.pod_uid.as_deref().unwrap_or("planned"), UID_LENGTH);
     let (_, plan) = prepare(&service.context, &namespace, &name, &spec)
         .await
         .map_err(|error| status::of_observe(&error))?;
@@ -48,7 +51,7 @@ pub(super) async fn create(
         .await
         .map_err(|error| status::of_observe(&error))?;
     spec.pod_uid = observed.pod.metadata.uid.clone();
-    let base = base_name(&spec.pod, spec.pod_uid.as_deref().unwrap_or_default());
+    let base = base_name(&spec.pod, spec.pod_uid.as_deref().unwrap_or_default(), UID_LENGTH);
     let case: CaseId = spec.case.parse().map_err(|error| status::of_name(&error))?;
     let stored = service.store.collections(&case).await.map_err(|error| status::of_store(&error))?;
     let api = api(service, &namespace);
@@ -237,16 +240,14 @@ fn checked(
     Ok((request.namespace, spec))
 }
 
-/// Name of pod and beginning of its uid, short enough for a label value and a number behind it.
-pub(super) fn base_name(pod: &str, uid: &str) -> String {
-    const UID: usize = 8;
+/// Beginnings of a pod's name and of what tells its objects apart, short enough for a label value
+/// and a number behind it.
+pub(super) fn base_name(pod: &str, distinction: &str, length: usize) -> String {
     const NUMBER: usize = 4;
-    let room = NAME_LIMIT - UID - NUMBER - 1;
+    let room = NAME_LIMIT - length - NUMBER - 1;
     let pod: String = pod.chars().take(room).collect();
-    let uid: String = uid.chars().take(UID).collect();
-    let name = format!("{}-{uid}", pod.trim_end_matches(['-', '.']));
-    debug_assert!(name.parse::<CollectionName>().is_ok(), "{name}");
-    name
+    let distinction: String = distinction.chars().take(length).collect();
+    format!("{}-{distinction}", pod.trim_end_matches(['-', '.']))
 }
 
 fn api(service: &Service, namespace: &str) -> Api<Quarantine> {

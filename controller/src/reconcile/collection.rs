@@ -1,0 +1,368 @@
+//! Reconciles a collection: starts the work once, reports how far it is, records how it ended.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use impound_evidence::{CaseId, CollectionName, Entry, Event, Outcome};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::api::{Api, Patch};
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::record::manager;
+use super::{Context, ReconcileError};
+use crate::collect::{CollectError, CollectionJob, SealedCollection, TargetPod};
+use crate::contain::observe::{self, ObserveError};
+use crate::describe::describe;
+use crate::kubernetes::{from_kube, read};
+use crate::progress::{ArtifactProgress, ArtifactState as Stage, CollectionProgress};
+use crate::resources::{
+    ArtifactState, ArtifactStatus, Before, Collection, CollectionPhase, CollectionStatus, Quarantine,
+    now,
+};
+use crate::store::CollectionId;
+
+/// Between two reports of progress in the object's status. Watchers over gRPC see more.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// Attempts before a collection that can't be worked on at all is given up, and the pause before
+/// the next one: an agent that is being restarted is back within that time.
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Collections that this process is working on, with how far they are.
+#[derive(Default)]
+pub struct Running(Mutex<HashMap<ObjectRef<Collection>, watch::Receiver<CollectionProgress>>>);
+
+impl Running {
+    /// How far a collection is, if this process is working on it.
+    pub fn progress(&self, collection: &Collection) -> Option<watch::Receiver<CollectionProgress>> {
+        self.locked().get(&ObjectRef::from_obj(collection)).cloned()
+    }
+
+    fn locked(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<Collection>, watch::Receiver<CollectionProgress>>>
+    {
+        // The map is whole after every operation, also if a holder panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a collection that is neither final nor under work and works on it until it ends.
+///
+/// # Errors
+/// If the API does not answer; the work is then begun again and resumes what is stored.
+pub async fn reconcile(
+    cached: Arc<Collection>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
+    let namespace = cached.namespace().unwrap_or_default();
+    let api = Api::<Collection>::namespaced(context.client.clone(), &namespace);
+    let read = api.get_opt(&cached.name_any()).await;
+    let Some(object) = read.map_err(|error| from_kube("GET", "collection", error))? else {
+        return Ok(Action::await_change());
+    };
+    let mut status = object.status.clone().unwrap_or_default();
+    if status.phase.is_final() {
+        return Ok(Action::await_change());
+    }
+    status.attempts += 1;
+    status.started.get_or_insert_with(now);
+    let job = match prepare(&object, &context).await {
+        Ok(job) => job,
+        Err(Unready::Never(reason)) => {
+            fail(&mut status, reason);
+            save(&context, &object, &status).await?;
+            return Ok(Action::await_change());
+        }
+        Err(Unready::Now(error)) => return Err(error),
+    };
+    status.phase = CollectionPhase::Collecting;
+    status.message = "evidence is on its way".into();
+    status.pod_uid = Some(job.target.uid.clone());
+    status.node = Some(job.target.node.clone());
+    save(&context, &object, &status).await?;
+
+    // One reconciliation of an object runs at a time, so nobody else is at it in this process.
+    let outcome = work(&context, &object, &mut status, job).await;
+    let pause = conclude(&mut status, outcome);
+    save_surely(&context, &object, &status).await;
+    Ok(pause.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Writes into a collection's custody log.
+///
+/// # Errors
+/// In words, if the names are none or the log can't be written.
+pub async fn log(
+    context: &Context,
+    case: &str,
+    collection: &str,
+    event: Event,
+    who: &str,
+    what: &str,
+    why: Option<String>,
+) -> Result<(), String> {
+    let at = collection_id(case, collection).map_err(|error| error.to_string())?;
+    let mut entry = Entry::new(event, who, what);
+    entry.why = why;
+    let appended = context.custody.append(&at, entry).await;
+    appended.map(drop).map_err(|error| describe(&error))
+}
+
+/// The state of each artifact as the status has it.
+#[must_use]
+pub fn artifacts(progress: &CollectionProgress) -> Vec<ArtifactStatus> {
+    progress.artifacts.iter().map(artifact).collect()
+}
+
+fn artifact(progress: &ArtifactProgress) -> ArtifactStatus {
+    ArtifactStatus {
+        path: progress.path.to_string(),
+        state: match progress.state {
+            Stage::Pending => ArtifactState::Pending,
+            Stage::Running => ArtifactState::Running,
+            Stage::Stored => ArtifactState::Stored,
+            Stage::Incomplete => ArtifactState::Incomplete,
+            Stage::Failed => ArtifactState::Failed,
+        },
+        bytes: progress.bytes,
+        sha256: progress.sha256.map(|sha256| sha256.to_string()),
+        message: progress.message.clone(),
+    }
+}
+
+/// Works until the collector ends, and meanwhile keeps the status near the truth. The end of the
+/// quick stage is saved at once: evictions wait for it.
+async fn work(
+    context: &Context,
+    object: &Collection,
+    status: &mut CollectionStatus,
+    job: CollectionJob,
+) -> Result<SealedCollection, CollectError> {
+    let (sink, mut seen) = watch::channel(CollectionProgress::default());
+    let key = ObjectRef::from_obj(object);
+    context.running.locked().insert(key.clone(), seen.clone());
+    let collector = context.collector.clone();
+    let mut run = std::pin::pin!(collector.run(job, &sink));
+    let mut report = interval(REPORT_EVERY);
+    report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let outcome = loop {
+        let at_once = tokio::select! {
+            outcome = &mut run => break outcome,
+            changed = seen.changed() => {
+                changed.is_ok() && seen.borrow_and_update().quick_done() && !status.quick_done
+            }
+            _ = report.tick() => true,
+        };
+        if at_once {
+            take_over(status, &seen.borrow());
+            // The next report says it again.
+            if let Err(error) = save(context, object, status).await {
+                tracing::warn!(case = object.spec.case, error = %describe(&error), "progress not recorded");
+                status.quick_done = false;
+            }
+        }
+    };
+    take_over(status, &sink.borrow());
+    context.running.locked().remove(&key);
+    outcome
+}
+
+fn take_over(status: &mut CollectionStatus, progress: &CollectionProgress) {
+    status.artifacts = artifacts(progress);
+    status.bytes = progress.artifacts.iter().map(|artifact| artifact.bytes).sum();
+    if let Some(quick) = &progress.quick {
+        status.quick_done = true;
+        status.missing.clone_from(&quick.failures);
+    }
+}
+
+/// Records the end; returns a pause if the collection is to be tried again.
+fn conclude(
+    status: &mut CollectionStatus,
+    outcome: Result<SealedCollection, CollectError>,
+) -> Option<Duration> {
+    match outcome {
+        Ok(sealed) => {
+            let complete = sealed.outcome == Outcome::Complete;
+            status.phase = if complete { CollectionPhase::Sealed } else { CollectionPhase::Partial };
+            status.missing = sealed.missing;
+            status.message = if complete {
+                "everything asked for is stored, re-read, complete and signed".into()
+            } else {
+                format!("signed, but {} are missing or incomplete", status.missing.len())
+            };
+            status.location = Some(sealed.location);
+            status.manifest_sha256 = Some(sealed.manifest_sha256.to_string());
+            status.finished = Some(now());
+            None
+        }
+        Err(error) if error.is_transient() && status.attempts < ATTEMPTS => {
+            status.message = format!("tried again in {} s: {}", PAUSE.as_secs(), describe(&error));
+            Some(PAUSE)
+        }
+        Err(error) => {
+            fail(status, format!("given up after {} attempts: {}", status.attempts, describe(&error)));
+            None
+        }
+    }
+}
+
+fn fail(status: &mut CollectionStatus, reason: String) {
+    status.phase = CollectionPhase::Failed;
+    status.message = reason;
+    status.finished = Some(now());
+}
+
+/// Why work can't begin.
+enum Unready {
+    /// It never can.
+    Never(String),
+    /// Something did not answer.
+    Now(ReconcileError),
+}
+
+impl From<ObserveError> for Unready {
+    fn from(error: ObserveError) -> Self {
+        match error {
+            ObserveError::Refused(refusal) => Self::Never(refusal.to_string()),
+            error => Self::Now(error.into()),
+        }
+    }
+}
+
+async fn prepare(object: &Collection, context: &Context) -> Result<CollectionJob, Unready> {
+    let namespace = object.namespace().unwrap_or_default();
+    let spec = &object.spec;
+    let at = collection_id(&spec.case, &object.name_any())
+        .map_err(|error| Unready::Never(error.to_string()))?;
+    let cluster = cluster_uid(context).await?;
+    let (before, uid, node) = match quarantine(object, context).await? {
+        // As it was before containment, and also when the pod is gone meanwhile.
+        Some(quarantine) => {
+            let status = quarantine.status.unwrap_or_default();
+            let before = status.before.unwrap_or_default();
+            (before, status.pod_uid.unwrap_or_default(), status.node.unwrap_or_default())
+        }
+        None => {
+            let seen = observe::observe(&context.client, &namespace, &spec.pod).await?;
+            let uid = seen.pod.metadata.uid.clone().unwrap_or_default();
+            let node = seen.node.metadata.name.clone().unwrap_or_default();
+            let owner = seen.owner.and_then(|owner| owner.raw);
+            (Before { pod: seen.pod_raw, node: seen.node_raw, owner }, uid, node)
+        }
+    };
+    if let Some(expected) = spec.pod_uid.as_ref().filter(|expected| **expected != uid) {
+        return Err(Unready::Never(format!(
+            "pod {namespace}/{} has uid {uid}, expected {expected}: it was re-created",
+            spec.pod
+        )));
+    }
+    let neighbours = if spec.quarantine.is_some() {
+        neighbours(context, &node, &uid).await?
+    } else {
+        Vec::new()
+    };
+    Ok(CollectionJob {
+        case: at.case,
+        name: at.name,
+        requested_by: spec.requested_by.clone(),
+        reason: spec.reason.clone(),
+        cluster,
+        target: TargetPod { namespace, name: spec.pod.clone(), uid, node },
+        before: files(&before),
+        neighbours,
+        pause: spec.pause,
+        quarantine: spec.quarantine.clone(),
+    })
+}
+
+/// The node's other pods that the API knows: they are to be evicted, and with them goes what they
+/// would have told.
+async fn neighbours(context: &Context, node: &str, suspect: &str) -> Result<Vec<TargetPod>, Unready> {
+    let pods = observe::pods_on_node(&context.client, node).await?;
+    let others = pods.into_iter().filter(|pod| pod.metadata.uid.as_deref() != Some(suspect));
+    Ok(others.map(|pod| target(pod, node)).collect())
+}
+
+fn target(pod: Pod, node: &str) -> TargetPod {
+    TargetPod {
+        namespace: pod.metadata.namespace.unwrap_or_default(),
+        name: pod.metadata.name.unwrap_or_default(),
+        uid: pod.metadata.uid.unwrap_or_default(),
+        node: node.to_owned(),
+    }
+}
+
+fn files(before: &Before) -> Vec<(String, Vec<u8>)> {
+    let objects = [
+        ("pod.json", Some(&before.pod)),
+        ("node.json", Some(&before.node)),
+        ("owner.json", before.owner.as_ref()),
+    ];
+    objects
+        .into_iter()
+        .filter_map(|(name, object)| {
+            // Pretty, because people read it; a Value is always serialisable.
+            object.and_then(|object| serde_json::to_vec_pretty(object).ok()).map(|bytes| (name.to_owned(), bytes))
+        })
+        .collect()
+}
+
+async fn quarantine(object: &Collection, context: &Context) -> Result<Option<Quarantine>, Unready> {
+    let Some(name) = &object.spec.quarantine else { return Ok(None) };
+    let namespace = object.namespace().unwrap_or_default();
+    let api = Api::<Quarantine>::namespaced(context.client.clone(), &namespace);
+    match api.get_opt(name).await {
+        Ok(Some(quarantine)) => Ok(Some(quarantine)),
+        Ok(None) => Err(Unready::Never(format!("quarantine {namespace}/{name} does not exist"))),
+        Err(error) => Err(Unready::Now(from_kube("GET", "quarantine", error).into())),
+    }
+}
+
+/// A cluster has no id of its own; by convention it is the uid of the namespace kube-system
+/// (Kubernetes SIG Architecture, KEP-2149).
+async fn cluster_uid(context: &Context) -> Result<String, Unready> {
+    let found = read(&context.client, "/api/v1/namespaces/kube-system").await;
+    let found = found.map_err(|error| Unready::Now(error.into()))?;
+    let uid = found.as_ref().and_then(|namespace| namespace.pointer("/metadata/uid")?.as_str());
+    Ok(uid.unwrap_or_default().to_owned())
+}
+
+fn collection_id(case: &str, name: &str) -> Result<CollectionId, impound_evidence::NameError> {
+    Ok(CollectionId { case: case.parse::<CaseId>()?, name: name.parse::<CollectionName>()? })
+}
+
+async fn save(
+    context: &Context,
+    object: &Collection,
+    status: &CollectionStatus,
+) -> Result<(), ReconcileError> {
+    let namespace = object.namespace().unwrap_or_default();
+    let api = Api::<Collection>::namespaced(context.client.clone(), &namespace);
+    let patch = json!({ "metadata": { "uid": object.metadata.uid }, "status": status });
+    let name = object.name_any();
+    let saved = api.patch_status(&name, &manager(), &Patch::Merge(patch)).await;
+    saved.map(drop).map_err(|error| from_kube("PATCH", &format!("collections/{name}/status"), error).into())
+}
+
+/// The end of a collection is recorded however long the API is away: a restart would otherwise
+/// do the whole work again.
+async fn save_surely(context: &Context, object: &Collection, status: &CollectionStatus) {
+    let mut attempts = 0;
+    while let Err(error) = save(context, object, status).await {
+        attempts += 1;
+        tracing::warn!(case = object.spec.case, error = %describe(&error), "the collection's end is not recorded yet");
+        if matches!(&error, ReconcileError::Api(error) if !error.is_transient()) {
+            return;
+        }
+        tokio::time::sleep(super::containing::backoff(attempts)).await;
+    }
+}

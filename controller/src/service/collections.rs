@@ -1,0 +1,191 @@
+//! Collections over gRPC: created, found, watched while bytes flow.
+
+use futures::StreamExt;
+use impound_evidence::{CaseId, CollectionName};
+use impound_proto::controller::v1 as wire;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ListParams, PostParams};
+use kube::runtime::watcher;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::quarantines::{REASON_LIMIT, base_name};
+use super::{Answers, Service, convert, status};
+use crate::contain::observe;
+use crate::kubernetes::from_kube;
+use crate::progress::CollectionProgress;
+use crate::resources::{Collection, CollectionSpec};
+
+pub(super) async fn create(
+    service: &Service,
+    who: String,
+    request: wire::CreateCollectionRequest,
+) -> Result<wire::Collection, Status> {
+    status::checked_name("namespace", &request.namespace)?;
+    status::checked_name("pod", &request.pod)?;
+    status::checked_text("reason", &request.reason, REASON_LIMIT)?;
+    let case: CaseId = request.case_id.parse().map_err(|error| status::of_name(&error))?;
+    let (_, pod) = observe::suspect(&service.context.client, &request.namespace, &request.pod)
+        .await
+        .map_err(|error| status::of_observe(&error))?;
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    if !request.pod_uid.is_empty() && request.pod_uid != uid {
+        return Err(Status::failed_precondition(format!(
+            "pod {}/{} has uid {uid}, expected {}: it was re-created",
+            request.namespace, request.pod, request.pod_uid
+        )));
+    }
+    let node = pod.spec.and_then(|spec| spec.node_name);
+    let Some(node) = node else {
+        return Err(Status::failed_precondition(format!(
+            "pod {}/{} is not scheduled to a node: there is nothing to collect",
+            request.namespace, request.pod
+        )));
+    };
+    // Asked now, so that a node without an agent is an answer and not a collection that fails.
+    service
+        .agents
+        .connect(&node)
+        .await
+        .map_err(|error| Status::unavailable(crate::describe::describe(&error)))?;
+    let name = collection_name(&request)?;
+    let stored = service.store.collections(&case).await.map_err(|error| status::of_store(&error))?;
+    if stored.contains(&name) {
+        return Err(exists(&case, &name));
+    }
+    let collection = Collection::new(
+        name.as_str(),
+        CollectionSpec {
+            pod: request.pod,
+            pod_uid: Some(uid),
+            node: Some(node),
+            case: request.case_id,
+            reason: request.reason,
+            requested_by: who,
+            pause: request.pause,
+            quarantine: None,
+        },
+    );
+    match api(service, &request.namespace).create(&PostParams::default(), &collection).await {
+        Ok(created) => Ok(convert::collection(&created, None)),
+        Err(error) => match from_kube("POST", "collections", error) {
+            error if error.is_conflict() => Err(exists(&case, &name)),
+            error => Err(status::of_api(&error)),
+        },
+    }
+}
+
+pub(super) async fn get(
+    service: &Service,
+    request: wire::GetCollectionRequest,
+) -> Result<wire::Collection, Status> {
+    let found = find(service, &request.namespace, &request.name).await?;
+    Ok(convert::collection(&found, live(service, &found).as_ref()))
+}
+
+pub(super) async fn list(
+    service: &Service,
+    request: wire::ListCollectionsRequest,
+) -> Result<wire::ListCollectionsResponse, Status> {
+    let client = service.context.client.clone();
+    let api: Api<Collection> = if request.namespace.is_empty() {
+        Api::all(client)
+    } else {
+        status::checked_name("namespace", &request.namespace)?;
+        Api::namespaced(client, &request.namespace)
+    };
+    let mut items = api
+        .list(&ListParams::default())
+        .await
+        .map_err(|error| status::of_kube("GET", "collections", error))?
+        .items;
+    items.retain(|item| request.case_id.is_empty() || item.spec.case == request.case_id);
+    items.sort_by_key(|item| item.metadata.creation_timestamp.clone());
+    let collections = items.iter().map(|item| convert::collection(item, live(service, item).as_ref()));
+    Ok(wire::ListCollectionsResponse { collections: collections.collect() })
+}
+
+/// The object's changes, and the bytes in between if this replica is the one that collects.
+pub(super) async fn watch(
+    service: &Service,
+    request: wire::WatchCollectionRequest,
+) -> Result<Answers<wire::Collection>, Status> {
+    let found = find(service, &request.namespace, &request.name).await?;
+    let mut objects = watcher::watch_object(api(service, &request.namespace), &request.name).boxed();
+    let context = service.context.clone();
+    let (send, answers) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut object = found;
+        loop {
+            let mut progress = context.running.progress(&object);
+            let seen = progress.as_mut().map(|progress| progress.borrow_and_update().clone());
+            let over = is_final(&object);
+            let answer = convert::collection(&object, seen.as_ref());
+            if send.send(Ok(answer)).await.is_err() || over {
+                return;
+            }
+            tokio::select! {
+                change = objects.next() => match change {
+                    Some(Ok(Some(newer))) => object = newer,
+                    Some(Ok(None)) | None => return,
+                    // The watch is begun again by itself.
+                    Some(Err(_)) => {}
+                },
+                () = changed(progress) => {}
+                () = send.closed() => return,
+            }
+        }
+    });
+    Ok(ReceiverStream::new(answers).boxed())
+}
+
+async fn changed(progress: Option<tokio::sync::watch::Receiver<CollectionProgress>>) {
+    let ended = match progress {
+        Some(mut progress) => progress.changed().await.is_err(),
+        None => true,
+    };
+    if ended {
+        // Nothing more comes this way; the object says how it ended.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn live(service: &Service, collection: &Collection) -> Option<CollectionProgress> {
+    let progress = service.context.running.progress(collection)?;
+    let seen = progress.borrow().clone();
+    Some(seen)
+}
+
+fn is_final(collection: &Collection) -> bool {
+    collection.status.as_ref().is_some_and(|status| status.phase.is_final())
+}
+
+async fn find(service: &Service, namespace: &str, name: &str) -> Result<Collection, Status> {
+    status::checked_name("namespace", namespace)?;
+    status::checked_name("name", name)?;
+    let found = api(service, namespace).get_opt(name).await;
+    found.map_err(|error| status::of_kube("GET", name, error))?.ok_or_else(|| {
+        Status::not_found(format!("no collection is named {name} in namespace {namespace}: see `impound list`"))
+    })
+}
+
+fn collection_name(request: &wire::CreateCollectionRequest) -> Result<CollectionName, Status> {
+    let name = if request.name.is_empty() {
+        // Seconds since 1970 tell collections of one pod apart.
+        base_name(&request.pod, &Timestamp::now().as_second().to_string(), 10)
+    } else {
+        request.name.clone()
+    };
+    name.parse().map_err(|error| status::of_name(&error))
+}
+
+fn exists(case: &CaseId, name: &CollectionName) -> Status {
+    Status::already_exists(format!(
+        "collection {name} of case {case} exists: a collection is never written twice; choose another --name"
+    ))
+}
+
+fn api(service: &Service, namespace: &str) -> Api<Collection> {
+    Api::namespaced(service.context.client.clone(), namespace)
+}

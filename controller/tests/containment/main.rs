@@ -1,0 +1,12 @@
+//! Containment end to end: the controller as a process of its own, a responder over mutual TLS, and
+//! a Kubernetes API.
+//!
+//! With `KUBECONFIG` set the suite runs against that cluster, else against the in-memory one. Tests
+//! that need what only the in-memory one has (its request log, faults) say so and use that.
+
+mod crashes;
+mod faults;
+mod procedure;
+mod refusals;
+mod release;
+mod world;

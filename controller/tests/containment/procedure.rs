@@ -1,0 +1,201 @@
+//! The procedure on a Deployment's pod: what is in place afterwards, and in which order it came.
+
+use impound_proto::controller::v1::{CreateQuarantineRequest, GetQuarantineRequest};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use serde_json::json;
+
+use super::world::{World, eventually, label, name, node_of, state};
+
+#[tokio::test]
+async fn a_deployments_pod_is_contained_and_its_neighbours_leave() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 2, None).await;
+    let suspect = pods.first().unwrap();
+    let node = node_of(suspect);
+    let tomcat = world.deployment("tomcat", 1, Some(&node)).await;
+    let done = world.quarantine(&name(suspect)).await;
+
+    assert_eq!(done.phase, "Complete", "{done:#?}");
+    assert_eq!(done.requested_by, "spiffe://impound.dev/responder/responder/alice");
+    let contained = world.pod(&name(suspect)).await;
+    assert_eq!(contained.metadata.uid, suspect.metadata.uid);
+    assert_eq!(label(&contained, "app"), None);
+    assert_eq!(label(&contained, "status").as_deref(), Some("suspectpod"));
+    assert_eq!(contained.metadata.owner_references, None, "the ReplicaSet has let go");
+    let replaced = world.running("app=nginx", 2).await;
+    assert!(replaced.iter().all(|pod| node_of(pod) != node || name(pod) == name(suspect)));
+    let moved = world.running("app=tomcat", 1).await;
+    if node_of(tomcat.first().unwrap()) == node {
+        assert_ne!(node_of(moved.first().unwrap()), node, "tomcat went to another node");
+    }
+
+    let node = world.node(&node).await;
+    let spec = node.spec.unwrap();
+    assert_eq!(spec.unschedulable, Some(true));
+    assert!(spec.taints.unwrap().iter().any(|taint| taint.key == "impound.dev/suspect"));
+    let labels = node.metadata.labels.unwrap();
+    assert_eq!(labels.get("status").map(String::as_str), Some("suspectnode"));
+    assert_eq!(labels.get("node-restriction.kubernetes.io/impound").map(String::as_str), Some("suspect"));
+
+    let policies = Api::<NetworkPolicy>::namespaced(world.client.clone(), &world.namespace);
+    let policy = policies.get("deny-all-suspectpod").await.unwrap().spec.unwrap();
+    assert_eq!(policy.policy_types.unwrap(), ["Ingress", "Egress"]);
+    assert!(policy.ingress.is_none_or(|rules| rules.is_empty()));
+    assert!(policy.egress.is_none_or(|rules| rules.is_empty()));
+    let slices = Api::<EndpointSlice>::namespaced(world.client.clone(), &world.namespace);
+    for slice in slices.list(&ListParams::default()).await.unwrap() {
+        for endpoint in slice.endpoints.into_iter().flatten() {
+            assert_ne!(endpoint.target_ref.and_then(|target| target.uid), suspect.metadata.uid);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_calls_come_in_the_safe_order_and_each_once() {
+    let world = World::start_in_memory().await;
+    let pods = world.deployment("nginx", 2, None).await;
+    let suspect = pods.first().unwrap();
+    let node = node_of(suspect);
+    world.quarantine(&name(suspect)).await;
+    let base = format!("/namespaces/{}", world.namespace);
+    assert_eq!(
+        world.effects(),
+        [
+            format!("PATCH /api/v1/nodes/{node}"),
+            format!("POST /apis/policy/v1{base}/poddisruptionbudgets"),
+            format!("POST /apis/networking.k8s.io/v1{base}/networkpolicies"),
+            format!("PATCH /api/v1{base}/pods/{}", name(suspect)),
+            format!("PATCH /api/v1/nodes/{node}"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing_and_says_what_the_real_run_sends() {
+    let world = World::start_in_memory().await;
+    let pods = world.deployment("nginx", 2, None).await;
+    let suspect = pods.first().unwrap();
+    let node = node_of(suspect);
+    world.deployment("tomcat", 1, Some(&node)).await;
+    let mut alice = world.responder("alice").await;
+    let request = CreateQuarantineRequest { dry_run: true, ..world.request(&name(suspect)) };
+    let answer = alice.create_quarantine(request).await.unwrap().into_inner();
+    assert!(answer.quarantine.is_none());
+    assert_eq!(world.effects(), Vec::<String>::new());
+    let plan = answer.plan.unwrap();
+    assert!(plan.warnings.iter().any(|warning| warning.contains("Deployment nginx")), "{plan:#?}");
+    let planned: Vec<String> = plan
+        .calls
+        .iter()
+        .map(|call| format!("{} {}", call.method, call.path.split('?').next().unwrap()))
+        .collect();
+    world.quarantine(&name(suspect)).await;
+    assert_eq!(world.effects(), planned);
+}
+
+#[tokio::test]
+async fn undo_data_and_untouched_objects_are_recorded_before_the_first_change() {
+    let world = World::start_in_memory().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    world.quarantine(&name(pods.first().unwrap())).await;
+    let requests = world.requests();
+    let first_change = requests
+        .iter()
+        .position(|request| request.method == "PATCH" && request.path.starts_with("/api/v1/nodes/"))
+        .unwrap();
+    let recorded = requests.iter().position(|request| {
+        let body = request.body.clone().unwrap_or_default();
+        request.method == "PATCH"
+            && request.path.contains("/status")
+            && body["status"]["undo"]["pod"]["labels"]["app"] == "nginx"
+            && body["status"]["before"]["pod"]["metadata"]["uid"].is_string()
+            && body["status"]["plan"].is_array()
+    });
+    assert!(recorded.unwrap() < first_change);
+}
+
+#[tokio::test]
+async fn an_exhausted_budget_blocks_an_eviction_visibly_and_nothing_else() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let suspect = pods.first().unwrap();
+    let tomcat = world.deployment("tomcat", 1, Some(&node_of(suspect))).await;
+    if node_of(tomcat.first().unwrap()) != node_of(suspect) {
+        panic!("the scheduler put tomcat on another node: this cluster can't show it");
+    }
+    world
+        .create(json!({
+            "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": { "name": "tomcat" },
+            "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "tomcat" } } },
+        }))
+        .await;
+    let mut alice = world.responder("alice").await;
+    let created = alice.create_quarantine(world.request(&name(suspect))).await.unwrap().into_inner();
+    let quarantine = created.quarantine.unwrap().name;
+    let waiting = eventually("the eviction is shown as blocked", || async {
+        let now = world.current(&quarantine).await;
+        let step = now.steps.iter().find(|step| step.name == "Evict").cloned();
+        match step {
+            Some(step) if step.state == "Waiting" && step.message.contains("disruption budget") => Ok(now),
+            step => Err(format!("{step:?}")),
+        }
+    })
+    .await;
+    assert_eq!(waiting.phase, "Contained", "containment does not wait for an eviction");
+    let budgets: Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> =
+        Api::namespaced(world.client.clone(), &world.namespace);
+    let allow = Patch::Merge(json!({ "spec": { "minAvailable": 0 } }));
+    budgets.patch("tomcat", &PatchParams::default(), &allow).await.unwrap();
+    assert_eq!(world.settled(&quarantine).await.phase, "Complete");
+}
+
+#[tokio::test]
+async fn a_policy_that_still_allows_traffic_is_never_called_complete() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    world
+        .create(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": { "name": "allow-all" },
+            "spec": { "podSelector": {}, "policyTypes": ["Egress"], "egress": [{}] },
+        }))
+        .await;
+    let done = world.quarantine(&name(pods.first().unwrap())).await;
+    assert_eq!(done.phase, "Incomplete", "{done:#?}");
+    assert_eq!(state(&done, "Verify"), "Failed");
+    assert!(done.message.contains("NetworkPolicy allow-all still allows egress"), "{}", done.message);
+}
+
+#[tokio::test]
+async fn a_quarantine_made_with_kubectl_is_carried_out_the_same_way() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    world
+        .create(json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "by-hand" },
+            "spec": { "pod": name(pods.first().unwrap()), "case": "INC-2", "reason": "seen in falco",
+                "skipCollection": true },
+        }))
+        .await;
+    assert_eq!(world.settled("by-hand").await.phase, "Complete");
+}
+
+#[tokio::test]
+async fn a_node_without_an_agent_leaves_the_pod_contained_and_says_what_is_missing() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let mut alice = world.responder("alice").await;
+    let request = CreateQuarantineRequest {
+        skip_collection: false,
+        ..world.request(&name(pods.first().unwrap()))
+    };
+    let created = alice.create_quarantine(request).await.unwrap().into_inner();
+    let done = world.settled(&created.quarantine.unwrap().name).await;
+    assert_eq!(done.phase, "Incomplete", "{done:#?}");
+    assert!(done.facts.iter().any(|fact| fact.name == "OwnerReleased" && fact.state == "True"));
+    assert!(done.message.contains("agent of node"), "{}", done.message);
+    let request = GetQuarantineRequest { namespace: world.namespace.clone(), name: name(pods.first().unwrap()) };
+    let by_pod = alice.get_quarantine(request).await.unwrap().into_inner();
+    assert_eq!(by_pod.name, done.name, "a quarantine is also found by its pod's name");
+}

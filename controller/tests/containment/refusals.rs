@@ -1,0 +1,148 @@
+//! Bad input and pods that can't be contained: refused with the reason, and nothing is changed.
+
+use impound_proto::controller::v1::{CreateCollectionRequest, CreateQuarantineRequest, ListContainersRequest};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use super::world::{World, eventually, name};
+
+type Spoil = fn(&mut CreateQuarantineRequest);
+
+#[tokio::test]
+async fn malformed_requests_are_refused_before_anything_is_read() {
+    let world = World::start_in_memory().await;
+    let cases: [(&str, Spoil, &str); 8] = [
+        ("case with a path", |request| request.case_id = "../../etc".into(), "case"),
+        ("case with dots", |request| request.case_id = "a..b".into(), "case"),
+        ("no case", |request| request.case_id.clear(), "case"),
+        ("long case", |request| request.case_id = "x".repeat(64), "case"),
+        ("no reason", |request| request.reason = "  ".into(), "reason"),
+        ("long reason", |request| request.reason = "x".repeat(1025), "at most 1024"),
+        ("pod with a path", |request| request.pod = "a/b".into(), "expected a Kubernetes name"),
+        ("namespace with a query", |request| request.namespace = "x?y".into(), "expected a Kubernetes name"),
+    ];
+    let mut alice = world.responder("alice").await;
+    let before = world.requests().len();
+    for (what, spoil, expected) in cases {
+        let mut request = world.request("nginx");
+        spoil(&mut request);
+        let refused = alice.create_quarantine(request).await.expect_err(what);
+        assert_eq!(refused.code(), Code::InvalidArgument, "{what}: {refused}");
+        assert!(refused.message().contains(expected), "{what}: {refused}");
+    }
+    let asked: Vec<_> = world.requests().split_off(before);
+    assert!(asked.iter().all(|request| request.path.contains("lease") || request.path.contains("watch")), "{asked:#?}");
+}
+
+#[tokio::test]
+async fn an_unknown_pod_is_not_found() {
+    let world = World::start().await;
+    let mut alice = world.responder("alice").await;
+    let refused = alice.create_quarantine(world.request("nosuch")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    assert!(refused.message().contains("kubectl get pods"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_viewer_may_look_but_not_quarantine() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let mut eve = world.responder("eve").await;
+    let refused = eve.create_quarantine(world.request(&name(pods.first().unwrap()))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    eve.list_quarantines(impound_proto::controller::v1::ListQuarantinesRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_quarantine_of_a_pod_names_the_first() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let first = world.quarantine(&name(pods.first().unwrap())).await;
+    let mut alice = world.responder("alice").await;
+    let refused = alice.create_quarantine(world.request(&name(pods.first().unwrap()))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists);
+    assert!(refused.message().contains(&first.name), "{refused}");
+}
+
+#[tokio::test]
+async fn other_owner_kinds_are_refused_and_left_untouched() {
+    let world = World::start_in_memory().await;
+    let template = json!({
+        "metadata": { "labels": { "app": "db" } },
+        "spec": { "containers": [{ "name": "c", "image": "busybox:1" }] },
+    });
+    let selector = json!({ "matchLabels": { "app": "db" } });
+    let stateful: Value = json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": { "name": "db" },
+        "spec": { "replicas": 1, "serviceName": "db", "selector": selector, "template": template },
+    });
+    world.create(stateful).await;
+    world
+        .create(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "bare" },
+            "spec": { "containers": [{ "name": "c", "image": "busybox:1" }] },
+        }))
+        .await;
+    world
+        .create(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "host" },
+            "spec": { "hostNetwork": true, "containers": [{ "name": "c", "image": "busybox:1" }] },
+        }))
+        .await;
+    eventually("the pods run", || async {
+        let running = world
+            .pods("")
+            .await
+            .iter()
+            .filter(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"))
+            .count();
+        if running == 3 { Ok(()) } else { Err(format!("{running} of 3 run")) }
+    })
+    .await;
+    let mut alice = world.responder("alice").await;
+    for (pod, expected) in [
+        ("db-0", "containment of StatefulSet pods is not supported yet"),
+        ("bare", "containment of bare pods is not supported yet"),
+        ("host", "uses its node's network"),
+    ] {
+        let refused = alice.create_quarantine(world.request(pod)).await.expect_err(pod);
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains(expected), "{refused}");
+    }
+    assert_eq!(world.effects(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_quarantine_made_with_kubectl_for_an_unfit_pod_ends_refused() {
+    let world = World::start_in_memory().await;
+    world
+        .create(json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "q" },
+            "spec": { "pod": "nosuch", "case": "INC-1", "reason": "x" },
+        }))
+        .await;
+    let done = world.settled("q").await;
+    assert_eq!(done.phase, "Refused");
+    assert!(done.message.contains("does not exist"), "{}", done.message);
+    assert_eq!(world.effects(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_node_without_an_agent_is_an_answer_and_not_a_failed_collection() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let mut alice = world.responder("alice").await;
+    let request = CreateCollectionRequest {
+        namespace: world.namespace.clone(),
+        pod: name(pods.first().unwrap()),
+        case_id: "INC-1".into(),
+        reason: "x".into(),
+        ..Default::default()
+    };
+    let refused = alice.create_collection(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("the agent of node"), "{refused}");
+    let unknown = ListContainersRequest { node: "nosuch".into() };
+    let refused = alice.list_containers(unknown).await.unwrap_err();
+    assert!(refused.message().contains("node nosuch does not exist"), "{refused}");
+}

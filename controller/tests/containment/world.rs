@@ -1,0 +1,354 @@
+//! What a test needs around it: a cluster, certificates, a running controller, a responder.
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use impound_proto::controller::v1::controller_client::ControllerClient;
+use impound_proto::controller::v1::{
+    CreateQuarantineRequest, GetQuarantineRequest, Quarantine, WatchQuarantineRequest,
+};
+use impound_proto::tls::{self, Peers, TlsFiles};
+use impound_proto::{NodeName, PeerId, ResponderName, Role, pki};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::api::{Api, DynamicObject, ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Client, Config};
+use kube_memory::{Cluster, ClusterConfig, RequestRecord};
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+
+/// How long anything may take before a test gives up: generous, because machines are noisy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct World {
+    pub client: Client,
+    pub namespace: String,
+    /// Only the in-memory cluster has it.
+    pub memory: Option<Cluster>,
+    pub dir: tempfile::TempDir,
+    kubeconfig: PathBuf,
+    port: u16,
+    controller: Option<Child>,
+}
+
+impl World {
+    /// A cluster with our definitions, and a running controller.
+    pub async fn start() -> Self {
+        let mut world = Self::without_controller().await;
+        world.start_controller().await;
+        world
+    }
+
+    /// As `start`, but always the in-memory cluster: for its request log and its faults.
+    pub async fn start_in_memory() -> Self {
+        let mut world = Self::prepared(None).await;
+        world.start_controller().await;
+        world
+    }
+
+    pub async fn without_controller() -> Self {
+        Self::prepared(std::env::var_os("KUBECONFIG").map(PathBuf::from)).await
+    }
+
+    async fn prepared(real: Option<PathBuf>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (kubeconfig, memory) = match real {
+            Some(kubeconfig) => (kubeconfig, None),
+            None => {
+                let cluster = Cluster::start(ClusterConfig::default()).await.unwrap();
+                let path = dir.path().join("kubeconfig");
+                std::fs::write(&path, cluster.kubeconfig_as("impound")).unwrap();
+                (path, Some(cluster))
+            }
+        };
+        let parsed = match &memory {
+            Some(cluster) => Kubeconfig::from_yaml(&cluster.kubeconfig()).unwrap(),
+            None => Kubeconfig::read_from(&kubeconfig).unwrap(),
+        };
+        let mut config =
+            Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.unwrap();
+        config.default_retry = false;
+        let client = Client::try_from(config).unwrap();
+        let namespace = format!("impound-test-{}", uuid::Uuid::new_v4().simple());
+        let plan = pki::Plan {
+            nodes: ["k8s-worker1", "k8s-worker2", "k8s-worker3"]
+                .map(|node| node.parse::<NodeName>().unwrap())
+                .to_vec(),
+            responders: vec![
+                ("alice".parse::<ResponderName>().unwrap(), Role::Responder),
+                ("eve".parse::<ResponderName>().unwrap(), Role::Viewer),
+            ],
+            controller_addresses: vec!["127.0.0.1".into()],
+            leaf_life: None,
+        };
+        pki::init(&dir.path().join("pki"), &plan).unwrap();
+        std::fs::create_dir(dir.path().join("store")).unwrap();
+        let world =
+            Self { client, namespace, memory, dir, kubeconfig, port: free_port(), controller: None };
+        world.furnish().await;
+        world
+    }
+
+    /// Starts the controller and waits until it answers.
+    pub async fn start_controller(&mut self) {
+        let pki = self.dir.path().join("pki");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("controller.log"))
+            .unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_impound-controller"))
+            .env("KUBECONFIG", &self.kubeconfig)
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--agent-port", "1"])
+            .arg("--tls-dir")
+            .arg(pki.join("controller"))
+            .arg("--signing-key")
+            .arg(pki.join("signing/evidence.key"))
+            .arg("--store")
+            .arg(self.dir.path().join("store"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.controller = Some(child);
+        eventually("the controller answers", || async {
+            let connected = self.try_responder("alice").await;
+            connected.map(drop).map_err(|error| format!("{error}; {}", self.log()))
+        })
+        .await;
+    }
+
+    /// Ends the controller at once, as a crash does.
+    pub fn kill_controller(&mut self) {
+        if let Some(mut child) = self.controller.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub async fn responder(&self, name: &str) -> ControllerClient<Channel> {
+        self.try_responder(name).await.unwrap()
+    }
+
+    async fn try_responder(&self, name: &str) -> Result<ControllerClient<Channel>, tls::ConnectError> {
+        let dir = self.dir.path().join("pki/responders").join(name);
+        let files = TlsFiles::in_dir(&dir, "controller-ca.crt");
+        let (credentials, _) = tls::client_credentials(files, Peers::AnyResponder).unwrap();
+        let address = format!("127.0.0.1:{}", self.port);
+        tls::connect(&address, credentials, PeerId::Controller).await.map(ControllerClient::new)
+    }
+
+    /// Quarantines a pod without collecting and waits until nothing more happens.
+    pub async fn quarantine(&self, pod: &str) -> Quarantine {
+        let mut alice = self.responder("alice").await;
+        let created = alice.create_quarantine(self.request(pod)).await.unwrap().into_inner();
+        self.settled(&created.quarantine.unwrap().name).await
+    }
+
+    pub fn request(&self, pod: &str) -> CreateQuarantineRequest {
+        CreateQuarantineRequest {
+            namespace: self.namespace.clone(),
+            pod: pod.into(),
+            case_id: "INC-1".into(),
+            reason: "beaconing".into(),
+            skip_collection: true,
+            ..Default::default()
+        }
+    }
+
+    /// Waits until the quarantine is as far as it gets.
+    pub async fn settled(&self, name: &str) -> Quarantine {
+        let watched = async {
+            let mut alice = self.responder("alice").await;
+            let request = WatchQuarantineRequest {
+                namespace: self.namespace.clone(),
+                name: name.into(),
+                follow: false,
+            };
+            let mut changes = alice.watch_quarantine(request).await.unwrap().into_inner();
+            let mut last = None;
+            while let Some(change) = changes.message().await.unwrap() {
+                last = Some(change);
+            }
+            last.expect("a watch begins with the present state")
+        };
+        match tokio::time::timeout(PATIENCE, watched).await {
+            Ok(quarantine) => quarantine,
+            Err(_) => panic!("{:#?}\n{}", self.current(name).await, self.log()),
+        }
+    }
+
+    pub async fn current(&self, name: &str) -> Quarantine {
+        let request = GetQuarantineRequest { namespace: self.namespace.clone(), name: name.into() };
+        self.responder("alice").await.get_quarantine(request).await.unwrap().into_inner()
+    }
+
+    pub async fn create(&self, object: Value) {
+        let mut object = object;
+        object["metadata"]["namespace"] = json!(self.namespace);
+        let (group, version) = match object["apiVersion"].as_str().unwrap().split_once('/') {
+            Some((group, version)) => (group.to_owned(), version.to_owned()),
+            None => (String::new(), "v1".to_owned()),
+        };
+        let kind = object["kind"].as_str().unwrap().to_owned();
+        let resource = ApiResource::from_gvk(&GroupVersionKind { group, version, kind });
+        let object: DynamicObject = serde_json::from_value(object).unwrap();
+        let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), &self.namespace, &resource);
+        api.create(&PostParams::default(), &object).await.unwrap();
+    }
+
+    /// A Deployment with a Service, and its pods once they run. The first is on a node of its own
+    /// choice; `with` are merged into the pod template's spec.
+    pub async fn deployment(&self, name: &str, replicas: usize, node: Option<&str>) -> Vec<Pod> {
+        let mut template = json!({
+            "metadata": { "labels": { "app": name } },
+            "spec": { "terminationGracePeriodSeconds": 1, "containers": [{ "name": name, "image": "busybox:1",
+                "command": ["sleep", "100000"] }] },
+        });
+        if let Some(node) = node {
+            template["spec"]["affinity"] = json!({ "nodeAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [{ "weight": 100, "preference": {
+                    "matchExpressions": [{ "key": "kubernetes.io/hostname", "operator": "In", "values": [node] }] } }] } });
+        }
+        self.create(json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
+            "spec": { "replicas": replicas, "selector": { "matchLabels": { "app": name } }, "template": template },
+        }))
+        .await;
+        self.create(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
+            "spec": { "selector": { "app": name }, "ports": [{ "port": 80 }] },
+        }))
+        .await;
+        self.running(&format!("app={name}"), replicas).await
+    }
+
+    /// The pods with these labels once so many of them run and none is ending.
+    pub async fn running(&self, labels: &str, count: usize) -> Vec<Pod> {
+        eventually("pods run", || async {
+            let pods = self.pods(labels).await;
+            let running = pods.iter().filter(|pod| is_running(pod)).count();
+            if running == count && pods.len() == count { Ok(pods) } else { Err(format!("{running} of {count} run")) }
+        })
+        .await
+    }
+
+    pub async fn pods(&self, labels: &str) -> Vec<Pod> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
+        api.list(&ListParams::default().labels(labels)).await.unwrap().items
+    }
+
+    pub async fn pod(&self, name: &str) -> Pod {
+        Api::<Pod>::namespaced(self.client.clone(), &self.namespace).get(name).await.unwrap()
+    }
+
+    pub async fn node(&self, name: &str) -> Node {
+        Api::<Node>::all(self.client.clone()).get(name).await.unwrap()
+    }
+
+    /// What the controller asked of the in-memory API, in order.
+    pub fn requests(&self) -> Vec<RequestRecord> {
+        let all = self.memory.as_ref().expect("only the in-memory cluster has a log").requests();
+        all.into_iter().filter(|request| request.user == "impound").collect()
+    }
+
+    /// Its writes, without those to its own resources, its lease and events.
+    pub fn effects(&self) -> Vec<String> {
+        let own = ["impound.dev/v1alpha1", "/leases", "/events"];
+        self.requests()
+            .into_iter()
+            .filter(|request| request.method != "GET")
+            .filter(|request| !own.iter().any(|own| request.path.contains(own)))
+            .filter(|request| request.status < 300)
+            .map(|request| {
+                let path = request.path.split('?').next().unwrap_or_default().to_owned();
+                format!("{} {path}", request.method)
+            })
+            .collect()
+    }
+
+    /// The controller's log, for failures.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("controller.log")).unwrap_or_default()
+    }
+
+    async fn furnish(&self) {
+        let definitions = Api::<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition>::all(self.client.clone());
+        for definition in impound_controller::resources::definitions() {
+            let created = definitions.create(&PostParams::default(), &definition).await;
+            if let Err(error) = created {
+                assert!(matches!(&error, kube::Error::Api(status) if status.code == 409), "{error}");
+            }
+        }
+        eventually("the definitions are served", || async {
+            for resource in ["quarantines", "collections"] {
+                let path = format!("/apis/impound.dev/v1alpha1/{resource}");
+                let request = http::Request::get(path).body(Vec::new()).unwrap();
+                self.client.request::<Value>(request).await.map_err(|error| error.to_string())?;
+            }
+            Ok(())
+        })
+        .await;
+        let namespace = Namespace {
+            metadata: kube::api::ObjectMeta { name: Some(self.namespace.clone()), ..Default::default() },
+            ..Default::default()
+        };
+        Api::<Namespace>::all(self.client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.kill_controller();
+        if std::thread::panicking() {
+            eprintln!("--- controller log\n{}", self.log());
+        }
+    }
+}
+
+/// Looks again until it holds; says the last reason when time is up.
+pub async fn eventually<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(reason) if tokio::time::Instant::now() > deadline => panic!("{what}: {reason}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+pub fn name(pod: &Pod) -> String {
+    pod.metadata.name.clone().unwrap()
+}
+
+pub fn node_of(pod: &Pod) -> String {
+    pod.spec.as_ref().unwrap().node_name.clone().unwrap()
+}
+
+pub fn label(pod: &Pod, key: &str) -> Option<String> {
+    pod.metadata.labels.as_ref()?.get(key).cloned()
+}
+
+pub fn state(quarantine: &Quarantine, step: &str) -> String {
+    let step = quarantine.steps.iter().find(|found| found.name == step);
+    step.map(|step| step.state.clone()).unwrap_or_default()
+}
+
+fn is_running(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none()
+        && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
