@@ -2,21 +2,21 @@
 //! their nodes and seals it in write-once storage.
 //!
 //! The data path, by file: [`reconcile`] decides and records, [`contain`] speaks to the Kubernetes
-//! API, `agents` to the node's agent, `collect` receives and checks, `store` keeps, `seal` signs.
-//! `service` is how responders and platforms ask for it.
+//! API, [`agents`] to the node's agent, [`collect`] receives and checks, [`store`] keeps, [`seal`]
+//! signs. [`service`] is how responders and platforms ask for it.
 
 pub mod agents;
+pub mod collect;
 pub mod config;
 pub mod contain;
 pub mod describe;
 pub mod kubernetes;
 pub mod leader;
 pub mod nodes;
-pub mod resources;
-pub mod seal;
-pub mod store;
 pub mod progress;
 pub mod reconcile;
+pub mod resources;
 pub mod run;
+pub mod seal;
 pub mod service;
-pub mod collect;
+pub mod store;

@@ -23,6 +23,7 @@ use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::AgentConnector;
 use crate::collect::Collector;
 use crate::contain::observe::ObserveError;
 use crate::contain::settings::Settings;
@@ -39,6 +40,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// Names and labels of this installation.
     pub settings: Settings,
+    /// How agents are reached.
+    pub agents: AgentConnector,
     /// Takes evidence off nodes.
     pub collector: Arc<Collector>,
     /// Writes to the custody logs.

@@ -2,8 +2,8 @@
 //!
 //! Generated YAML is checked in under `deploy/crds/` and compared by a test.
 
-mod collection;
-mod quarantine;
+pub mod collection;
+pub mod quarantine;
 
 pub use collection::{
     ArtifactState, ArtifactStatus, Collection, CollectionPhase, CollectionSpec, CollectionStatus,

@@ -80,6 +80,7 @@ async fn run(config: Serve) -> Result<()> {
         recorder: Recorder::new(client.clone(), Reporter::from("impound-controller")),
         client,
         settings: config.settings(),
+        agents,
         collector: Arc::new(collector),
         custody,
         running: Running::default(),
@@ -88,7 +89,6 @@ async fn run(config: Serve) -> Result<()> {
     let service = Service {
         context: context.clone(),
         store,
-        agents,
         keys: vec![key.verifying_key().clone()],
     };
     let listener = TcpListener::bind(config.listen)

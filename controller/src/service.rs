@@ -20,7 +20,6 @@ use impound_proto::controller::v1 as wire;
 use impound_proto::controller::v1::controller_server::Controller;
 use tonic::{Request, Response, Status};
 
-use crate::agents::AgentConnector;
 use crate::reconcile::Context;
 use crate::store::Store;
 use authorise::{Need, requester};
@@ -31,8 +30,6 @@ pub struct Service {
     pub context: Arc<Context>,
     /// Where the evidence is.
     pub store: Arc<dyn Store>,
-    /// How agents are reached.
-    pub agents: AgentConnector,
     /// Keys that a manifest may be signed with.
     pub keys: Vec<VerifyingKey>,
 }

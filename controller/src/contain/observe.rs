@@ -125,7 +125,7 @@ pub async fn observe(client: &Client, namespace: &str, pod: &str) -> Result<Obse
         ),
     )
     .await?;
-    let node_raw = node_raw.ok_or_else(|| Refusal::NoSuchNode {
+    let node_raw = node_raw.ok_or(Refusal::NoSuchNode {
         pod: name,
         node: node_name,
     })?;

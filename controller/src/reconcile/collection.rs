@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::record::manager;
 use super::{Context, ReconcileError};
+use crate::agents::AgentError;
 use crate::collect::{CollectError, CollectionJob, SealedCollection, TargetPod};
 use crate::contain::observe::{self, ObserveError};
 use crate::describe::describe;
@@ -84,6 +85,11 @@ pub async fn reconcile(
         Err(Unready::Now(error)) => return Err(error),
     };
     status.phase = CollectionPhase::Collecting;
+    if let Some(reason) = unreachable(&context, &job.target.node, status.attempts).await {
+        status.message = format!("tried again in {} s: {reason}", PAUSE.as_secs());
+        save(&context, &object, &status).await?;
+        return Ok(Action::requeue(PAUSE));
+    }
     status.message = "evidence is on its way".into();
     status.pod_uid = Some(job.target.uid.clone());
     status.node = Some(job.target.node.clone());
@@ -199,6 +205,10 @@ fn conclude(
             } else {
                 format!("signed, but {} are missing or incomplete", status.missing.len())
             };
+            for warning in sealed.warnings {
+                status.message.push_str("; ");
+                status.message.push_str(&warning);
+            }
             status.location = Some(sealed.location);
             status.manifest_sha256 = Some(sealed.manifest_sha256.to_string());
             status.finished = Some(now());
@@ -219,6 +229,17 @@ fn fail(status: &mut CollectionStatus, reason: String) {
     status.phase = CollectionPhase::Failed;
     status.message = reason;
     status.finished = Some(now());
+}
+
+/// Why the node's agent can't be asked at the moment. An agent that is being restarted must not
+/// turn into a collection that is sealed without the evidence, so the first bytes wait for it;
+/// after some attempts the collection goes on and names what is missing.
+async fn unreachable(context: &Context, node: &str, attempts: u32) -> Option<String> {
+    if attempts >= ATTEMPTS {
+        return None;
+    }
+    let error = context.agents.connect(node).await.err().filter(AgentError::is_transient)?;
+    Some(describe(&error))
 }
 
 /// Why work can't begin.
@@ -276,11 +297,11 @@ async fn prepare(object: &Collection, context: &Context) -> Result<CollectionJob
         requested_by: spec.requested_by.clone(),
         reason: spec.reason.clone(),
         cluster,
-        target: TargetPod { namespace, name: spec.pod.clone(), uid, node },
+        target: TargetPod { namespace: namespace.clone(), name: spec.pod.clone(), uid, node },
         before: files(&before),
         neighbours,
         pause: spec.pause,
-        quarantine: spec.quarantine.clone(),
+        quarantine: spec.quarantine.as_ref().map(|name| format!("{namespace}/{name}")),
     })
 }
 

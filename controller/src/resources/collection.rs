@@ -1,5 +1,8 @@
 //! `Collection`: one pod's evidence, on its way from the node into the store.
 
+#![expect(clippy::duplicated_attributes, reason = "clippy reads the columns as repeated attributes")]
+#![expect(unreachable_pub, reason = "the derive repeats the type where nobody reaches it")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;

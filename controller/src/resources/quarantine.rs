@@ -1,5 +1,8 @@
 //! `Quarantine`: one suspect pod, what was done to it and how to undo it.
 
+#![expect(clippy::duplicated_attributes, reason = "clippy reads the columns as repeated attributes")]
+#![expect(unreachable_pub, reason = "the derive repeats the type where nobody reaches it")]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};

@@ -45,6 +45,7 @@ pub(super) async fn create(
     };
     // Asked now, so that a node without an agent is an answer and not a collection that fails.
     service
+        .context
         .agents
         .connect(&node)
         .await

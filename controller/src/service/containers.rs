@@ -16,6 +16,7 @@ pub(super) async fn list(
 ) -> Result<wire::ListContainersResponse, Status> {
     status::checked_name("node", &request.node)?;
     let mut connection = service
+        .context
         .agents
         .connect(&request.node)
         .await
