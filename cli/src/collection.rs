@@ -37,7 +37,7 @@ pub(crate) async fn create(
         return to_the_end(client, output, subject, false).await;
     }
     let program = output.program().to_owned();
-    output.document(&view::Collection::from(&collection), |_| {
+    output.document(view::Collection::from(&collection), |_| {
         let (namespace, name) = (human::clean(&collection.namespace), human::clean(&collection.name));
         format!(
             "Collection {namespace}/{name} is recorded (case {}, requested by {}).\n\nFollow it:\n  {program} watch collection/{name} -n {namespace}\n",
@@ -57,7 +57,7 @@ pub(crate) async fn status(
     let asked = wire::GetCollectionRequest { namespace, name };
     let collection = answer(client.grpc().get_collection(request(asked)).await)?;
     let program = output.program().to_owned();
-    output.document(&view::Collection::from(&collection), |wide| {
+    output.document(view::Collection::from(&collection), |wide| {
         summary::status(&collection, wide, &program)
     })?;
     Ok(Exit::Ok)

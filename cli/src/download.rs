@@ -53,7 +53,7 @@ pub(crate) enum State {
 impl State {
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Copied => "stored",
+            Self::Copied => "copied",
             Self::Kept => "kept",
             Self::Extended => "extended",
         }
@@ -158,6 +158,9 @@ impl<'a> Download<'a> {
             };
         }
         let mut part = place.part()?;
+        if part.metadata()?.len() > file.size {
+            part.set_len(0)?;
+        }
         let resumed = part.metadata()?.len() > 0;
         let (mut got, mut size) = self.fill(file, &mut part, progress).await?;
         if resumed && file.sha256.is_some_and(|expected| got != expected) {

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 
 use crate::client::Client;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::screen::{Line, Screen};
 use story::Story;
 
@@ -66,6 +66,7 @@ pub(crate) async fn follow(
                 namespace,
                 name,
                 forever,
+                certain: false,
             });
         }
         Subject::Collection { namespace, name } => {
@@ -73,6 +74,7 @@ pub(crate) async fn follow(
                 namespace,
                 name,
                 forever: false,
+                certain: false,
             });
         }
     }
@@ -95,6 +97,7 @@ pub(crate) async fn follow(
                         namespace: quarantine.namespace.clone(),
                         name: quarantine.collection.clone(),
                         forever: false,
+                        certain: true,
                     });
                 }
                 followed.quarantine = Some(*quarantine);
@@ -144,6 +147,8 @@ struct Wanted {
     namespace: String,
     name: String,
     forever: bool,
+    /// Named by a quarantine: it is there or soon will be.
+    certain: bool,
 }
 
 type Grpc = wire::controller_client::ControllerClient<tonic::transport::Channel>;
@@ -205,13 +210,16 @@ async fn watch<T: Object>(grpc: Grpc, wanted: Wanted, updates: mpsc::Sender<Upda
             },
         };
         let since = *lost.get_or_insert_with(Instant::now);
+        let early = wanted.certain && failure.exit() == Exit::NotFound;
         let update = match failure {
-            failure if !failure.is_passing() || since.elapsed() > PATIENCE => {
-                Update::Failed(failure)
-            }
-            failure => Update::Lost(failure.to_string()),
+            failure if since.elapsed() > PATIENCE => Some(Update::Failed(failure)),
+            _ if early => None,
+            failure if !failure.is_passing() => Some(Update::Failed(failure)),
+            failure => Some(Update::Lost(failure.to_string())),
         };
-        if updates.send(update).await.is_err() {
+        if let Some(update) = update
+            && updates.send(update).await.is_err()
+        {
             return;
         }
         tokio::time::sleep(pause).await;
@@ -237,6 +245,7 @@ impl Object for wire::Quarantine {
             namespace,
             name,
             forever,
+            ..
         } = wanted;
         let request = wire::WatchQuarantineRequest {
             namespace,

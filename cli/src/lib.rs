@@ -107,12 +107,9 @@ async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
         Command::Completion(wanted) => {
             let mut command = Impound::command();
             // A plugin's completion goes through kubectl; scripts are for the program itself.
-            clap_complete::generate(
-                wanted.shell,
-                &mut command,
-                "impound",
-                &mut std::io::stdout(),
-            );
+            let mut script = Vec::new();
+            clap_complete::generate(wanted.shell, &mut command, "impound", &mut script);
+            std::io::stdout().write_all(&script)?;
             Ok(Exit::Ok)
         }
     }

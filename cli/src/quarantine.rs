@@ -36,7 +36,7 @@ pub(crate) async fn create(
     let response = answer(client.grpc().create_quarantine(request(asked)).await)?;
     let plan = response.plan.unwrap_or_default();
     if wanted.dry_run {
-        output.document(&view::Plan::from(&plan), |_| summary::plan(&pod, &plan))?;
+        output.document(view::Plan::from(&plan), |_| summary::plan(&pod, &plan))?;
         return Ok(Exit::Ok);
     }
     let quarantine = response.quarantine.ok_or_else(|| {
@@ -130,7 +130,7 @@ pub(crate) async fn release(
     };
     let quarantine = answer(client.grpc().release_quarantine(request(asked)).await)?;
     let program = output.program().to_owned();
-    output.document(&view::Quarantine::from(&quarantine), |_| {
+    output.document(view::Quarantine::from(&quarantine), |_| {
         summary::releasing(&quarantine, &program)
     })?;
     Ok(Exit::Ok)
@@ -149,7 +149,7 @@ pub(crate) async fn status(
             let asked = wire::GetQuarantineRequest { namespace, name };
             let quarantine = answer(client.grpc().get_quarantine(request(asked)).await)?;
             let program = output.program().to_owned();
-            output.document(&view::Quarantine::from(&quarantine), |_| {
+            output.document(view::Quarantine::from(&quarantine), |_| {
                 summary::status(&quarantine, &program)
             })?;
             Ok(Exit::Ok)

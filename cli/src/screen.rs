@@ -92,13 +92,19 @@ impl Screen {
     /// A line that stays.
     pub(crate) fn line(&mut self, line: &Line) -> Result<(), Failure> {
         let colour = self.live.as_ref().is_some_and(|live| live.colour);
+        let message = human::clean(&line.message);
         let text = format!(
             "{:9}  {:12}{}  {:>6}  {}",
             line.time,
             human::clean(&line.label),
             state(&line.state, colour),
             line.took,
-            human::clean(&line.message)
+            // Logs keep one line for one event.
+            if self.is_live() {
+                wrapped(&message)
+            } else {
+                message
+            }
         );
         self.text(text.trim_end())
     }
@@ -247,11 +253,45 @@ fn write_line(target: Target, text: &str) -> std::io::Result<()> {
     }
 }
 
+/// A message broken between words, its further lines under the first one, as wide as the terminal.
+fn wrapped(message: &str) -> String {
+    /// Column where messages begin.
+    const INDENT: usize = 43;
+    /// Less than this is no room to break lines well.
+    const ROOM: usize = 30;
+    let columns = rustix::termios::tcgetwinsize(std::io::stdout())
+        .or_else(|_| rustix::termios::tcgetwinsize(std::io::stderr()))
+        .map_or(0, |size| usize::from(size.ws_col));
+    match columns.checked_sub(INDENT) {
+        Some(width) if width >= ROOM => wrap(message, width, INDENT),
+        _ => message.to_owned(),
+    }
+}
+
+fn wrap(message: &str, width: usize, indent: usize) -> String {
+    let mut text = String::new();
+    let mut used = 0;
+    for word in message.split(' ') {
+        let length = word.chars().count();
+        if used > 0 && used + 1 + length > width {
+            text.push('\n');
+            text.extend(std::iter::repeat_n(' ', indent));
+            used = 0;
+        } else if used > 0 {
+            text.push(' ');
+            used += 1;
+        }
+        text.push_str(word);
+        used += length;
+    }
+    text
+}
+
 /// A state as a word of fixed width, coloured if it may be.
 fn state(word: &str, colour: bool) -> String {
     let padded = format!("{word:10}");
     let code = match word {
-        "done" | "stored" | "yes" | "sealed" => "32",
+        "done" | "stored" | "copied" | "extended" | "yes" | "sealed" => "32",
         "waiting" | "UNVERIFIED" | "INCOMPLETE" | "warning" | "PARTIAL" | "lost" => "33",
         "FAILED" | "NO" | "REFUSED" => "1;31",
         "CONTAINED" => "1;32",
@@ -266,4 +306,16 @@ fn state(word: &str, colour: bool) -> String {
 /// Templates are constants of this file; one with a mistake shows as the default style.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_break_between_words_and_stay_in_their_column() {
+        assert_eq!(wrap("one two three", 7, 2), "one two\n  three");
+        assert_eq!(wrap("unbreakable-word x", 5, 1), "unbreakable-word\n x");
+        assert_eq!(wrap("", 5, 1), "");
+    }
 }

@@ -41,7 +41,7 @@ pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Fai
     let started = Instant::now();
     let verdict = watch(output, source, keys).await?;
     let seconds = started.elapsed().as_secs_f64();
-    output.document(&view(&verdict, wanted.all), |_| {
+    output.document(view(&verdict, wanted.all), |_| {
         text(&verdict, &wanted, seconds)
     })?;
     Ok(match (verdict.intact(), verdict.complete()) {

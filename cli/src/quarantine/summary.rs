@@ -173,7 +173,7 @@ fn contained(q: &wire::Quarantine) -> String {
     let unverified: Vec<_> = q
         .facts
         .iter()
-        .filter(|fact| fact.state == "Unverified")
+        .filter(|fact| !["True", "False"].contains(&fact.state.as_str()))
         .collect();
     let head = match q.phase.as_str() {
         "Refused" => "REFUSED",
@@ -181,6 +181,7 @@ fn contained(q: &wire::Quarantine) -> String {
         "Failed" => "FAILED",
         _ if !failed.is_empty() => "NOT FULLY CONTAINED",
         _ if !unverified.is_empty() => "CONTAINED, not all of it verified",
+        _ if q.facts.is_empty() => "CONTAINED, none of it verified",
         _ => "CONTAINED",
     };
     let mut text = format!(

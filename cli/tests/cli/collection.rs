@@ -1,0 +1,183 @@
+//! A real, signed collection on disk that grows a custody entry with every read, as the store's do.
+
+use std::fs;
+use std::path::Path;
+
+use impound_evidence::*;
+use impound_proto::controller::v1::EvidenceFile;
+
+pub(crate) const TAR: &str =
+    "artifacts/worker2/default_web-5d4f-x7/nginx/evidence-compromised-nginx-0123456789ab.tar";
+
+pub(crate) struct Collection {
+    pub(crate) directory: tempfile::TempDir,
+    key: SigningKey,
+    log: CustodyLog,
+    manifest: Manifest,
+}
+
+impl Collection {
+    /// Sealed with the key in the file.
+    pub(crate) fn sealed(key: &Path) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let key = SigningKey::from_pem(&fs::read_to_string(key).unwrap()).unwrap();
+        // Nothing but its end: a whole tar of 1 MiB.
+        let files = [
+            ("before/pod.json", b"{\"kind\":\"Pod\"}".to_vec()),
+            (TAR, vec![0; 1 << 20]),
+            (
+                "artifacts/worker2/default_web-5d4f-x7/nginx/diff.txt",
+                b"A /tmp/x\n".to_vec(),
+            ),
+        ];
+        let now = Timestamp::now();
+        let artifacts = files.iter().map(|(path, bytes)| ArtifactRecord {
+            path: path.parse().unwrap(),
+            size: bytes.len() as u64,
+            sha256: Sha256::of(bytes),
+            media_type: "application/octet-stream".to_owned(),
+            method: Method::Export,
+            api_call: "GET /containers/0123/export".to_owned(),
+            source_id: "0123".repeat(16),
+            completeness: Completeness::Complete,
+            started: Some(now),
+            finished: Some(now),
+            received_started: now,
+            received_finished: now,
+        });
+        let mut manifest = Manifest {
+            case: "INC-7".parse().unwrap(),
+            collection: "web-5d4f-x7".parse().unwrap(),
+            outcome: Outcome::Complete,
+            requested_by: "spiffe://impound.dev/responder/responder/ada".to_owned(),
+            reason: "shell in container".to_owned(),
+            created: "2026-01-31T03:05:00.000000Z".parse().unwrap(),
+            controller: Build {
+                name: "impound-controller".to_owned(),
+                version: "0.1.0".to_owned(),
+                executable_sha256: None,
+            },
+            cluster: "6f2b0f6a-0d5b-4c8e-8a55-0a3f1b7f6f10".to_owned(),
+            node: Node {
+                name: "worker2".to_owned(),
+                uid: None,
+            },
+            pod: Pod {
+                namespace: "default".to_owned(),
+                name: "web-5d4f-x7".to_owned(),
+                uid: "0b0c3c3e-5a0e-4b1e-9d5f-6a9f0d9a5a11".to_owned(),
+            },
+            quarantine: None,
+            agents: Vec::new(),
+            containers: Vec::new(),
+            artifacts: artifacts.collect(),
+            missing: Vec::new(),
+            alterations: Vec::new(),
+            omissions: Vec::new(),
+            custody: CustodyLog::new("").head(),
+        };
+        manifest.artifacts.sort_by(|a, b| a.path.cmp(&b.path));
+        let log = CustodyLog::new(origin(&manifest.case, &manifest.collection));
+        let mut collection = Self {
+            directory,
+            key,
+            log,
+            manifest,
+        };
+        for (path, bytes) in files {
+            collection.write(path, &bytes);
+        }
+        for record in collection.manifest.artifacts.clone() {
+            let mut entry = Entry::new(Event::Stored, "controller", record.path.as_str());
+            entry.artifact = Some(record);
+            collection.append(entry);
+        }
+        collection.seal();
+        collection
+    }
+
+    /// Signs the manifest as it is now.
+    pub(crate) fn seal(&mut self) {
+        self.manifest.custody = self.log.head();
+        let manifest = self.manifest.encode();
+        self.write(MANIFEST, &manifest);
+        self.write(BUNDLE, &sign_manifest(&manifest, &self.key));
+        self.append(Entry::new(Event::Sealed, "controller", MANIFEST));
+    }
+
+    /// As if something had been asked for that isn't there.
+    pub(crate) fn make_partial(&mut self) {
+        self.manifest.outcome = Outcome::Partial;
+        self.manifest.missing.push(Missing {
+            path: "artifacts/worker2/default_web-5d4f-x7/sidecar"
+                .parse()
+                .unwrap(),
+            reason: "the container was gone when it was asked for".to_owned(),
+        });
+        self.seal();
+    }
+
+    pub(crate) fn accessed(&mut self, path: &str) {
+        self.append(Entry::new(Event::Accessed, "ada", path));
+    }
+
+    pub(crate) fn read(&self, path: &str) -> Option<Vec<u8>> {
+        fs::read(self.directory.path().join(path)).ok()
+    }
+
+    pub(crate) fn write(&self, path: &str, bytes: &[u8]) {
+        let path = self.directory.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    pub(crate) fn sha256(&self, path: &str) -> String {
+        let record = self
+            .manifest
+            .artifacts
+            .iter()
+            .find(|record| record.path.as_str() == path);
+        record
+            .map(|record| record.sha256.to_string())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn files(&self) -> Vec<EvidenceFile> {
+        let names = self
+            .manifest
+            .artifacts
+            .iter()
+            .map(|record| record.path.as_str());
+        names
+            .chain([CHECKPOINT, CUSTODY, MANIFEST, BUNDLE])
+            .map(|path| EvidenceFile {
+                collection: self.manifest.collection.to_string(),
+                path: path.to_owned(),
+                size: self.read(path).unwrap().len() as u64,
+                sha256: self.sha256(path),
+                completeness: if self.sha256(path).is_empty() {
+                    ""
+                } else {
+                    "complete"
+                }
+                .to_owned(),
+            })
+            .collect()
+    }
+
+    /// Cuts the log back to its first entry, as somebody with write access to the store could.
+    pub(crate) fn cut_log(&mut self) {
+        let lines = self.read(CUSTODY).unwrap();
+        let first = lines.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        self.log = CustodyLog::read(self.log.origin(), &lines[..first], |_| ()).unwrap();
+        self.write(CUSTODY, &lines[..first]);
+        self.write(CHECKPOINT, &self.log.checkpoint(&self.key));
+    }
+
+    fn append(&mut self, entry: Entry) {
+        let mut lines = self.read(CUSTODY).unwrap_or_default();
+        lines.extend(self.log.append(entry).unwrap());
+        self.write(CUSTODY, &lines);
+        self.write(CHECKPOINT, &self.log.checkpoint(&self.key));
+    }
+}

@@ -1,0 +1,37 @@
+//! The program as its users run it, against a controller with canned answers over real mutual TLS.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "tests fail by panicking"
+)]
+
+mod collection;
+mod evidence;
+mod fake;
+mod quarantine;
+mod refusals;
+mod snapshot;
+mod story;
+mod verify;
+
+/// To look at the program on a terminal:
+/// `cargo test -p impound-cli --test cli -- --ignored serve --nocapture`
+#[test]
+#[ignore = "serves until it is killed"]
+fn serve() {
+    let fake = fake::Fake::paced(std::time::Duration::from_millis(700));
+    let tls = fake.pki.path().join("responders/ada");
+    println!(
+        "export IMPOUND_CONTROLLER={} IMPOUND_TLS_DIR={}",
+        fake.address,
+        tls.display()
+    );
+    println!("key: {}", fake.public_key().display());
+    loop {
+        std::thread::park();
+    }
+}
