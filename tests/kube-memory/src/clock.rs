@@ -43,12 +43,17 @@ pub(crate) fn age(text: &str) -> String {
     };
     let seconds = (OffsetDateTime::now_utc() - then).whole_seconds().max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
-    match seconds {
-        ..120 => format!("{seconds}s"),
-        ..600 if seconds % 60 != 0 => format!("{minutes}m{}s", seconds % 60),
-        ..10800 => format!("{minutes}m"),
-        ..28800 if minutes % 60 != 0 => format!("{hours}h{}m", minutes % 60),
-        ..172_800 => format!("{hours}h"),
-        _ => format!("{days}d"),
+    if seconds < 120 {
+        format!("{seconds}s")
+    } else if seconds < 600 && seconds % 60 != 0 {
+        format!("{minutes}m{}s", seconds % 60)
+    } else if seconds < 10_800 {
+        format!("{minutes}m")
+    } else if seconds < 28_800 && minutes % 60 != 0 {
+        format!("{hours}h{}m", minutes % 60)
+    } else if seconds < 172_800 {
+        format!("{hours}h")
+    } else {
+        format!("{days}d")
     }
 }

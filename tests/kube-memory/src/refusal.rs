@@ -273,15 +273,6 @@ impl Refusal {
         .with_details(details(name, &resource.group, &resource.plural))
     }
 
-    pub(crate) fn forbidden_access(
-        message: String,
-        name: &str,
-        group: &str,
-        resource: &str,
-    ) -> Self {
-        Self::new(403, "Forbidden", message).with_details(details(name, group, resource))
-    }
-
     pub(crate) fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message)
     }

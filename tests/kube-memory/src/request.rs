@@ -40,6 +40,11 @@ impl Request {
         if self.body.is_empty() {
             return Ok(serde_json::Value::Null);
         }
+        if self.content_type.contains("protobuf") {
+            return Err(Refusal::unsupported_media(
+                "the body of the request was in an unknown format - accepted media types include: application/json",
+            ));
+        }
         serde_json::from_slice(&self.body).map_err(|error| {
             Refusal::bad_request(format!(
                 "the object provided is unrecognized (must be of type json): {error}"

@@ -133,6 +133,7 @@ pub(super) fn list(call: &Call<'_>) -> Outcome<Reply> {
             (json::namespace(object), json::name(object)) > (start.0.as_str(), start.1.as_str())
         });
     }
+    let form = Form::of(&call.request.accept);
     let mut metadata = json!({"resourceVersion": version.to_string()});
     if let Some(limit) = limit.filter(|limit| items.len() > *limit) {
         let rest = items.len() - limit;
@@ -143,14 +144,13 @@ pub(super) fn list(call: &Call<'_>) -> Outcome<Reply> {
         if query.get("labelSelector").is_none() && query.get("fieldSelector").is_none() {
             json::put(&mut metadata, &["remainingItemCount"], rest);
         }
-    } else if call.resource.custom.is_some() {
+    } else if call.resource.custom.is_some() && form == Form::Plain {
         json::put(&mut metadata, &["continue"], "");
     }
     let items: Vec<Object> = items
         .iter()
         .map(|object| shown(&call.resource, object))
         .collect();
-    let form = Form::of(&call.request.accept);
     if form != Form::Plain {
         return Ok(Reply::json(200, &form.many(call, &items, metadata)));
     }

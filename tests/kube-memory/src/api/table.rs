@@ -52,11 +52,11 @@ impl Form {
     ) -> Value {
         match self {
             Self::Plain => Value::clone(object),
-            Self::Metadata => metadata(object, true),
+            Self::Metadata => metadata(object),
             Self::Table => table(
                 resource,
                 request,
-                &[object.clone()],
+                std::slice::from_ref(object),
                 json!({"resourceVersion": version}),
             ),
         }
@@ -68,17 +68,14 @@ impl Form {
             Self::Table => table(&call.resource, call.request, items, list),
             _ => json!({
                 "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": list,
-                "items": items.iter().map(|object| metadata(object, true)).collect::<Vec<_>>(),
+                "items": items.iter().map(|object| metadata(object)).collect::<Vec<_>>(),
             }),
         }
     }
 }
 
-fn metadata(object: &Value, fields: bool) -> Value {
-    let mut metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));
-    if !fields {
-        json::take(&mut metadata, &["managedFields"]);
-    }
+fn metadata(object: &Value) -> Value {
+    let metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }
 
@@ -90,7 +87,12 @@ fn definition(name: &str, kind: &str, format: &str, description: &str, priority:
 const NAME: &str = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
 
 fn table(resource: &Resource, request: &Request, items: &[Object], list: Value) -> Value {
-    let mut definitions = vec![definition("Name", "string", "name", NAME, 0)];
+    // Events are known by what they are about; their generated names are for `-o wide`.
+    let named_last = resource.is("events");
+    let mut definitions = Vec::new();
+    if !named_last {
+        definitions.push(definition("Name", "string", "name", NAME, 0));
+    }
     let built_in = columns::of(&resource.table);
     let custom = resource
         .custom
@@ -112,6 +114,9 @@ fn table(resource: &Resource, request: &Request, items: &[Object], list: Value) 
     if built_in.is_empty() && custom.is_empty() {
         definitions.push(definition("Age", "date", "", "CreationTimestamp", 0));
     }
+    if named_last {
+        definitions.push(definition("Name", "string", "name", NAME, 1));
+    }
     let include = request
         .query
         .get("includeObject")
@@ -120,16 +125,22 @@ fn table(resource: &Resource, request: &Request, items: &[Object], list: Value) 
     let rows: Vec<Value> = items
         .iter()
         .map(|object| {
-            let mut cells = vec![json!(json::name(object))];
+            let mut cells = Vec::new();
+            if !named_last {
+                cells.push(json!(json::name(object)));
+            }
             cells.extend(columns::cells(&resource.table, object));
             cells.extend(custom.iter().map(|column| column.cell(object)));
             if built_in.is_empty() && custom.is_empty() {
                 cells.push(clock::age(json::text(object, "/metadata/creationTimestamp")).into());
             }
+            if named_last {
+                cells.push(json!(json::name(object)));
+            }
             match include.as_str() {
                 "None" => json!({"cells": cells}),
                 "Object" => json!({"cells": cells, "object": Value::clone(object)}),
-                _ => json!({"cells": cells, "object": metadata(object, true)}),
+                _ => json!({"cells": cells, "object": metadata(object)}),
             }
         })
         .collect();

@@ -226,7 +226,7 @@ fn apply(call: &Call<'_>) -> Outcome<Reply> {
         if !json::uid(&config).is_empty() {
             // An applier that knows the uid means an object that was there.
             let why = format!(
-                "Precondition failed: UID in precondition: {}, UID in object meta: ",
+                "uid mismatch: the provided object specified uid {}, and no existing object was found",
                 json::uid(&config)
             );
             return Err(Refusal::storage_conflict(resource, &target.name, why));

@@ -112,11 +112,13 @@ fn sync_one(state: &mut State, set: &Object) -> Outcome<()> {
         }
         let waits = here.iter().any(|pod| json::terminating(pod));
         here.retain(|pod| active(pod));
-        if fits && here.is_empty() && !waits {
-            if let Some(pod) = owned::make_pod(state, set, wanted, NAME) {
-                pods.push(pod.clone());
-                here.push(pod);
-            }
+        if fits
+            && here.is_empty()
+            && !waits
+            && let Some(pod) = owned::make_pod(state, set, wanted, NAME)
+        {
+            pods.push(pod.clone());
+            here.push(pod);
         }
         // Oldest first: a second one came by adoption.
         here.sort_by_key(|pod| json::text(pod, "/metadata/creationTimestamp").to_owned());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{Teller, tell, tolerate};
 use crate::clock;
@@ -58,8 +59,7 @@ fn run(state: &mut State, pod: &Object) -> Outcome<()> {
         return state
             .change("pods", pod, "status", MANAGER, |pod| {
                 json::put(pod, &["status", "ephemeralContainerStatuses"], probes);
-                let generation = json::number(pod, "/metadata/generation");
-                json::put(pod, &["status", "observedGeneration"], generation);
+                observe_generation(pod);
             })
             .map(drop);
     }
@@ -67,6 +67,20 @@ fn run(state: &mut State, pod: &Object) -> Outcome<()> {
         return Ok(());
     }
     start(state, pod)
+}
+
+/// The status is now about the newest spec.
+fn observe_generation(pod: &mut Value) {
+    let generation = json::number(pod, "/metadata/generation");
+    json::put(pod, &["status", "observedGeneration"], generation);
+    for condition in json::list_mut(pod, "/status/conditions")
+        .into_iter()
+        .flatten()
+    {
+        if json::text(condition, "/type") != "DisruptionTarget" {
+            json::put(condition, &["observedGeneration"], generation);
+        }
+    }
 }
 
 fn teller(pod: &Value) -> Teller<'_> {
@@ -164,7 +178,7 @@ fn container_status(pod: &Value, container: &Value, main: bool) -> Value {
     let mut status = json!({
         "name": json::text(container, "/name"), "state": state, "lastState": {},
         "ready": main || is_init, "restartCount": 0, "image": json::text(container, "/image"),
-        "imageID": format!("docker://sha256:{}", random_id()), "containerID": id, "resources": {},
+        "imageID": image_id(json::text(container, "/image")), "containerID": id, "resources": {},
     });
     if !ephemeral {
         json::put(&mut status, &["started"], !is_init);
@@ -183,6 +197,13 @@ fn container_status(pod: &Value, container: &Value, main: bool) -> Value {
         }
     }
     status
+}
+
+/// One image has one id, on all nodes.
+fn image_id(image: &str) -> String {
+    let digest = Sha256::digest(image.as_bytes());
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("docker://sha256:{hex}")
 }
 
 fn end_later(core: &Arc<Core>, pod: &Object, termination: Duration) {
@@ -236,9 +257,8 @@ fn end(state: &mut State, pod: &Object) -> Outcome<()> {
 /// The status of a pod whose containers were killed.
 fn fail(pod: &mut Value) {
     let now = clock::now();
-    let generation = json::number(pod, "/metadata/generation");
     json::put(pod, &["status", "phase"], "Failed");
-    json::put(pod, &["status", "observedGeneration"], generation);
+    observe_generation(pod);
     for condition in json::list_mut(pod, "/status/conditions")
         .into_iter()
         .flatten()
@@ -252,9 +272,6 @@ fn fail(pod: &mut Value) {
             if json::text(condition, "/type") != "PodReadyToStartContainers" {
                 json::put(condition, &["reason"], "PodFailed");
             }
-        }
-        if json::text(condition, "/type") != "DisruptionTarget" {
-            json::put(condition, &["observedGeneration"], generation);
         }
     }
     for list in ["containerStatuses", "ephemeralContainerStatuses"] {

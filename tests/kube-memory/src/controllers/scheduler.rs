@@ -59,12 +59,10 @@ pub(super) fn sync(state: &mut State) -> Outcome<()> {
 
 /// Binds a pod and tells of it.
 pub(crate) fn bind(state: &mut State, pod: &Value, node: &str) -> Outcome<()> {
+    let condition = scheduled(pod, "True", "", "");
     let bound = state.change("pods", pod, "binding", "kube-scheduler", |pod| {
         json::put(pod, &["spec", "nodeName"], node);
-    })?;
-    let condition = scheduled(pod, "True", "", "");
-    let bound = state.change("pods", &bound, "status", "kube-scheduler", |pod| {
-        set_condition(pod, condition)
+        set_condition(pod, condition);
     })?;
     let message = format!(
         "Successfully assigned {}/{} to {node}",

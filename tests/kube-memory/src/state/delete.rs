@@ -99,11 +99,13 @@ impl State {
             let gone = self.store.remove(&resource.table, namespace, name);
             return Ok(Deleted::Gone(gone.unwrap_or(old)));
         }
-        mark(&mut new, grace, resource.generation);
+        let definition = resource.is(crd::DEFINITIONS);
+        mark(&mut new, grace, resource.generation && !definition);
         if resource.is("namespaces") {
             json::put(&mut new, &["status", "phase"], "Terminating");
         }
-        if resource.is("customresourcedefinitions.apiextensions.k8s.io") {
+        if definition {
+            json::take(&mut new, &["metadata", "deletionGracePeriodSeconds"]);
             crd::mark_terminating(&mut new);
         }
         if dry_run {

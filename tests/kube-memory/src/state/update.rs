@@ -58,7 +58,8 @@ impl State {
         if !errors.is_empty() {
             return Err(Refusal::invalid(resource, name, &errors));
         }
-        if resource.generation && new_generation(&old, &new) {
+        // Where a pod runs isn't part of what was wished for.
+        if resource.generation && subresource != "binding" && new_generation(&old, &new) {
             let generation = json::number(&old, "/metadata/generation").unwrap_or(0) + 1;
             json::put(&mut new, &["metadata", "generation"], generation);
         }
@@ -236,6 +237,8 @@ fn split_status(resource: &Resource, subresource: &str, old: &Value, new: &mut V
                 }
             }
         }
+        // A binding also says that the pod is scheduled.
+        "binding" => {}
         _ if resource.status => keep(new, "status"),
         _ => {}
     }
