@@ -11,6 +11,7 @@ pub mod evict;
 pub mod facts;
 pub mod node;
 pub mod observe;
+pub mod owner;
 pub mod plan;
 pub mod pod;
 pub mod policy;

@@ -8,7 +8,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 
 use super::observe::{self, ObserveError, controller_of};
-use super::plan::is_labelled;
+use super::plan::{is_labelled, uses_node_network};
 use super::selector::{Labels, selects};
 use super::settings::Settings;
 use super::{node, policy};
@@ -41,7 +41,7 @@ pub async fn check(
         policy_selects(&labels, &policies, settings),
         no_policy_allows(&labels, &policies),
         node_cordoned(node.as_ref()),
-        traffic_blocked(),
+        traffic_blocked(&pod),
     ])
 }
 
@@ -49,9 +49,11 @@ pub async fn check(
 /// and rewrite the EndpointSlices within about 100 ms on an idle cluster.
 #[must_use]
 pub fn settling(facts: &[Fact]) -> bool {
-    facts.iter().any(|fact| fact.state == FactState::False && fact.name != NO_POLICY_ALLOWS)
+    let lasting = [NO_POLICY_ALLOWS, TRAFFIC_BLOCKED];
+    facts.iter().any(|fact| fact.state == FactState::False && !lasting.contains(&fact.name.as_str()))
 }
 
+const TRAFFIC_BLOCKED: &str = "TrafficBlocked";
 const NO_POLICY_ALLOWS: &str = "NoPolicyAllows";
 
 fn labelled(pod: &Pod, quarantine: &str) -> Fact {
@@ -131,9 +133,16 @@ fn node_cordoned(node: Option<&Node>) -> Fact {
     }
 }
 
-fn traffic_blocked() -> Fact {
+fn traffic_blocked(pod: &Pod) -> Fact {
+    if uses_node_network(pod) {
+        return fact(
+            TRAFFIC_BLOCKED,
+            false,
+            "the pod uses its node's network (hostNetwork), to which no NetworkPolicy applies: cut the node off",
+        );
+    }
     Fact {
-        name: "TrafficBlocked".into(),
+        name: TRAFFIC_BLOCKED.into(),
         state: FactState::Unverified,
         message: "whether the network plugin enforces the policy was not tested from the pod; \
                   connections that existed may go on"

@@ -85,10 +85,11 @@ pub enum ObserveError {
 }
 
 /// Kinds that own pods by selector, with their collection's API path.
-const ADOPTERS: [(&str, &str); 4] = [
+const ADOPTERS: [(&str, &str); 5] = [
     ("ReplicaSet", "apis/apps/v1"),
     ("StatefulSet", "apis/apps/v1"),
     ("DaemonSet", "apis/apps/v1"),
+    ("Job", "apis/batch/v1"),
     ("ReplicationController", "api/v1"),
 ];
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::evict;
 use super::observe::{Observed, phase};
+use super::owner::{Ownership, ownership};
 use super::refusal::Refusal;
 use super::settings::{FIELD_MANAGER, QUARANTINE_LABEL, Settings};
 use super::{node, pod, policy, protect};
@@ -47,7 +48,7 @@ pub fn plan(
     refuse_uid(&observed.pod, spec.pod_uid.as_deref())?;
     refuse_other_quarantine(&observed.pod, quarantine, others)?;
     refuse_state(&observed.pod)?;
-    let owner = refuse_owner(observed)?;
+    let Ownership { owner, mut consequences } = ownership(observed)?;
 
     let undo = Undo {
         pod: pod::undo(observed, quarantine, settings)?,
@@ -69,7 +70,10 @@ pub fn plan(
     );
     Ok(Plan {
         calls,
-        warnings: warnings(observed, &undo, &owner, &evictions),
+        warnings: {
+            consequences.extend(warnings(observed, &undo, &evictions));
+            consequences
+        },
         undo,
         owner,
         evictions,
@@ -158,68 +162,11 @@ fn refuse_other_quarantine(
 
 fn refuse_state(pod: &Pod) -> Result<(), Refusal> {
     let name = full_name(pod);
-    if let Some(since) = &pod.metadata.deletion_timestamp {
-        return Err(Refusal::Terminating { pod: name, since: since.0.to_string() });
-    }
     let phase = phase(pod);
     if matches!(phase, "Succeeded" | "Failed") {
         return Err(Refusal::Ended { pod: name, phase: phase.to_owned() });
     }
-    if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
-        return Err(Refusal::HostNetwork { pod: name });
-    }
     Ok(())
-}
-
-/// The owner in words, or why its pods can't be contained.
-fn refuse_owner(observed: &Observed) -> Result<String, Refusal> {
-    let name = full_name(&observed.pod);
-    let mirror = observed
-        .pod
-        .metadata
-        .annotations
-        .as_ref()
-        .is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror"));
-    if mirror {
-        return Err(unsupported(
-            name,
-            "a manifest file on its node",
-            "static",
-            "The API holds only a mirror of it: labels can't be changed there, only on the node.",
-        ));
-    }
-    let Some(owner) = &observed.owner else {
-        return Err(unsupported(
-            name,
-            "nobody",
-            "bare",
-            "No controller would replace it and nothing releases it.",
-        ));
-    };
-    let described = format!("{} {}", owner.reference.kind, owner.reference.name);
-    let why = match owner.reference.kind.as_str() {
-        "ReplicaSet" if owner.raw.is_none() => {
-            return Err(Refusal::OwnerGone { pod: name, owner: described });
-        }
-        "ReplicaSet" => {
-            return Ok(match &owner.parent {
-                Some(parent) => format!("{} {} ({described})", parent.kind, parent.name),
-                None => described,
-            });
-        }
-        "StatefulSet" => {
-            "Its name stays taken after release, so no replacement starts and no event says so."
-        }
-        "DaemonSet" => "Its replacement tolerates a cordon and would start on the suspect node.",
-        "Job" => "The Job counts it as missing, and its deadline may still kill the pod.",
-        _ => "How that controller reacts to a released pod is not known.",
-    };
-    let kind = owner.reference.kind.clone();
-    Err(unsupported(name, &described, &kind, why))
-}
-
-fn unsupported(pod: String, owner: &str, kind: &str, why: &'static str) -> Refusal {
-    Refusal::UnsupportedOwner { pod, owner: owner.into(), kind: kind.into(), why }
 }
 
 /// A node that another quarantine has cordoned already must be undone to the state before the
@@ -242,18 +189,14 @@ fn shared_node_undo(
 fn warnings(
     observed: &Observed,
     undo: &Undo,
-    owner: &str,
     evictions: &[EvictionStatus],
 ) -> Vec<String> {
     let mut warnings = vec![
-        format!(
-            "{owner} replaces the pod with a new one from the same template: if the image is \
-             malicious, the replacement is too."
-        ),
         "A NetworkPolicy holds only as far as the cluster's network plugin enforces it; traffic to \
          and from the pod's own node stays allowed, and connections that exist may survive."
             .to_owned(),
     ];
+    warnings.extend(state_warnings(&observed.pod));
     warnings.extend(policy::still_allowing(&observed.policies, &pod::labels_after(&undo.pod)));
     if undo.node.unschedulable {
         warnings.push("The node was unschedulable before; release leaves it so.".to_owned());
@@ -268,6 +211,36 @@ fn warnings(
             }),
     );
     warnings
+}
+
+/// States in which less can be done than for a running pod on its own network.
+fn state_warnings(pod: &Pod) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(since) = &pod.metadata.deletion_timestamp {
+        let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
+        warnings.push(format!(
+            "The pod is being deleted since {}: its containers are killed within {grace} s, and nothing in \
+             the API stops that. What is collected until then is what there will be.",
+            since.0
+        ));
+    }
+    if uses_node_network(pod) {
+        warnings.push(
+            "The pod uses its node's network (hostNetwork): no NetworkPolicy applies to it, so it is NOT \
+             cut off. Cut the node off at the network if you have to."
+                .to_owned(),
+        );
+    }
+    if phase(pod) == "Pending" {
+        warnings.push("The pod does not run yet: there may be no container to collect from.".to_owned());
+    }
+    warnings
+}
+
+/// Whether no NetworkPolicy applies to the pod.
+#[must_use]
+pub fn uses_node_network(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
 }
 
 /// Probes can't be changed on a running pod, and a restart loses the writable layer.

@@ -45,17 +45,6 @@ pub enum Refusal {
         /// Node of the pod.
         node: String,
     },
-    /// The pod is being deleted.
-    #[error(
-        "pod {pod} is being deleted since {since}: its containers are killed within the grace period; \
-         collect at once with `impound collect` what is left"
-    )]
-    Terminating {
-        /// Namespace and name.
-        pod: String,
-        /// deletionTimestamp.
-        since: String,
-    },
     /// The pod has ended.
     #[error(
         "pod {pod} has ended (phase {phase}), so there is nothing to contain; \
@@ -67,29 +56,26 @@ pub enum Refusal {
         /// Pod phase.
         phase: String,
     },
-    /// Owner kinds that are not supported.
+    /// Static pods.
     #[error(
-        "pod {pod} belongs to {owner}: containment of {kind} pods is not supported yet. {why} \
-         Nothing was changed; evidence can be taken with `impound collect`"
+        "pod {pod} is a static pod: the API holds only a mirror of a manifest file on its node, which the \
+         kubelet puts back when it is changed. Nothing was changed; take its evidence with `impound collect`, \
+         then cordon the node and move the manifest away on the node itself"
     )]
-    UnsupportedOwner {
+    Static {
+        /// Namespace and name.
+        pod: String,
+    },
+    /// Owner kinds whose reaction is not known.
+    #[error(
+        "pod {pod} belongs to {owner}, and how that controller reacts when the labels are taken off is not \
+         known: it may delete the pod. Nothing was changed; take its evidence with `impound collect`"
+    )]
+    UnknownOwner {
         /// Namespace and name.
         pod: String,
         /// Kind and name of the owner.
         owner: String,
-        /// Kind in words.
-        kind: String,
-        /// What would go wrong.
-        why: &'static str,
-    },
-    /// Pods on the node's network.
-    #[error(
-        "pod {pod} uses its node's network (hostNetwork): no NetworkPolicy applies to it, so it \
-         would not be contained. Cut the node off instead; nothing was changed"
-    )]
-    HostNetwork {
-        /// Namespace and name.
-        pod: String,
     },
     /// The owner is gone or unreadable.
     #[error(

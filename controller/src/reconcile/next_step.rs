@@ -85,9 +85,14 @@ pub fn evidence_is_safe(spec: &QuarantineSpec, collection: Option<&CollectionSta
 }
 
 /// Whether the facts say that the pod is contained at the Kubernetes API.
-/// Facts that could not be checked don't count for it.
+/// A fact that could not be checked is no proof, and one that is seen to be untrue counts against it.
 #[must_use]
 pub fn is_contained(status: &QuarantineStatus) -> bool {
+    let open_network =
+        status.facts.iter().any(|fact| fact.name == "TrafficBlocked" && fact.state == FactState::False);
+    if open_network {
+        return false;
+    }
     ["Labelled", "OwnerReleased", "NoEndpoints", "PolicySelectsPod"].iter().all(|name| {
         status.facts.iter().any(|fact| fact.name == *name && fact.state == FactState::True)
     })

@@ -6,6 +6,7 @@
 
 mod crashes;
 mod faults;
+mod owners;
 mod procedure;
 mod refusals;
 mod release;

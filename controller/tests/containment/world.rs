@@ -344,7 +344,7 @@ pub fn state(quarantine: &Quarantine, step: &str) -> String {
     step.map(|step| step.state.clone()).unwrap_or_default()
 }
 
-fn is_running(pod: &Pod) -> bool {
+pub fn is_running(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
         && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
 }

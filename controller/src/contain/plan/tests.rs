@@ -147,23 +147,14 @@ fn a_policy_of_our_name_that_does_something_else_is_refused() {
 #[test]
 fn pods_that_cannot_be_contained_safely_are_refused_with_the_reason() {
     type Change = fn(&mut Observed);
-    let cases: [(&str, Change); 9] = [
-        ("is being deleted since", |observed| {
-            observed.pod.metadata.deletion_timestamp = from(json!("2026-11-23T05:48:37Z"));
-        }),
+    let cases: [(&str, Change); 4] = [
         ("has ended (phase Succeeded)", |observed| {
             observed.pod.status.as_mut().unwrap().phase = Some("Succeeded".into());
         }),
-        ("uses its node's network", |observed| {
-            observed.pod.spec.as_mut().unwrap().host_network = Some(true);
-        }),
-        ("containment of static pods is not supported yet", |observed| {
+        ("is a static pod", |observed| {
             observed.pod.metadata.annotations = from(json!({ "kubernetes.io/config.mirror": "x" }));
         }),
-        ("containment of bare pods is not supported yet", |observed| observed.owner = None),
-        ("containment of StatefulSet pods is not supported yet", |observed| owner_kind(observed, "StatefulSet")),
-        ("containment of DaemonSet pods is not supported yet", |observed| owner_kind(observed, "DaemonSet")),
-        ("containment of Job pods is not supported yet", |observed| owner_kind(observed, "Job")),
+        ("how that controller reacts", |observed| owner_kind(observed, "CloneSet")),
         ("does not exist any more: its selector is unknown", |observed| {
             observed.owner.as_mut().unwrap().raw = None;
         }),
@@ -177,8 +168,66 @@ fn pods_that_cannot_be_contained_safely_are_refused_with_the_reason() {
     }
 }
 
+#[test]
+fn the_consequences_of_each_kind_of_pod_are_said_beforehand() {
+    type Change = fn(&mut Observed);
+    let cases: [(&str, Change); 8] = [
+        ("replaces the pod with a new one", |_| {}),
+        ("starts no replacement as long as", |observed| owner_kind(observed, "StatefulSet")),
+        ("would start a new pod on the suspect node", |observed| owner_kind(observed, "DaemonSet")),
+        ("no longer counts the pod", |observed| owner_kind(observed, "Job")),
+        ("No controller owns the pod", |observed| {
+            observed.owner = None;
+            observed.adopters.clear();
+        }),
+        ("is being deleted since", |observed| {
+            observed.pod.metadata.deletion_timestamp = from(json!("2026-11-23T05:48:37Z"));
+        }),
+        ("it is NOT cut off", |observed| {
+            observed.pod.spec.as_mut().unwrap().host_network = Some(true);
+        }),
+        ("does not run yet", |observed| {
+            observed.pod.status.as_mut().unwrap().phase = Some("Pending".into());
+        }),
+    ];
+    for (expected, change) in cases {
+        let mut observed = deployment_pod();
+        change(&mut observed);
+        let plan = planned(&observed).expect(expected);
+        assert!(plan.warnings.iter().any(|warning| warning.contains(expected)), "{:#?}", plan.warnings);
+    }
+}
+
 fn owner_kind(observed: &mut Observed, kind: &str) {
     observed.owner.as_mut().unwrap().reference.kind = kind.into();
+}
+
+#[test]
+fn a_bare_pod_loses_only_what_services_select_by() {
+    let mut observed = deployment_pod();
+    observed.owner = None;
+    observed.adopters.clear();
+    let patch = body(&planned(&observed).unwrap(), StepName::Strip);
+    assert_eq!(patch["metadata"]["labels"]["app"], Value::Null);
+    assert_eq!(patch["metadata"]["labels"].get("pod-template-hash"), None);
+}
+
+#[test]
+fn a_job_lets_go_by_its_controller_uid_alone() {
+    let mut observed = deployment_pod();
+    owner_kind(&mut observed, "Job");
+    observed.services.clear();
+    observed.pod.metadata.labels = from(json!({
+        "batch.kubernetes.io/controller-uid": "j", "batch.kubernetes.io/job-name": "scan", "job-name": "scan",
+    }));
+    observed.adopters = vec![Adopter {
+        kind: "Job",
+        name: "scan".into(),
+        uid: "j".into(),
+        selector: selector(json!({ "matchLabels": { "batch.kubernetes.io/controller-uid": "j" } })),
+    }];
+    let plan = planned(&observed).unwrap();
+    assert_eq!(plan.undo.pod.removed, ["batch.kubernetes.io/controller-uid"]);
 }
 
 #[test]

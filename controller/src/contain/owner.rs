@@ -1,0 +1,83 @@
+//! What owns a pod, and what follows from taking the pod away from it, in words for a responder.
+//!
+//! How each kind reacts was recorded on Kubernetes 1.36.
+
+use super::observe::Observed;
+use super::plan::full_name;
+use super::refusal::Refusal;
+
+/// The owner of a pod and the consequences of its release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    /// Kind and name, e.g. "Deployment web (ReplicaSet web-65f)", or "nobody".
+    pub owner: String,
+    /// What happens once the labels are off, one sentence each.
+    pub consequences: Vec<String>,
+}
+
+/// Reads the ownership of an observed pod.
+///
+/// # Errors
+/// [`Refusal`] for static pods, for owners that are gone, and for kinds whose reaction is not known.
+pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
+    let pod = full_name(&observed.pod);
+    let annotations = observed.pod.metadata.annotations.as_ref();
+    if annotations.is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror")) {
+        return Err(Refusal::Static { pod });
+    }
+    let Some(owner) = &observed.owner else {
+        return Ok(Ownership {
+            owner: "nobody".into(),
+            consequences: vec!["No controller owns the pod: nothing replaces it.".into()],
+        });
+    };
+    let described = format!("{} {}", owner.reference.kind, owner.reference.name);
+    let known = ["ReplicaSet", "StatefulSet", "DaemonSet", "Job", "ReplicationController"];
+    if !known.contains(&owner.reference.kind.as_str()) {
+        return Err(Refusal::UnknownOwner { pod, owner: described });
+    }
+    if owner.raw.is_none() {
+        return Err(Refusal::OwnerGone { pod, owner: described });
+    }
+    let described = match &owner.parent {
+        Some(parent) => format!("{} {} ({described})", parent.kind, parent.name),
+        None => described,
+    };
+    let consequences = match owner.reference.kind.as_str() {
+        "StatefulSet" => vec![format!(
+            "{described} starts no replacement as long as the suspect keeps its name, and no event says \
+             so: the set runs one pod short until the suspect is released or deleted."
+        )],
+        "DaemonSet" => vec![format!(
+            "{described} would start a new pod on the suspect node, because its pods tolerate a cordon; \
+             Impound's own taint keeps it away, so the node runs without one until the release."
+        )],
+        "Job" => job(observed, &described),
+        _ => vec![format!(
+            "{described} replaces the pod with a new one from the same template: if the image is \
+             malicious, the replacement is too."
+        )],
+    };
+    Ok(Ownership { owner: described, consequences })
+}
+
+fn job(observed: &Observed, described: &str) -> Vec<String> {
+    let mut consequences = vec![format!(
+        "{described} no longer counts the pod, neither as succeeded nor as failed, and starts another \
+         one in its place. Its job-tracking finalizer goes with the release."
+    )];
+    let raw = observed.owner.as_ref().and_then(|owner| owner.raw.as_ref());
+    let deadline = raw.and_then(|raw| raw.pointer("/spec/activeDeadlineSeconds")?.as_i64());
+    let own = observed.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+    if let Some(seconds) = own {
+        consequences.push(format!(
+            "The pod itself has activeDeadlineSeconds {seconds}: the kubelet kills it then, also in quarantine. \
+             Collect before."
+        ));
+    } else if let Some(seconds) = deadline {
+        consequences.push(format!(
+            "The Job has activeDeadlineSeconds {seconds}: what it kills then is its own pods, not the released one."
+        ));
+    }
+    consequences
+}
