@@ -11,7 +11,7 @@ use impound_evidence::Event as CustodyEvent;
 
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;
-use super::{Context, ReconcileError, containing, evicting, releasing, verifying};
+use super::{Context, ReconcileError, containing, evicting, guarding, releasing, verifying};
 use crate::kubernetes::from_kube;
 use crate::resources::{
     Collection, CollectionPhase, CollectionSpec, CollectionStatus, Fact, FactState, Quarantine,
@@ -74,6 +74,7 @@ pub async fn reconcile(
             }
             Next::AwaitCollection => {
                 record.wait(StepName::Collect, "evidence is on its way");
+                guarding::look(&mut record, &context).await?;
                 record.save().await?;
                 Some(HEARTBEAT)
             }
@@ -95,10 +96,15 @@ pub async fn reconcile(
             }
             Next::RefuseRelease => {
                 record.status.message = releasing::refusal();
+                guarding::look(&mut record, &context).await?;
                 record.save().await?;
                 return Ok(Action::await_change());
             }
             Next::Rest => {
+                if guarding::applies(record.status.phase) {
+                    guarding::look(&mut record, &context).await?;
+                }
+                record.save().await?;
                 if matches!(record.status.phase, QuarantinePhase::Released | QuarantinePhase::Refused) {
                     containing::let_go(&record, &context).await?;
                 }

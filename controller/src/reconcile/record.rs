@@ -107,6 +107,19 @@ impl Record {
         }
     }
 
+    /// Announces something bad that is no step.
+    pub fn alert(&mut self, reason: &str, what: String) {
+        tracing::warn!(
+            case = self.object.spec.case,
+            pod = self.object.spec.pod,
+            namespace = self.namespace(),
+            reason,
+            what,
+            "quarantine disturbed"
+        );
+        self.announce(true, reason, what);
+    }
+
     /// Makes the status durable, if it changed, and publishes the events of what was saved.
     ///
     /// The patch carries the uid, so a quarantine re-created under the same name is never touched.

@@ -140,6 +140,21 @@ pub struct QuarantineStatus {
     /// Name of the Collection in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collection: Option<String>,
+    /// What others took away since containment, what was put back, and what was lost. The last 50.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drift: Vec<Drift>,
+}
+
+/// Something that happened to a contained pod.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Drift {
+    /// When it was seen, by the controller's clock.
+    pub time: MicroTime,
+    /// Restored, NotRestored, EvidenceLoss or PodGone.
+    pub reason: String,
+    /// What it was, for people.
+    pub what: String,
 }
 
 /// Where a quarantine stands.

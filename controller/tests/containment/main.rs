@@ -5,6 +5,7 @@
 //! that need what only the in-memory one has (its request log, faults) say so and use that.
 
 mod crashes;
+mod drift;
 mod faults;
 mod owners;
 mod procedure;
