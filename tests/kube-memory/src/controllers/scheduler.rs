@@ -1,5 +1,6 @@
 //! The scheduler: binds pending pods to the fitting node with the fewest pods, or says why none fits.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -34,14 +35,15 @@ pub(super) fn sync(state: &mut State) -> Outcome<()> {
             continue;
         }
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-        let mut best: Option<(usize, &Object)> = None;
+        let mut best: Option<((Reverse<i64>, usize), &Object)> = None;
         for node in &nodes {
             match unfit(pod, node) {
                 Some(reason) => *reasons.entry(reason).or_default() += 1,
                 None => {
                     let here = load.get(json::name(node)).copied().unwrap_or(0);
-                    if best.is_none_or(|(least, _)| here < least) {
-                        best = Some((here, node));
+                    let rank = (Reverse(preference(pod, node)), here);
+                    if best.is_none_or(|(least, _)| rank < least) {
+                        best = Some((rank, node));
                     }
                 }
             }
@@ -169,23 +171,32 @@ fn affine(pod: &Value, node: &Value) -> bool {
     else {
         return true;
     };
-    json::list(required, "/nodeSelectorTerms")
+    json::list(required, "/nodeSelectorTerms").iter().any(|term| matches(term, node))
+}
+
+/// Preferred node affinity: the weights of the terms that hold, added up.
+fn preference(pod: &Value, node: &Value) -> i64 {
+    let path = "/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution";
+    json::list(pod, path)
         .iter()
-        .any(|term| {
-            let (expressions, fields) = (
-                json::list(term, "/matchExpressions"),
-                json::list(term, "/matchFields"),
-            );
-            (!expressions.is_empty() || !fields.is_empty())
-                && expressions.iter().all(|expression| {
-                    let label = json::labels(node)
-                        .and_then(|labels| labels.get(json::text(expression, "/key")));
-                    holds(expression, label.and_then(Value::as_str))
-                })
-                && fields
-                    .iter()
-                    .all(|field| holds(field, Some(json::name(node))))
+        .filter(|preferred| preferred.get("preference").is_some_and(|term| matches(term, node)))
+        .filter_map(|preferred| preferred.get("weight").and_then(Value::as_i64))
+        .sum()
+}
+
+/// Whether every expression of a node selector term holds; an empty term matches nothing.
+fn matches(term: &Value, node: &Value) -> bool {
+    let (expressions, fields) = (
+        json::list(term, "/matchExpressions"),
+        json::list(term, "/matchFields"),
+    );
+    (!expressions.is_empty() || !fields.is_empty())
+        && expressions.iter().all(|expression| {
+            let label =
+                json::labels(node).and_then(|labels| labels.get(json::text(expression, "/key")));
+            holds(expression, label.and_then(Value::as_str))
         })
+        && fields.iter().all(|field| holds(field, Some(json::name(node))))
 }
 
 fn holds(expression: &Value, value: Option<&str>) -> bool {
