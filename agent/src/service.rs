@@ -6,6 +6,7 @@ mod call;
 mod commit;
 mod containers;
 mod diff;
+mod isolation;
 pub(crate) mod status;
 
 use std::sync::Arc;
@@ -18,8 +19,10 @@ use impound_proto::NodeName;
 use impound_proto::agent::v1::agent_server;
 use impound_proto::agent::v1::{
     ArtifactHeader, ArtifactMessage, CommitRequest, CommitResponse, DiffMessage, DiffRequest,
-    ExportRequest, InfoRequest, InfoResponse, InspectContainerRequest, ListContainersRequest,
-    ListContainersResponse, RemoveImageRequest, RemoveImageResponse, SaveImageRequest,
+    ExportRequest, InfoRequest, InfoResponse, InspectContainerRequest, InspectIsolationRequest,
+    InspectIsolationResponse, IsolateRequest, IsolateResponse, LiftIsolationRequest,
+    LiftIsolationResponse, ListContainersRequest, ListContainersResponse, ProbeIsolationRequest,
+    ProbeIsolationResponse, RemoveImageRequest, RemoveImageResponse, SaveImageRequest,
 };
 use tokio::sync::{Mutex, Semaphore};
 use tonic::{Request, Response, Status};
@@ -153,6 +156,41 @@ impl agent_server::Agent for Service {
     ) -> Result<Response<RemoveImageResponse>, Status> {
         let call = Call::begin("RemoveImage", &request)?;
         call.run(self.shared.remove(&request.get_ref().reference))
+            .await
+    }
+
+    async fn isolate(
+        &self,
+        request: Request<IsolateRequest>,
+    ) -> Result<Response<IsolateResponse>, Status> {
+        let call = Call::begin("Isolate", &request)?;
+        call.run(self.shared.isolate(request.into_inner())).await
+    }
+
+    async fn inspect_isolation(
+        &self,
+        request: Request<InspectIsolationRequest>,
+    ) -> Result<Response<InspectIsolationResponse>, Status> {
+        let call = Call::begin("InspectIsolation", &request)?;
+        call.run(self.shared.inspect_isolation(request.into_inner()))
+            .await
+    }
+
+    async fn lift_isolation(
+        &self,
+        request: Request<LiftIsolationRequest>,
+    ) -> Result<Response<LiftIsolationResponse>, Status> {
+        let call = Call::begin("LiftIsolation", &request)?;
+        call.run(self.shared.lift_isolation(request.into_inner()))
+            .await
+    }
+
+    async fn probe_isolation(
+        &self,
+        request: Request<ProbeIsolationRequest>,
+    ) -> Result<Response<ProbeIsolationResponse>, Status> {
+        let call = Call::begin("ProbeIsolation", &request)?;
+        call.run(self.shared.probe_isolation(request.into_inner()))
             .await
     }
 }

@@ -262,6 +262,210 @@ pub struct ArtifactTrailer {
     #[prost(message, optional, tag = "5")]
     pub finished: ::core::option::Option<::prost_types::Timestamp>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IsolateRequest {
+    /// namespace, name and uid, all required.
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<PodSelector>,
+    /// Case and Quarantine object that the isolation is for. Both required, at most 63 characters of
+    /// A-Z a-z 0-9 . _ -; they are kept in the table.
+    #[prost(string, tag = "2")]
+    pub case_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub quarantine: ::prost::alloc::string::String,
+    /// What may pass nevertheless, at most 64. None: nothing.
+    #[prost(message, repeated, tag = "4")]
+    pub allow: ::prost::alloc::vec::Vec<AllowRule>,
+    /// Drop traffic inside the pod (loopback) as well. By default it passes: it cannot leave the pod,
+    /// and exec probes and sidecars that lose it make the kubelet restart containers.
+    #[prost(bool, tag = "5")]
+    pub drop_loopback: bool,
+}
+/// One permitted kind of connection. Answers to it pass as well, whoever opened it before.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AllowRule {
+    #[prost(enumeration = "AllowDirection", tag = "1")]
+    pub direction: i32,
+    /// The other end: "10.0.0.0/8", "fd00::1/128", or an address alone. Bits after the prefix are zero.
+    #[prost(string, tag = "2")]
+    pub cidr: ::prost::alloc::string::String,
+    #[prost(enumeration = "AllowProtocol", tag = "3")]
+    pub protocol: i32,
+    /// The port that is connected to: the other end's for egress, the pod's own for ingress. 0: any.
+    #[prost(uint32, tag = "4")]
+    pub port: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IsolateResponse {
+    /// "inet impound"
+    #[prost(string, tag = "1")]
+    pub table: ::prost::alloc::string::String,
+    /// Full id of the pod's sandbox, whose network namespace it is.
+    #[prost(string, tag = "2")]
+    pub sandbox_id: ::prost::alloc::string::String,
+    /// Inode of the network namespace, as `readlink /proc/<pid>/ns/net` shows it.
+    #[prost(uint64, tag = "3")]
+    pub netns_inode: u64,
+    /// True: set now. False: exactly these rules were there already and were left alone.
+    #[prost(bool, tag = "4")]
+    pub installed: bool,
+    /// There was a table that differs (other rules, or somebody changed it); it was replaced.
+    #[prost(bool, tag = "5")]
+    pub replaced: bool,
+    /// Since when the table is there, as recorded in it. The node's clock. Unset if it is not recorded.
+    #[prost(message, optional, tag = "6")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// For what the table is there, as recorded in it: not this request's when installed is false and
+    /// another quarantine asked for the same rules before.
+    #[prost(string, tag = "7")]
+    pub case_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub quarantine: ::prost::alloc::string::String,
+    /// What could get past the table or take it away. Empty: nothing that the agent can see.
+    #[prost(message, repeated, tag = "9")]
+    pub weaknesses: ::prost::alloc::vec::Vec<IsolationWeakness>,
+}
+/// Something that the table cannot hold. The pod must not be called isolated without saying so.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IsolationWeakness {
+    #[prost(enumeration = "IsolationWeaknessKind", tag = "1")]
+    pub kind: i32,
+    /// What was found and what it means, for people.
+    #[prost(string, tag = "2")]
+    pub detail: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct InspectIsolationRequest {
+    /// As in IsolateRequest.
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<PodSelector>,
+    /// As given to Isolate: what is there is compared with what that call sets.
+    #[prost(message, repeated, tag = "2")]
+    pub allow: ::prost::alloc::vec::Vec<AllowRule>,
+    #[prost(bool, tag = "3")]
+    pub drop_loopback: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct InspectIsolationResponse {
+    /// True only if the table is there exactly as Isolate sets it for `allow` and `drop_loopback`.
+    #[prost(bool, tag = "1")]
+    pub isolated: bool,
+    /// A table of our name is there, whatever is in it.
+    #[prost(bool, tag = "2")]
+    pub present: bool,
+    /// How it differs from what Isolate sets, for people. Empty if isolated or not present.
+    #[prost(string, repeated, tag = "3")]
+    pub differences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Table, chains and rules in force, one line each. Empty if not present.
+    #[prost(string, repeated, tag = "4")]
+    pub rules: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Dropped since `since`. Zero if not present.
+    #[prost(message, optional, tag = "5")]
+    pub dropped_in: ::core::option::Option<TrafficCount>,
+    #[prost(message, optional, tag = "6")]
+    pub dropped_out: ::core::option::Option<TrafficCount>,
+    #[prost(message, optional, tag = "7")]
+    pub dropped_forward: ::core::option::Option<TrafficCount>,
+    /// As in IsolateResponse.
+    #[prost(string, tag = "8")]
+    pub sandbox_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "9")]
+    pub netns_inode: u64,
+    #[prost(message, optional, tag = "10")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(string, tag = "11")]
+    pub case_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "12")]
+    pub quarantine: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "13")]
+    pub weaknesses: ::prost::alloc::vec::Vec<IsolationWeakness>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrafficCount {
+    #[prost(uint64, tag = "1")]
+    pub packets: u64,
+    /// As counted by the kernel: with IP headers.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiftIsolationRequest {
+    /// As in IsolateRequest.
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<PodSelector>,
+    /// As in IsolateRequest. A table that records another case or quarantine is left alone
+    /// (FAILED_PRECONDITION) unless `force` is set.
+    #[prost(string, tag = "2")]
+    pub case_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub quarantine: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub force: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiftIsolationResponse {
+    /// True: removed now. False: there was none, or the pod's sandbox and with it the namespace is gone.
+    #[prost(bool, tag = "1")]
+    pub removed: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ProbeIsolationRequest {
+    /// As in IsolateRequest.
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<PodSelector>,
+    /// Addresses to connect to out of the pod's network namespace, at most 16.
+    #[prost(message, repeated, tag = "2")]
+    pub from_pod: ::prost::alloc::vec::Vec<ProbeTarget>,
+    /// Addresses of the pod to connect to out of the node's network namespace, at most 16.
+    #[prost(message, repeated, tag = "3")]
+    pub from_node: ::prost::alloc::vec::Vec<ProbeTarget>,
+    /// For each attempt; they run at the same time. 100 to 10000, 0 means 2000.
+    #[prost(uint32, tag = "4")]
+    pub timeout_ms: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProbeTarget {
+    /// "10.0.0.1" or "fd00::1"; no names, no zones.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// 1 to 65535.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ProbeIsolationResponse {
+    /// In the order of the request: from_pod, then from_node.
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<ProbeResult>,
+    /// As in IsolateResponse.
+    #[prost(string, tag = "2")]
+    pub sandbox_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub netns_inode: u64,
+    /// The node's clock.
+    #[prost(message, optional, tag = "4")]
+    pub started: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "5")]
+    pub finished: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProbeResult {
+    /// True: out of the pod. False: out of the node.
+    #[prost(bool, tag = "1")]
+    pub from_pod: bool,
+    #[prost(message, optional, tag = "2")]
+    pub target: ::core::option::Option<ProbeTarget>,
+    #[prost(enumeration = "ProbeOutcome", tag = "3")]
+    pub outcome: i32,
+    /// The kernel's error number, 0 if there was none (connected, or our own time was over).
+    #[prost(int32, tag = "4")]
+    pub errno: i32,
+    /// The same for people, e.g. "Connection refused (os error 111)".
+    #[prost(string, tag = "5")]
+    pub error: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "6")]
+    pub elapsed_ms: u32,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ContainerState {
@@ -368,6 +572,164 @@ impl Completeness {
             "COMPLETENESS_UNSPECIFIED" => Some(Self::Unspecified),
             "COMPLETENESS_COMPLETE" => Some(Self::Complete),
             "COMPLETENESS_INCOMPLETE" => Some(Self::Incomplete),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AllowDirection {
+    Unspecified = 0,
+    /// The pod connects to the other end.
+    Egress = 1,
+    /// The other end connects to the pod.
+    Ingress = 2,
+}
+impl AllowDirection {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ALLOW_DIRECTION_UNSPECIFIED",
+            Self::Egress => "ALLOW_DIRECTION_EGRESS",
+            Self::Ingress => "ALLOW_DIRECTION_INGRESS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ALLOW_DIRECTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "ALLOW_DIRECTION_EGRESS" => Some(Self::Egress),
+            "ALLOW_DIRECTION_INGRESS" => Some(Self::Ingress),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AllowProtocol {
+    Unspecified = 0,
+    Tcp = 1,
+    /// Without connections, so from the other end's port every port of the pod can be reached (egress),
+    /// and from the pod's port every port of the other end (ingress).
+    Udp = 2,
+}
+impl AllowProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ALLOW_PROTOCOL_UNSPECIFIED",
+            Self::Tcp => "ALLOW_PROTOCOL_TCP",
+            Self::Udp => "ALLOW_PROTOCOL_UDP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ALLOW_PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "ALLOW_PROTOCOL_TCP" => Some(Self::Tcp),
+            "ALLOW_PROTOCOL_UDP" => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum IsolationWeaknessKind {
+    Unspecified = 0,
+    /// A process in the pod's network namespace holds CAP_NET_ADMIN: it can remove the table.
+    NetAdmin = 1,
+    /// One may hold CAP_NET_ADMIN if it gets more privilege inside its container (bounding set).
+    NetAdminObtainable = 2,
+    /// A process holds CAP_NET_RAW: it can open packet sockets, whose frames no table of IP sees.
+    NetRaw = 3,
+    /// One may hold CAP_NET_RAW if it gets more privilege inside its container (bounding set).
+    NetRawObtainable = 4,
+    /// Packet sockets are open in the namespace now.
+    PacketSocket = 5,
+    /// A container of the pod runs in another network namespace than the pod's.
+    Outside = 6,
+    /// A process holds CAP_SYS_ADMIN: it can enter or make other namespaces.
+    SysAdmin = 7,
+}
+impl IsolationWeaknessKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ISOLATION_WEAKNESS_KIND_UNSPECIFIED",
+            Self::NetAdmin => "ISOLATION_WEAKNESS_KIND_NET_ADMIN",
+            Self::NetAdminObtainable => "ISOLATION_WEAKNESS_KIND_NET_ADMIN_OBTAINABLE",
+            Self::NetRaw => "ISOLATION_WEAKNESS_KIND_NET_RAW",
+            Self::NetRawObtainable => "ISOLATION_WEAKNESS_KIND_NET_RAW_OBTAINABLE",
+            Self::PacketSocket => "ISOLATION_WEAKNESS_KIND_PACKET_SOCKET",
+            Self::Outside => "ISOLATION_WEAKNESS_KIND_OUTSIDE",
+            Self::SysAdmin => "ISOLATION_WEAKNESS_KIND_SYS_ADMIN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ISOLATION_WEAKNESS_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "ISOLATION_WEAKNESS_KIND_NET_ADMIN" => Some(Self::NetAdmin),
+            "ISOLATION_WEAKNESS_KIND_NET_ADMIN_OBTAINABLE" => {
+                Some(Self::NetAdminObtainable)
+            }
+            "ISOLATION_WEAKNESS_KIND_NET_RAW" => Some(Self::NetRaw),
+            "ISOLATION_WEAKNESS_KIND_NET_RAW_OBTAINABLE" => Some(Self::NetRawObtainable),
+            "ISOLATION_WEAKNESS_KIND_PACKET_SOCKET" => Some(Self::PacketSocket),
+            "ISOLATION_WEAKNESS_KIND_OUTSIDE" => Some(Self::Outside),
+            "ISOLATION_WEAKNESS_KIND_SYS_ADMIN" => Some(Self::SysAdmin),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ProbeOutcome {
+    Unspecified = 0,
+    /// Traffic flows in both directions.
+    Connected = 1,
+    /// Somebody answered with a refusal: traffic flows too, or a firewall rejects.
+    Refused = 2,
+    /// No answer.
+    TimedOut = 3,
+    /// No way there: no route, no neighbour, or not permitted.
+    Unreachable = 4,
+    /// The attempt could not be made, e.g. the namespace has no such address family. Proves nothing.
+    Failed = 5,
+}
+impl ProbeOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PROBE_OUTCOME_UNSPECIFIED",
+            Self::Connected => "PROBE_OUTCOME_CONNECTED",
+            Self::Refused => "PROBE_OUTCOME_REFUSED",
+            Self::TimedOut => "PROBE_OUTCOME_TIMED_OUT",
+            Self::Unreachable => "PROBE_OUTCOME_UNREACHABLE",
+            Self::Failed => "PROBE_OUTCOME_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PROBE_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "PROBE_OUTCOME_CONNECTED" => Some(Self::Connected),
+            "PROBE_OUTCOME_REFUSED" => Some(Self::Refused),
+            "PROBE_OUTCOME_TIMED_OUT" => Some(Self::TimedOut),
+            "PROBE_OUTCOME_UNREACHABLE" => Some(Self::Unreachable),
+            "PROBE_OUTCOME_FAILED" => Some(Self::Failed),
             _ => None,
         }
     }
@@ -657,6 +1019,107 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("impound.agent.v1.Agent", "RemoveImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// Sets the nftables table "inet impound" in the pod's network namespace: everything in and out is
+        /// dropped, established connections too. Atomic, and safe to repeat.
+        pub async fn isolate(
+            &mut self,
+            request: impl tonic::IntoRequest<super::IsolateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::IsolateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.agent.v1.Agent/Isolate",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("impound.agent.v1.Agent", "Isolate"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What of the table is there now, what it dropped, and what could get past it.
+        pub async fn inspect_isolation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::InspectIsolationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::InspectIsolationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.agent.v1.Agent/InspectIsolation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("impound.agent.v1.Agent", "InspectIsolation"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes the table. The pod is back to what its other rules and the network's policies allow.
+        pub async fn lift_isolation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiftIsolationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiftIsolationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.agent.v1.Agent/LiftIsolation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("impound.agent.v1.Agent", "LiftIsolation"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Tries TCP connections out of the pod's network namespace and from the node towards the pod.
+        pub async fn probe_isolation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ProbeIsolationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ProbeIsolationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.agent.v1.Agent/ProbeIsolation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("impound.agent.v1.Agent", "ProbeIsolation"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -743,6 +1206,36 @@ pub mod agent_server {
             request: tonic::Request<super::RemoveImageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveImageResponse>,
+            tonic::Status,
+        >;
+        /// Sets the nftables table "inet impound" in the pod's network namespace: everything in and out is
+        /// dropped, established connections too. Atomic, and safe to repeat.
+        async fn isolate(
+            &self,
+            request: tonic::Request<super::IsolateRequest>,
+        ) -> std::result::Result<tonic::Response<super::IsolateResponse>, tonic::Status>;
+        /// What of the table is there now, what it dropped, and what could get past it.
+        async fn inspect_isolation(
+            &self,
+            request: tonic::Request<super::InspectIsolationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::InspectIsolationResponse>,
+            tonic::Status,
+        >;
+        /// Removes the table. The pod is back to what its other rules and the network's policies allow.
+        async fn lift_isolation(
+            &self,
+            request: tonic::Request<super::LiftIsolationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiftIsolationResponse>,
+            tonic::Status,
+        >;
+        /// Tries TCP connections out of the pod's network namespace and from the node towards the pod.
+        async fn probe_isolation(
+            &self,
+            request: tonic::Request<super::ProbeIsolationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ProbeIsolationResponse>,
             tonic::Status,
         >;
     }
@@ -1166,6 +1659,184 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.agent.v1.Agent/Isolate" => {
+                    #[allow(non_camel_case_types)]
+                    struct IsolateSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::IsolateRequest>
+                    for IsolateSvc<T> {
+                        type Response = super::IsolateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::IsolateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::isolate(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = IsolateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.agent.v1.Agent/InspectIsolation" => {
+                    #[allow(non_camel_case_types)]
+                    struct InspectIsolationSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::InspectIsolationRequest>
+                    for InspectIsolationSvc<T> {
+                        type Response = super::InspectIsolationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::InspectIsolationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::inspect_isolation(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = InspectIsolationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.agent.v1.Agent/LiftIsolation" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiftIsolationSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::LiftIsolationRequest>
+                    for LiftIsolationSvc<T> {
+                        type Response = super::LiftIsolationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiftIsolationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::lift_isolation(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiftIsolationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.agent.v1.Agent/ProbeIsolation" => {
+                    #[allow(non_camel_case_types)]
+                    struct ProbeIsolationSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::UnaryService<super::ProbeIsolationRequest>
+                    for ProbeIsolationSvc<T> {
+                        type Response = super::ProbeIsolationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ProbeIsolationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::probe_isolation(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ProbeIsolationSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
