@@ -7,6 +7,7 @@
 //!
 //! [`ApiCall`]: crate::resources::ApiCall
 
+pub mod credentials;
 pub mod evict;
 pub mod facts;
 pub mod node;

@@ -9,7 +9,7 @@ pub use collection::{
     ArtifactState, ArtifactStatus, Collection, CollectionPhase, CollectionSpec, CollectionStatus,
 };
 pub use quarantine::{
-    ApiCall, Before, Drift, EvictionState, EvictionStatus, Fact, FactState, NodeUndo, PodUndo, Quarantine,
+    ApiCall, Before, Credential, Drift, EvictionState, EvictionStatus, Fact, FactState, NodeUndo, PodUndo, Quarantine,
     QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec, StepName, StepState,
     StepStatus, TaintRecord, Undo,
 };

@@ -59,6 +59,7 @@ pub async fn reconcile(
             Next::Verify => {
                 verifying::verify(&mut record, &context).await?;
                 record.save().await?;
+                verifying::report_credentials(&mut record, &context).await;
                 None
             }
             Next::Neighbours => neighbours(&mut record, &context, collection.as_ref()).await?,

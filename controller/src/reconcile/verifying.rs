@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use tokio::time::{Instant, sleep};
 
 use super::next_step::is_contained;
 use super::record::Record;
 use super::{Context, ReconcileError};
-use crate::contain::facts;
+use crate::contain::{credentials, facts};
 use crate::contain::observe::ObserveError;
 use crate::resources::{Fact, FactState, QuarantinePhase, StepName, StepState};
 
@@ -56,6 +57,18 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
     }
     conclude(record);
     Ok(())
+}
+
+/// Reports what the suspect could act with. After containment, which must not wait for it.
+pub async fn report_credentials(record: &mut Record, context: &Context) {
+    let pod: Option<Pod> = record
+        .status
+        .before
+        .as_ref()
+        .and_then(|before| serde_json::from_value(before.pod.clone()).ok());
+    if let Some(pod) = pod {
+        record.status.credentials = credentials::report(&context.client, &pod).await;
+    }
 }
 
 fn conclude(record: &mut Record) {

@@ -140,9 +140,26 @@ pub struct QuarantineStatus {
     /// Name of the Collection in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collection: Option<String>,
+    /// What the suspect could act with, and the commands that revoke it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<Credential>,
     /// What others took away since containment, what was put back, and what was lost. The last 50.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drift: Vec<Drift>,
+}
+
+/// Something that the suspect could act with.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Credential {
+    /// Token, RoleBinding, ClusterRoleBinding or Secret; Bindings if they could not be read.
+    pub kind: String,
+    /// Name of the object.
+    pub name: String,
+    /// What it allows, for people.
+    pub grants: String,
+    /// The command that takes it away. Impound never runs it.
+    pub revoke: String,
 }
 
 /// Something that happened to a contained pod.

@@ -49,6 +49,25 @@ pub(super) fn quarantine(object: &Quarantine) -> wire::Quarantine {
         collection: status.collection.unwrap_or_default(),
         created: metadata.creation_timestamp.as_ref().map(second),
         resource_version: metadata.resource_version.clone().unwrap_or_default(),
+        credentials: status
+            .credentials
+            .into_iter()
+            .map(|credential| wire::Credential {
+                kind: credential.kind,
+                name: credential.name,
+                grants: credential.grants,
+                revoke: credential.revoke,
+            })
+            .collect(),
+        drift: status
+            .drift
+            .into_iter()
+            .map(|drift| wire::Drift {
+                time: Some(micro(&drift.time)),
+                reason: drift.reason,
+                what: drift.what,
+            })
+            .collect(),
     }
 }
 

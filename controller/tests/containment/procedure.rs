@@ -199,3 +199,23 @@ async fn a_node_without_an_agent_leaves_the_pod_contained_and_says_what_is_missi
     let by_pod = alice.get_quarantine(request).await.unwrap().into_inner();
     assert_eq!(by_pod.name, done.name, "a quarantine is also found by its pod's name");
 }
+
+#[tokio::test]
+async fn what_the_suspect_could_act_with_is_reported_and_not_revoked() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    world
+        .create(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": { "name": "too-much" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "admin" },
+            "subjects": [{ "kind": "ServiceAccount", "name": "default", "namespace": world.namespace }],
+        }))
+        .await;
+    let done = world.quarantine(&name(pods.first().unwrap())).await;
+    let binding = done.credentials.iter().find(|credential| credential.name == "too-much").unwrap();
+    assert_eq!(binding.grants, format!("ClusterRole admin in namespace {}", world.namespace));
+    assert_eq!(binding.revoke, format!("kubectl delete rolebinding too-much -n {}", world.namespace));
+    let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings/too-much", world.namespace);
+    let request = http::Request::get(path).body(Vec::new()).unwrap();
+    world.client.request::<serde_json::Value>(request).await.unwrap();
+}

@@ -114,6 +114,37 @@ pub struct Quarantine {
     /// Metadata of the Kubernetes object, for ordering.
     #[prost(string, tag = "16")]
     pub resource_version: ::prost::alloc::string::String,
+    /// What the suspect could act with, and the commands that revoke it.
+    #[prost(message, repeated, tag = "17")]
+    pub credentials: ::prost::alloc::vec::Vec<Credential>,
+    /// What others took away since containment, what was put back, and what was lost. Oldest first.
+    #[prost(message, repeated, tag = "18")]
+    pub drift: ::prost::alloc::vec::Vec<Drift>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Credential {
+    /// Token, RoleBinding, ClusterRoleBinding, Secret; Bindings if they could not be read
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// What it allows, for people.
+    #[prost(string, tag = "3")]
+    pub grants: ::prost::alloc::string::String,
+    /// The command that takes it away. Impound never runs it.
+    #[prost(string, tag = "4")]
+    pub revoke: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Drift {
+    #[prost(message, optional, tag = "1")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Restored, NotRestored, EvidenceLoss, PodGone
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// What it was, for people.
+    #[prost(string, tag = "3")]
+    pub what: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Step {

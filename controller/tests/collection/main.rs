@@ -1,0 +1,11 @@
+//! Collecting, from an agent over real mutual TLS into a real store: what arrives, what breaks, and
+//! what a crash leaves. Every collection that ends is checked by `impound_evidence::verify`.
+#![allow(missing_docs)]
+
+mod agent;
+mod breaking;
+mod crashing;
+mod docker;
+mod fixture;
+mod interrupted;
+mod whole;

@@ -1,0 +1,132 @@
+//! Collections in which nothing breaks.
+
+use std::time::Duration;
+
+use impound_controller::progress::ArtifactState;
+use impound_evidence::{AlterationKind, ContainerRole, Entry, Event, Method, Outcome, Sha256};
+
+use super::fixture::{DIRECTORY, Fixture, POD, names, pod};
+
+#[tokio::test]
+async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
+    let fixture = Fixture::new().await;
+    fixture.agent.state.lock().unwrap().clock_offset = Duration::from_secs(90);
+    let sealed = fixture.run().await.unwrap();
+    assert_eq!((sealed.outcome, sealed.missing, sealed.warnings), (Outcome::Complete, vec![], vec![]));
+    assert!(sealed.location.ends_with("/INC-1/web-1"));
+    assert_eq!(sealed.manifest_sha256, Sha256::of(&fixture.file("manifest.json")));
+
+    let id = fixture.agent.state.lock().unwrap().containers[0].id.clone();
+    let (export, image) = names("app", &id);
+    let mut expected = ["before/pod.json", "custody.checkpoint", "custody.jsonl", "manifest.json", "manifest.sigstore.json"]
+        .map(str::to_owned)
+        .to_vec();
+    for name in ["inspect.json", "diff.txt", "diff.jsonl", &export, &image] {
+        expected.push(format!("{DIRECTORY}/app/{name}"));
+    }
+    expected.sort();
+    assert_eq!(fixture.files(), expected);
+    let state = fixture.agent.state.lock().unwrap();
+    assert!(fixture.file(&format!("{DIRECTORY}/app/{export}")) == state.exports[&id]);
+    assert!(state.images.is_empty(), "an image was left on the node");
+    drop(state);
+    assert_eq!(fixture.file(&format!("{DIRECTORY}/app/diff.txt")), b"C /tmp\nA /tmp/dropped \"tool\"\nD /var/log/x\n");
+    assert_eq!(
+        String::from_utf8(fixture.file(&format!("{DIRECTORY}/app/diff.jsonl"))).unwrap(),
+        "{\"kind\":\"C\",\"path\":\"/tmp\"}\n{\"kind\":\"A\",\"path\":\"/tmp/dropped \\\"tool\\\"\"}\n{\"kind\":\"D\",\"path\":\"/var/log/x\"}\n"
+    );
+
+    let manifest = fixture.manifest();
+    assert!(fixture.verdict().complete());
+    assert_eq!(manifest.agents.len(), 1);
+    assert!((89_000..91_000).contains(&manifest.agents[0].clock_offset_ms.unwrap()));
+    assert_ne!(manifest.agents[0].certificate_sha256, Sha256::from([0; 32]));
+    assert_eq!(manifest.containers.len(), 1, "the sandbox is no container of the pod");
+    assert_eq!(manifest.node.uid.as_deref(), Some("uid-node"));
+    let kinds: Vec<_> = manifest.alterations.iter().map(|done| done.kind).collect();
+    assert_eq!(kinds, [AlterationKind::Commit, AlterationKind::RemoveImage]);
+    let methods: Vec<_> = manifest.artifacts.iter().map(|record| record.method).collect();
+    assert_eq!(methods, [Method::Commit, Method::Diff, Method::Diff, Method::Export, Method::Inspect, Method::KubernetesObject]);
+
+    assert_eq!(fixture.custody()[0].event, Event::Requested);
+    assert_eq!(fixture.events(Event::Read), 6);
+    assert_eq!(fixture.events(Event::Stored), 6);
+    assert_eq!(fixture.custody().last().unwrap().event, Event::Sealed);
+    assert_eq!(fixture.state(&format!("{DIRECTORY}/app/{export}")), ArtifactState::Stored);
+    assert!(fixture.progress.borrow().quick.as_ref().unwrap().failures.is_empty());
+}
+
+#[tokio::test]
+async fn a_sealed_collection_is_only_described_and_its_log_still_grows() {
+    let fixture = Fixture::new().await;
+    let first = fixture.run().await.unwrap();
+    let (files, log, calls) = (fixture.files(), fixture.file("custody.jsonl"), fixture.agent.calls().len());
+    let second = fixture.run().await.unwrap();
+    assert_eq!(first.manifest_sha256, second.manifest_sha256);
+    assert_eq!((fixture.files(), fixture.file("custody.jsonl"), fixture.agent.calls().len()), (files, log, calls));
+
+    let custody = impound_controller::seal::CustodyAppender::new(fixture.store(), fixture.key.clone());
+    let appends = (0..10).map(|n| {
+        let (custody, at) = (&custody, fixture.id());
+        async move { custody.append(&at, Entry::new(Event::Accessed, "ada", format!("read {n}"))).await }
+    });
+    for appended in futures::future::join_all(appends).await {
+        appended.unwrap();
+    }
+    assert_eq!(fixture.events(Event::Accessed), 10);
+    fixture.manifest();
+}
+
+#[tokio::test]
+async fn every_container_of_the_pod_gets_a_directory_of_its_own() {
+    let fixture = Fixture::new().await;
+    let first = fixture.agent.state.lock().unwrap().containers[0].id.clone();
+    let second = fixture.agent.add(POD, "app", 1, 700);
+    let init = fixture.agent.add(POD, "init", 0, 0);
+    fixture.run().await.unwrap();
+    let manifest = fixture.manifest();
+    for (id, directory, name) in [(&second, "app", "app"), (&first, "app.0", "app"), (&init, "init", "init")] {
+        let path = format!("{DIRECTORY}/{directory}/{}", names(name, id).0);
+        let record = manifest.artifacts.iter().find(|record| record.path.as_str() == path);
+        assert_eq!(&record.unwrap_or_else(|| panic!("{path} is not there")).source_id, id);
+    }
+}
+
+#[tokio::test]
+async fn of_neighbours_only_what_is_quick_is_taken() {
+    let fixture = Fixture::new().await;
+    let mut job = fixture.job();
+    for n in 0..9 {
+        let (name, uid) = (format!("db-{n}"), format!("uid-{n}"));
+        fixture.agent.add(("data", &name, &uid), "db", 0, 100);
+        job.neighbours.push(pod(("data", &name, &uid)));
+    }
+    let sealed = fixture.run_job(job).await.unwrap();
+    assert_eq!(sealed.outcome, Outcome::Complete);
+    let below = fixture.files().into_iter().filter(|file| file.starts_with("artifacts/worker2/data_db-3/db/")).count();
+    assert_eq!(below, 3);
+    let manifest = fixture.manifest();
+    assert_eq!(manifest.containers.iter().filter(|container| container.role == ContainerRole::Neighbour).count(), 9);
+    let calls = fixture.agent.calls();
+    let quick = calls.iter().rposition(|call| call.starts_with("diff")).unwrap();
+    let full = calls.iter().position(|call| call.starts_with("export")).unwrap();
+    assert!(quick < full, "an export came before the neighbours were looked at");
+}
+
+#[tokio::test]
+async fn a_static_pod_is_found_although_the_runtime_knows_another_uid() {
+    let fixture = Fixture::empty().await;
+    fixture.agent.add(("default", "web-5d4f", "hash-of-its-file"), "app", 0, 100);
+    assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Complete);
+    assert_eq!(fixture.manifest().containers[0].pod.uid, "uid-web");
+}
+
+#[tokio::test]
+async fn a_name_of_the_agents_making_is_no_way_out_of_the_collection() {
+    let fixture = Fixture::empty().await;
+    fixture.agent.add(POD, "../../../../etc", 0, 100);
+    fixture.agent.add(POD, "a/b", 0, 100);
+    assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Complete);
+    assert!(fixture.files().iter().any(|file| file.starts_with(&format!("{DIRECTORY}/unnamed/"))));
+    fixture.manifest();
+}
