@@ -136,7 +136,7 @@ impl Controller for Service {
         &self,
         request: Request<wire::ReadEvidenceRequest>,
     ) -> Result<Response<Self::ReadEvidenceStream>, Status> {
-        let who = requester(&request, Need::Respond)?;
+        let who = requester(&request, Need::Read)?;
         evidence::read(self, who, request.into_inner()).await.map(Response::new)
     }
 
@@ -152,7 +152,7 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListContainersRequest>,
     ) -> Result<Response<wire::ListContainersResponse>, Status> {
-        requester(&request, Need::Respond)?;
+        requester(&request, Need::Look)?;
         containers::list(self, request.into_inner()).await.map(Response::new)
     }
 }

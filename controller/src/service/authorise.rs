@@ -4,13 +4,25 @@ use impound_proto::tls::Peer;
 use impound_proto::{PeerId, Role};
 use tonic::{Request, Status};
 
-/// What a call needs.
+/// What a call needs; the roles are those of [`Role`], each with the rights of the ones before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
-    /// See what is quarantined and collected: every role.
+    /// See what is quarantined and collected.
     Look,
-    /// Contain, release, collect and read evidence: responders and custodians.
+    /// Contain, release, collect.
     Respond,
+    /// Read evidence, which may hold anybody's secrets.
+    Read,
+}
+
+impl Need {
+    fn role(self) -> Role {
+        match self {
+            Self::Look => Role::Viewer,
+            Self::Respond => Role::Responder,
+            Self::Read => Role::Custodian,
+        }
+    }
 }
 
 /// The caller's identity as it is recorded, e.g. "spiffe://impound.dev/responder/responder/alice".
@@ -23,11 +35,9 @@ pub(super) fn requester<T>(request: &Request<T>, need: Need) -> Result<String, S
     let PeerId::Responder { role, .. } = &peer.id else {
         return Err(refused(peer, "only a responder's certificate may call the controller"));
     };
-    if need == Need::Respond && *role == Role::Viewer {
-        return Err(refused(
-            peer,
-            "the role viewer may only look: this call needs the role responder or custodian",
-        ));
+    let needed = need.role();
+    if *role < needed {
+        return Err(refused(peer, &format!("this call needs the role {needed}, the certificate has {role}")));
     }
     Ok(peer.id.to_string())
 }
