@@ -90,6 +90,8 @@ pub(crate) struct Store {
     version: u64,
     tables: HashMap<Arc<str>, Table>,
     empty: Table,
+    /// The version each object (by uid) was created with: creationTimestamp knows only whole seconds.
+    born: HashMap<String, u64>,
     /// Drained by the controllers.
     pub(crate) dirty: Vec<Dirty>,
 }
@@ -100,6 +102,7 @@ impl Default for Store {
             version: FIRST_VERSION,
             tables: HashMap::new(),
             empty: Table::default(),
+            born: HashMap::new(),
             dirty: Vec::new(),
         }
     }
@@ -109,6 +112,11 @@ impl Store {
     /// The newest resourceVersion.
     pub(crate) fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The version an object was created with: tells which of two is younger.
+    pub(crate) fn born(&self, object: &Value) -> u64 {
+        self.born.get(json::uid(object)).copied().unwrap_or(0)
     }
 
     pub(crate) fn table(&self, table: &str) -> &Table {
@@ -144,6 +152,10 @@ impl Store {
         let object = Arc::new(object);
         let place = self.tables.entry(table.clone()).or_default();
         let old = place.objects.insert(key.clone(), object.clone());
+        if old.is_none() {
+            self.born
+                .insert(json::uid(&object).to_owned(), self.version);
+        }
         let kind = if old.is_some() {
             ChangeKind::Modified
         } else {
@@ -169,6 +181,7 @@ impl Store {
         let key = (namespace.to_owned(), name.to_owned());
         let old = self.tables.get_mut(table)?.objects.remove(&key)?;
         self.version += 1;
+        self.born.remove(json::uid(&old));
         let mut last = Value::clone(&old);
         json::put(
             &mut last,

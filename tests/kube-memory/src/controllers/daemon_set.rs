@@ -121,7 +121,7 @@ fn sync_one(state: &mut State, set: &Object) -> Outcome<()> {
             here.push(pod);
         }
         // Oldest first: a second one came by adoption.
-        here.sort_by_key(|pod| json::text(pod, "/metadata/creationTimestamp").to_owned());
+        here.sort_by_key(|pod| state.store.born(pod));
         for extra in here.iter().skip(1) {
             owned::delete_pod(state, set, extra, NAME);
         }

@@ -36,8 +36,8 @@ fn sync_one(state: &mut State, set: &Object) -> Outcome<()> {
         // Those that serve least go first: unbound, not ready, youngest.
         pods.sort_by_key(|pod| {
             let bound = !json::text(pod, "/spec/nodeName").is_empty();
-            let age = std::cmp::Reverse(json::text(pod, "/metadata/creationTimestamp").to_owned());
-            (bound, ready(pod), age, json::name(pod).to_owned())
+            let youth = std::cmp::Reverse(state.store.born(pod));
+            (bound, ready(pod), youth)
         });
         for pod in pods.drain(..pods.len() - wanted) {
             owned::delete_pod(state, set, &pod, NAME);

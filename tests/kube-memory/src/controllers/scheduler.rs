@@ -171,7 +171,9 @@ fn affine(pod: &Value, node: &Value) -> bool {
     else {
         return true;
     };
-    json::list(required, "/nodeSelectorTerms").iter().any(|term| matches(term, node))
+    json::list(required, "/nodeSelectorTerms")
+        .iter()
+        .any(|term| matches(term, node))
 }
 
 /// Preferred node affinity: the weights of the terms that hold, added up.
@@ -179,7 +181,11 @@ fn preference(pod: &Value, node: &Value) -> i64 {
     let path = "/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution";
     json::list(pod, path)
         .iter()
-        .filter(|preferred| preferred.get("preference").is_some_and(|term| matches(term, node)))
+        .filter(|preferred| {
+            preferred
+                .get("preference")
+                .is_some_and(|term| matches(term, node))
+        })
         .filter_map(|preferred| preferred.get("weight").and_then(Value::as_i64))
         .sum()
 }
@@ -196,7 +202,9 @@ fn matches(term: &Value, node: &Value) -> bool {
                 json::labels(node).and_then(|labels| labels.get(json::text(expression, "/key")));
             holds(expression, label.and_then(Value::as_str))
         })
-        && fields.iter().all(|field| holds(field, Some(json::name(node))))
+        && fields
+            .iter()
+            .all(|field| holds(field, Some(json::name(node))))
 }
 
 fn holds(expression: &Value, value: Option<&str>) -> bool {
