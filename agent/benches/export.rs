@@ -131,6 +131,14 @@ struct Agent(Child);
 impl Agent {
     fn memory(&self) -> String {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        // 14th and 15th field: ticks of 10 ms in user and system mode.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        let ticks: u64 = stat
+            .split(' ')
+            .skip(13)
+            .take(2)
+            .map(|field| field.parse::<u64>().unwrap())
+            .sum();
         let line = |name| {
             status
                 .lines()
@@ -138,7 +146,12 @@ impl Agent {
                 .unwrap()
                 .replace('\t', " ")
         };
-        format!("{}, {}", line("VmHWM"), line("VmRSS"))
+        let seconds = ticks as f64 / 100.0;
+        format!(
+            "agent: {}, {}, {seconds:.1} s of CPU since its start",
+            line("VmHWM"),
+            line("VmRSS")
+        )
     }
 }
 

@@ -59,7 +59,7 @@ struct Shared {
     /// Concurrent commits from one base image can fail in the runtime.
     commits: Mutex<()>,
     bulk: Arc<Semaphore>,
-    inspections: Semaphore,
+    inspections: Arc<Semaphore>,
 }
 
 impl Service {
@@ -79,7 +79,7 @@ impl Service {
                 disk,
                 commits: Mutex::new(()),
                 bulk: Arc::new(Semaphore::new(BULK_STREAMS)),
-                inspections: Semaphore::new(INSPECTIONS),
+                inspections: Arc::new(Semaphore::new(INSPECTIONS)),
             }),
         }
     }
@@ -219,18 +219,20 @@ impl Shared {
     ) -> Result<Outgoing<ArtifactMessage>, Status> {
         let id = self.resolve(call, container_id).await?;
         let closed = |_| Status::unavailable("the agent is shutting down");
-        let permit = self.inspections.acquire().await.map_err(closed)?;
+        let slot = Arc::clone(&self.inspections)
+            .acquire_owned()
+            .await
+            .map_err(closed)?;
         let started = SystemTime::now();
         let reading = self
             .runtime
             .inspect(&id)
             .await
             .map_err(|error| status::of(&error))?;
-        drop(permit);
         let header = header(id.as_str(), "application/json", reading.api_call, started);
         let check = Check::Known(json_completeness(&reading.bytes));
         let chunks = chunks(reading.bytes);
-        Ok(stream::artifact(header, chunks, check, (), call.span()))
+        Ok(stream::artifact(header, chunks, check, slot, call.span()))
     }
 
     async fn export(

@@ -28,9 +28,8 @@ use tracing::{Instrument, Span};
 use crate::runtime::{ByteStream, RuntimeError};
 use crate::service::status;
 
-/// Size of a chunk on the wire, bytes. Docker hands out 32 KiB at a time; a message costs a header,
-/// a wake-up and a queue slot each. Between 256 KiB and 1 MiB throughput is flat, so the
-/// middle: small enough that four of them per stream are nothing.
+/// Size of a chunk on the wire, bytes. Docker hands out 32 KiB at a time, and a message costs a header,
+/// a wake-up and a queue slot each; four chunks of this size per stream are still nothing.
 pub(crate) const CHUNK: usize = 512 << 10;
 
 /// How long a client may leave a full stream unread. Then the stream is given up: the runtime would

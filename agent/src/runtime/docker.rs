@@ -266,7 +266,13 @@ impl ContainerRuntime for Docker {
         let call = format!("DELETE /images/{reference}");
         let client = self.client().await?;
         let name = reference.to_string();
-        let removed = client.remove_image(&name, None::<RemoveImageOptions>, None);
+        // Without it the engine would also delete untagged parents, and the parent is the suspect's
+        // own base image.
+        let options = RemoveImageOptions {
+            noprune: true,
+            ..Default::default()
+        };
+        let removed = client.remove_image(&name, Some(options), None);
         match self.within(&call, SLOW, removed).await {
             Ok(_) => Ok(true),
             Err(RuntimeError::NotFound { .. }) => Ok(false),

@@ -254,6 +254,46 @@ async fn a_client_that_stops_reading_stops_the_runtimes_stream_and_memory_stays_
 }
 
 #[tokio::test]
+async fn streams_that_nobody_reads_do_not_starve_other_calls_on_the_connection() {
+    let fake = Fake::new(Export::Endless);
+    let observed = Arc::clone(&fake.observed);
+    let id = fake.id().to_owned();
+    let mut world = World::start(fake).await;
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        let request = case(ExportRequest {
+            container_id: id.clone(),
+        });
+        unread.push(world.client.export(request).await.unwrap().into_inner());
+    }
+    let mut pulled = 0;
+    let mut quiet = 0;
+    while quiet < 5 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let now = observed.pulled.load(Ordering::SeqCst);
+        quiet = if now == pulled && now > 0 {
+            quiet + 1
+        } else {
+            0
+        };
+        pulled = now;
+    }
+    let request = case(InspectContainerRequest { container_id: id });
+    let inspected = async {
+        let stream = world
+            .client
+            .inspect_container(request)
+            .await
+            .unwrap()
+            .into_inner();
+        Artifact::read(stream).await.unwrap()
+    };
+    tokio::time::timeout(Duration::from_secs(10), inspected)
+        .await
+        .expect("the connection is starved");
+}
+
+#[tokio::test]
 async fn a_fifth_export_at_the_same_time_is_refused_and_possible_later() {
     let told = Arc::new(Notify::new());
     let fake = Fake::new(Export::Waits(Arc::clone(&told)));
