@@ -2,7 +2,7 @@
 # the in-memory Kubernetes API with three nodes, a kubelet on Docker, an agent for each node and the
 # controller, all over mutual TLS. Sourced by other scripts, after machine.sh.
 #
-#   cluster_build              builds the programs; sets BIN
+#   cluster_build              builds the programs, unless IMPOUND_BIN names a directory that has them; sets BIN
 #   cluster_start DIR [keep]   starts everything; keys, store, kubeconfig and logs are in DIR
 #   cluster_stop               stops what cluster_start started
 #   cluster_stop_kept DIR      stops what `cluster_start DIR keep` left running
@@ -15,6 +15,11 @@ CLUSTER_PIDS=()
 AGENT_PORT=7443
 
 cluster_build() {
+    if [ -n "${IMPOUND_BIN:-}" ]; then
+        BIN=$(cd "$IMPOUND_BIN" && pwd)
+        say "Using the programs in $BIN"
+        return 0
+    fi
     local profile=${IMPOUND_PROFILE:-release} target=${CARGO_TARGET_DIR:-$REPOSITORY/target} flags=(--release)
     [ "$profile" = release ] || flags=(--profile "$profile")
     say "Building (cargo build ${flags[*]}); the first time this takes some minutes"
@@ -22,7 +27,7 @@ cluster_build() {
     [ ! -t 2 ] || quiet=
     # shellcheck disable=SC2086
     (cd "$REPOSITORY" && cargo build $quiet --locked "${flags[@]}" \
-        -p impound-agent -p impound-controller -p impound -p kube-memory -p docker-kubelet) ||
+        -p impound-agent -p impound-controller -p impound-cli -p kube-memory -p docker-kubelet) ||
         fail "the build did not work (above is what cargo said)"
     [ "$profile" != dev ] || profile=debug
     BIN=$(cd "$REPOSITORY" && cd "$target" && pwd)/$profile
@@ -96,6 +101,8 @@ cluster_start() {
     exec {DIR_LOCK}>"$CLUSTER_DIR/lock"
     flock -n "$DIR_LOCK" || fail "a cluster is running in $CLUSTER_DIR" "deploy/demo.sh --stop $CLUSTER_DIR stops it; or give another DEMO_DIR."
     cluster_number
+    # Settings of somebody's own installation must not reach the programs of this one.
+    unset "${!IMPOUND_@}"
     STORE=$CLUSTER_DIR/store
     KEYS=$CLUSTER_DIR/keys
     export KUBECONFIG=$CLUSTER_DIR/kubeconfig
@@ -108,11 +115,10 @@ cluster_start() {
         nodes+=("$node=${NODE_ADDRESS[$node]}")
         flags+=(--node "$node")
     done
-    if [ ! -e "$KEYS/signing/evidence.key" ]; then
-        "$BIN/impound" pki init "$KEYS" "${flags[@]}" --controller-address "${CONTROLLER%:*}" \
-            --responder responder:responder --responder custodian:custodian >"$CLUSTER_DIR/logs/pki.log" 2>&1 ||
-            fail "impound pki init did not work" "Log: $CLUSTER_DIR/logs/pki.log"
-    fi
+    # What is there from an earlier run in the same directory stays: nothing is overwritten.
+    "$BIN/impound" pki init "$KEYS" "${flags[@]}" --controller-address "${CONTROLLER%:*}" \
+        --responder responder:responder --responder custodian:custodian >"$CLUSTER_DIR/logs/pki.log" 2>&1 ||
+        fail "impound pki init did not work" "Log: $CLUSTER_DIR/logs/pki.log"
 
     launch kube-memory "$BIN/kube-memory" serve --dir "$CLUSTER_DIR" --listen "$API" \
         --nodes "$(IFS=,; echo "${nodes[*]}")" --audit "$CLUSTER_DIR/audit.jsonl"

@@ -71,6 +71,10 @@ ready_pods() {
 has_ready() { [ "$(ready_pods "$1" | wc -l)" = "$2" ]; }
 ready_elsewhere() { [ "$(ready_pods "$1" | grep -vc " $SUSPECT_NODE ")" = "$2" ]; }
 pod_field() { kubectl get pod "$1" -o "jsonpath=$2"; }
+# What a change of pods, nodes, policies, budgets or quarantines would change.
+versions() {
+    kubectl get pods,nodes,networkpolicies,poddisruptionbudgets,quarantines -o json | jq -c '[.items[].metadata | [.name, .resourceVersion]]'
+}
 only_schedulable() {
     local node
     for node in "${NODES[@]}"; do
@@ -82,7 +86,8 @@ on_exit() {
     local status=$?
     trap - EXIT
     set +e
-    [ $status = 0 ] || [ -z "${CLUSTER_DIR:-}" ] || say "" "Logs: $CLUSTER_DIR/logs"
+    [ $status = 0 ] || [ -z "${STOPPED_AT:-}" ] || printf '\nThe demo stopped at %s\n' "$STOPPED_AT" >&2
+    [ $status = 0 ] || [ -z "${CLUSTER_DIR:-}" ] || say "Logs: $CLUSTER_DIR/logs" >&2
     if [ -z "$KEEP" ] || [ $status != 0 ]; then
         step "Cleaning up"
         cluster_stop
@@ -100,6 +105,7 @@ need_packages kubectl=kubernetes-client jq=jq openssl=openssl curl=curl setpriv=
 need_docker
 trap on_exit EXIT
 trap 'exit 130' INT TERM
+trap 'STOPPED_AT="line $LINENO: $BASH_COMMAND"' ERR
 need_rust "$REPOSITORY"
 "$HERE/images.sh"
 cluster_build
@@ -118,8 +124,8 @@ for node in "${NODES[@]}"; do say "  $node: agent at ${NODE_ADDRESS[$node]}:$AGE
 say "  controller at $CONTROLLER; everything over mutual TLS; keys, store and logs in $CLUSTER_DIR"
 
 step "Two nginx pods and one tomcat pod, as real containers"
-kubectl apply --validate=false -f "$HERE/workload.yaml" >/dev/null
 only_schedulable $SUSPECT_NODE
+kubectl apply --validate=false -f "$HERE/workload.yaml" >/dev/null
 await "an nginx and a tomcat pod on $SUSPECT_NODE" docker-kubelet eval 'has_ready nginx 1 && has_ready tomcat 1'
 only_schedulable k8s-worker1
 kubectl scale deployment nginx --replicas=2 >/dev/null
@@ -160,8 +166,11 @@ rm "$WORK"/*.tar
 
 CASE=INC-$(date -u +%Y%m%d-%H%M%S)
 step "Quarantine, case $CASE"
-say "What would be done:"
-show impound quarantine "$POD" -n default --case "$CASE" --reason "unexpected binary in /tmp" --dry-run
+say "What would be done, by --dry-run (without the bodies of the calls):"
+BEFORE=$(versions)
+show impound quarantine "$POD" -n default --case "$CASE" --reason "unexpected binary in /tmp" --dry-run >"$WORK/plan"
+grep -E '^ *[0-9]+\.|^    (PATCH|POST|DELETE) |^Nothing was changed|^\$' "$WORK/plan"
+check "the dry run changed nothing" is "$(versions)" "$BEFORE"
 say ""
 START=$(now)
 show impound quarantine "$POD" -n default --case "$CASE" --reason "unexpected binary in /tmp" --wait
@@ -209,18 +218,18 @@ show cat "$ARTIFACTS/diff.txt"
 for line in "A /tmp/.kworkerd" "C /etc/nginx/sites-available/default" "D /var/log/dpkg.log"; do
     check "$line" grep -qxF "$line" "$ARTIFACTS/diff.txt"
 done
-docker diff "$CONTAINER" >"$WORK/diff"
-check "diff.txt is what docker diff says" cmp "$WORK/diff" "$ARTIFACTS/diff.txt"
+# Docker walks through the directories in no fixed order.
+check "diff.txt is what docker diff says" cmp <(docker diff "$CONTAINER" | sort) <(sort "$ARTIFACTS/diff.txt")
 docker export "$CONTAINER" >"$WORK/export.tar"
 check "the exported file system is what docker export gives, byte for byte" cmp "$WORK/export.tar" "$ARTIFACTS/evidence-compromised-nginx-$SHORT.tar"
 docker load -q -i "$ARTIFACTS/compromised-nginx-$SHORT.tar" >/dev/null
-check "the saved image loads and runs, with the dropped binary in it" docker run --rm --network none "compromised-nginx-$SHORT" /tmp/.kworkerd true
+check "the saved image loads and runs, with the dropped binary in it" docker run --rm --network none "compromised-nginx-$SHORT" test -x /tmp/.kworkerd
 check "and without the deleted log" no docker run --rm --network none "compromised-nginx-$SHORT" test -e /var/log/dpkg.log
 docker image rm "compromised-nginx-$SHORT" >/dev/null
 
 step "Verification of a copy, offline"
-show impound evidence get "$CASE" --to "$WORK/copy"
-COPY=$(dirname "$(find "$WORK/copy" -name manifest.json)")
+COPY=$WORK/copy
+show impound evidence get "$CASE" "$COLLECTION" --to "$COPY" --tls-dir "$KEYS/responders/custodian"
 check "impound verify finds it intact" show impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
 show impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
 say "The same by hand (openssl, jq, sha256sum):"
@@ -239,10 +248,7 @@ step "Figures"
 # Each request as the API server saw it, in milliseconds since the epoch: [came, answered, method, path, body].
 jq -c 'def ms: (.[0:19] + "Z" | fromdate) * 1000 + ("0" + .[19:-1] | tonumber) * 1000;
     select(.status < 300) | [(.time | ms) - .micros / 1000, (.time | ms), .method, (.path | split("?")[0]), .body]' "$CLUSTER_DIR/audit.jsonl" >"$WORK/audit"
-# When the last, or with "first" the first, of the requests that match was answered.
-answered() { jq -s --arg method "$1" --arg path "$2" "[.[] | select(.[2] == \$method and (.[3] | test(\$path))) | select($3)] | $4 | .[1] | floor" "$WORK/audit"; }
 CREATED=$(jq -s --arg case "$CASE" '[.[] | select(.[2] == "POST" and (.[3] | endswith("/quarantines")) and .[4].spec.case == $case)] | first | .[0] | floor' "$WORK/audit")
-POLICY=$(answered '^' '/networkpolicies' 'true' first 2>/dev/null || true)
 POLICY=$(jq -s '[.[] | select((.[2] == "POST" or .[2] == "PATCH") and (.[3] | test("/networkpolicies")))] | first | .[1] | floor' "$WORK/audit")
 STRIP=$(jq -s --arg pod "/pods/$POD" '[.[] | select(.[2] == "PATCH" and (.[3] | endswith($pod)) and ((.[4] | tostring) | contains("suspectpod")))] | first | .[1] | floor' "$WORK/audit")
 TOLD=$(jq -s '[.[] | select((.[2] == "PATCH" or .[2] == "PUT") and (.[3] | test("/quarantines/[^/]+/status$")) and (.[4].status.phase // "" | IN("Contained", "Complete")))] | first | .[1] | floor' "$WORK/audit")
@@ -262,9 +268,13 @@ check "status says so within 300 ms of the request" test $((TOLD - CREATED)) -le
 check "the whole job within 1.5 times the docker commands plus the eviction ($LIMIT ms)" test "$JOB" -le "$LIMIT"
 
 step "Release"
-show impound release "$POD" -n default --reason "demo is over"
+show impound release "$POD" -n default --reason "demo is over" >"$WORK/release"
+head -n 1 "$WORK/release"
+await "the release" controller eval 'is "$(kubectl get quarantine "$(jq -r .metadata.name <<<"$QUARANTINE")" -o "jsonpath={.status.phase}")" Released'
 check "$SUSPECT_NODE is schedulable again and has lost the label" is \
     "$(kubectl get node $SUSPECT_NODE -o 'jsonpath={.spec.unschedulable}/{.metadata.labels.status}')" /
+check "the policy is gone" no kubectl get networkpolicy deny-all-suspectpod
+check "nginx has two pods, as before" eval 'has_ready nginx 2'
 
 say ""
 say "demo: $PASSED passed, $FAILED failed"

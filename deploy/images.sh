@@ -38,7 +38,7 @@ download() {
 
 # Unpacks the packages below $1, which gets Debian's merged /usr first.
 unpack() {
-    local root=$1 directory deb
+    local root=$1 directory deb name
     shift
     for directory in bin sbin lib lib64; do
         mkdir -p "$root/usr/$directory"
@@ -46,8 +46,13 @@ unpack() {
     done
     mkdir -p "$root"/{etc,proc,sys,dev,root,run,tmp,var/log,var/tmp}
     chmod 1777 "$root/tmp" "$root/var/tmp"
+    ln -s ../run "$root/var/run"
+    ln -s ../run/lock "$root/var/lock"
     for deb in "$@"; do
         dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$root"
+        # As an installation leaves it behind: a log that belongs to the image, which an intruder may delete.
+        name=$(basename "$deb" .deb)
+        printf '%(%F %T)T status installed %s\n' -1 "${name//%3a/:}" >>"$root/var/log/dpkg.log"
     done
     # Manual pages and translations are of no use here.
     rm -rf "$root"/usr/share/{man,locale,lintian,bug}

@@ -1,0 +1,103 @@
+#!/bin/bash
+# Measures what the design promises about one big container, on real containers over mutual TLS:
+#   memory  the highest resident size of agent and controller while a 2 GiB container is collected (limit 64 MiB)
+#   speed   wall time of the export into the store against `docker export CONTAINER > file && sync file`,
+#           interleaved, medians (limit 1.25)
+#
+# Usage: tests/bench.sh [ROUNDS]     as root on Debian; default 5 rounds
+# Needs about 20 GiB of disk: the container, its image, and for each round a copy that is removed after.
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$HERE/../deploy/machine.sh"
+. "$HERE/../deploy/cluster.sh"
+
+ROUNDS=${1:-5}
+SIZE_MIB=2048
+MEMORY_LIMIT_KIB=$((64 * 1024))
+RATIO_LIMIT=1.25
+SUSPECT_NODE=k8s-worker2
+
+on_exit() {
+    local status=$?
+    trap - EXIT
+    set +e
+    cluster_stop
+    stop_docker
+    if [ $status = 0 ]; then rm -rf "$DIR"; else say "Kept: ${DIR:-}"; fi
+    exit $status
+}
+
+now() { echo $((${EPOCHREALTIME/./} / 1000)); }
+median() { sort -n "$1" | sed -n "$((($(wc -l <"$1") + 1) / 2))p"; }
+peak_kib() { awk '/^VmHWM/ { print $2 }' "/proc/$1/status"; }
+pid_of() { awk -v name="$1" '$3 == name { print $1 }' "$CLUSTER_DIR/processes"; }
+
+step "Preparing"
+need_root "The benchmark"
+need_packages kubectl=kubernetes-client jq=jq setpriv=util-linux
+need_docker
+trap on_exit EXIT
+trap 'exit 130' INT TERM
+need_rust "$REPOSITORY"
+"$REPOSITORY/deploy/images.sh" pause
+cluster_build
+DIR=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/impound-bench.XXXXXX")
+[ "$(df --output=avail -k "$DIR" | tail -n 1)" -gt $((20 * 1024 * 1024)) ] || fail "$DIR has less than 20 GiB free" "Give another place with BENCH_DIR."
+cluster_start "$DIR"
+PATH=$BIN:$PATH
+
+step "A container with $SIZE_MIB MiB of its own data"
+kubectl apply --validate=false -f - >/dev/null <<END
+apiVersion: v1
+kind: Pod
+metadata: { name: big }
+spec:
+  nodeName: $SUSPECT_NODE
+  terminationGracePeriodSeconds: 1
+  containers: [{ name: big, image: "impound-demo/pause:1" }]
+END
+running() { [ "$(kubectl get pod big -o 'jsonpath={.status.phase}')" = Running ]; }
+await "the pod" docker-kubelet running
+CONTAINER=$(kubectl get pod big -o 'jsonpath={.status.containerStatuses[0].containerID}')
+CONTAINER=${CONTAINER#docker://}
+# Data that neither a disk nor a file system can make smaller, in files of 64 MiB.
+docker exec "$CONTAINER" sh -c "mkdir /data && for i in \$(seq $((SIZE_MIB / 64))); do dd if=/dev/urandom of=/data/\$i bs=1M count=64 2>/dev/null; done"
+sync
+
+step "$ROUNDS rounds"
+for round in $(seq "$ROUNDS"); do
+    start=$(now)
+    docker export "$CONTAINER" >"$DIR/by-hand.tar"
+    sync "$DIR/by-hand.tar"
+    by_hand=$(($(now) - start))
+    rm "$DIR/by-hand.tar"
+    sync
+
+    "$BIN/impound" collect big -n default --case "BENCH-$round" --reason benchmark --name "round-$round" --wait >"$DIR/logs/round-$round.log" 2>&1 ||
+        fail "collection $round did not work" "Log: $DIR/logs/round-$round.log"
+    export_record=$(jq -c '.predicate.artifacts[] | select(.method == "export")' "$STORE/BENCH-$round/round-$round/manifest.json")
+    # From asking the runtime until the artifact has its name in the store, as the custody log has it.
+    stored=$(jq -r 'select(.event == "stored" and .artifact.method == "export") | .time' "$STORE/BENCH-$round/round-$round/custody.jsonl")
+    ours=$(jq -n --argjson record "$export_record" --arg stored "$stored" \
+        'def ms: (.[0:19] + "Z" | fromdate) * 1000 + ("0" + .[19:-1] | tonumber) * 1000; (($stored | ms) - ($record.received_started | ms)) | floor')
+    echo "$by_hand" >>"$DIR/by-hand"
+    echo "$ours" >>"$DIR/ours"
+    say "  round $round: docker export + sync $by_hand ms, into the store $ours ms"
+    rm -rf "${STORE:?}/BENCH-$round"
+    sync
+done
+
+step "Result"
+BY_HAND=$(median "$DIR/by-hand") OURS=$(median "$DIR/ours")
+RATIO=$(jq -n "$OURS / $BY_HAND * 100 | round / 100")
+AGENT=$(peak_kib "$(pid_of agent-$SUSPECT_NODE)") CONTROLLER_PEAK=$(peak_kib "$(pid_of controller)")
+printf '  %-44s %10s   limit %s\n' \
+    "docker export > file && sync file (median)" "$BY_HAND ms" "-" \
+    "export into the store (median)" "$OURS ms" "-" \
+    "ratio" "$RATIO" "$RATIO_LIMIT" \
+    "agent, highest resident size" "$((AGENT / 1024)) MiB" "$((MEMORY_LIMIT_KIB / 1024)) MiB" \
+    "controller, highest resident size" "$((CONTROLLER_PEAK / 1024)) MiB" "$((MEMORY_LIMIT_KIB / 1024)) MiB"
+jq -en "$RATIO <= $RATIO_LIMIT" >/dev/null || fail "the export takes longer than $RATIO_LIMIT times docker's own"
+[ "$AGENT" -le $MEMORY_LIMIT_KIB ] || fail "the agent took more memory than $((MEMORY_LIMIT_KIB / 1024)) MiB"
+[ "$CONTROLLER_PEAK" -le $MEMORY_LIMIT_KIB ] || fail "the controller took more memory than $((MEMORY_LIMIT_KIB / 1024)) MiB"
+say "bench: within all limits"

@@ -1,0 +1,87 @@
+#!/bin/bash
+# Every check of this repository in one command, from a clean clone on a Debian machine, as root:
+# formatting, lints, dependencies, all tests, and the demo as end-to-end test.
+#
+# It installs what it needs from Debian (Docker among it), starts a Docker Engine if none answers and
+# stops what it started. Each runner prints its own summary line; the last lines repeat what passed.
+# It ends with 0 only if everything passed.
+#
+# Usage: tests/run.sh
+#   IMPOUND_CACHE=DIR   where packages and images are kept between runs (default ~/.cache/impound)
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+REPOSITORY=$(dirname "$HERE")
+cd "$REPOSITORY"
+. deploy/machine.sh
+
+SUMMARY=() FAILED=
+
+# Runs one check; the others go on when it fails.
+run() {
+    local name=$1 start=$SECONDS
+    shift
+    step "$name: $*"
+    if "$@"; then
+        SUMMARY+=("ok      $name ($((SECONDS - start)) s)")
+    else
+        SUMMARY+=("FAILED  $name ($((SECONDS - start)) s)")
+        FAILED=yes
+    fi
+}
+
+skipped() {
+    step "$1: skipped"
+    say "$2"
+    SUMMARY+=("skipped $1: $2")
+}
+
+# The advisory database comes over the network; licences, bans and sources are in the lock file.
+advisories() {
+    local log
+    log=$(mktemp)
+    if cargo deny check advisories >"$log" 2>&1; then
+        cat "$log"
+    elif grep -q "failed to fetch advisory database" "$log"; then
+        say "advisories: not checked, the advisory database could not be fetched"
+    else
+        cat "$log"
+        rm -f "$log"
+        return 1
+    fi
+    rm -f "$log"
+}
+
+scripts() {
+    local script
+    for script in deploy/*.sh tests/*.sh .ci/run; do bash -n "$script" || return 1; done
+    say "$(ls deploy/*.sh tests/*.sh .ci/run | wc -l) scripts parse"
+}
+
+step "Preparing the machine"
+need_root "tests/run.sh (it starts containers and reads what belongs to them)"
+trap stop_docker EXIT
+need_packages jq=jq openssl=openssl curl=curl kubectl=kubernetes-client setpriv=util-linux busybox=busybox-static
+need_docker
+need_rust "$REPOSITORY"
+deploy/images.sh
+
+run "format" cargo fmt --all --check
+run "scripts" scripts
+if command -v cargo-deny >/dev/null; then
+    run "licences, bans, sources" cargo deny --offline check licenses bans sources
+    run "advisories" advisories
+else
+    skipped "dependencies" "cargo-deny is not installed (cargo install --locked cargo-deny); deny.toml is not checked here"
+fi
+run "lints" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+if command -v cargo-nextest >/dev/null; then
+    run "tests" cargo nextest run --workspace --locked --no-fail-fast
+else
+    say "cargo-nextest is not installed: cargo test runs the same tests"
+    run "tests" cargo test --workspace --locked --no-fail-fast
+fi
+run "demo" deploy/demo.sh
+
+step "Summary"
+printf '%s\n' "${SUMMARY[@]}"
+[ -z "$FAILED" ] || exit 1
