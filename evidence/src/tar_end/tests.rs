@@ -374,6 +374,39 @@ fn sizes_over_8_gib_are_followed() {
 }
 
 #[test]
+fn random_damage_never_panics_and_cutting_never_completes() {
+    // A fixed sequence of xorshift: a failure repeats.
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    let mut whole = pax(b"13 size=1024\n", b'x');
+    whole.extend(header("outer", b'0', b"00000000000"));
+    whole.extend([b'c'; 1024]);
+    whole.extend(header("S", b'S', b"00000001000"));
+    whole.extend([0; 512]);
+    let whole = ended(whole);
+    for _ in 0..20_000 {
+        let mut bytes = whole.clone();
+        for _ in 0..=random(4) {
+            let at = random(bytes.len());
+            bytes[at] = random(256) as u8;
+        }
+        let cut = random(bytes.len() + 1);
+        walk_in(&bytes, 1 + random(1500));
+        let cut = walk_in(&whole[..cut.min(whole.len() - 1)], 1 + random(1500));
+        assert!(!cut.is_complete());
+    }
+    for _ in 0..2000 {
+        let garbage: Vec<u8> = (0..random(3000)).map(|_| random(256) as u8).collect();
+        assert!(!walk_in(&garbage, 700).is_complete());
+    }
+}
+
+#[test]
 fn completeness_serialises_with_its_reasons() {
     let incomplete = Completeness::incomplete("the stream broke");
     let json = serde_json::to_string(&incomplete).unwrap();

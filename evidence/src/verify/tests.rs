@@ -825,3 +825,89 @@ fn a_log_head_of_nothing_is_still_checked() {
         )]
     );
 }
+
+/// What `verify.sh`, which uses nothing of ours, says of the collection: exit code and last line.
+fn script(collection: &Collection) -> (i32, String) {
+    let key = tempfile::NamedTempFile::new().unwrap();
+    fs::write(key.path(), collection.key.verifying_key().to_pem().unwrap()).unwrap();
+    let output = std::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/verify.sh"))
+        .arg(collection.directory.path())
+        .arg(key.path())
+        .output()
+        .unwrap();
+    let code = output.status.code().unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_ne!(code, 2, "this test needs openssl, jq and coreutils: {text}");
+    (code, text.lines().last().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn a_script_without_our_program_comes_to_the_same_verdict() {
+    assert_eq!(
+        script(&Collection::sealed()),
+        (
+            0,
+            "intact; the manifest calls the collection complete".to_owned()
+        )
+    );
+    type Break = fn(&Collection);
+    let broken: [(&str, Break); 10] = [
+        ("a file is missing or was changed", |it| {
+            it.put(DIFF, b"A /tmp/y\n")
+        }),
+        ("a file is missing or was changed", |it| {
+            fs::remove_file(it.at(POD)).unwrap()
+        }),
+        ("other files than the manifest's: planted", |it| {
+            it.put("planted", "x")
+        }),
+        ("manifest.json is not what was signed", |it| {
+            it.edit(MANIFEST, "shell in", "smell in")
+        }),
+        (
+            "the signature over the manifest does not fit the key",
+            |it| {
+                let other = SigningKey::generate().unwrap();
+                it.put(BUNDLE, sign_manifest(&it.bytes(MANIFEST), &other));
+            },
+        ),
+        (
+            "the signature over the custody log's head does not fit the key",
+            |it| {
+                it.edit(CHECKPOINT, "\n10\n", "\n11\n");
+            },
+        ),
+        (
+            "the custody log has another number of entries than was signed",
+            |it| {
+                let text = it.text(CUSTODY);
+                it.put(
+                    CUSTODY,
+                    text.split_inclusive('\n').take(9).collect::<String>(),
+                );
+            },
+        ),
+        ("links or devices among the evidence: ./before/link", |it| {
+            symlink("pod.json", it.at("before/link")).unwrap();
+        }),
+        (
+            "the manifest names a path that no evidence can have",
+            |it| {
+                let manifest = it.text(MANIFEST).replace(POD, "../../../etc/passwd");
+                it.put(MANIFEST, &manifest);
+                it.put(BUNDLE, sign_manifest(manifest.as_bytes(), &it.key));
+            },
+        ),
+        ("the custody log is of another collection", |it| {
+            let lines = it.bytes(CUSTODY);
+            let log = CustodyLog::read("impound.dev/INC-2/web", &lines[..], |_| ()).unwrap();
+            it.put(CHECKPOINT, log.checkpoint(&it.key));
+        }),
+    ];
+    for (said, break_it) in broken {
+        let collection = Collection::sealed();
+        break_it(&collection);
+        assert_eq!(script(&collection), (1, format!("NOT INTACT: {said}")));
+        assert!(!collection.verdict().intact(), "{said}");
+    }
+}

@@ -1,0 +1,62 @@
+#!/bin/sh
+# Checks a collection of Impound evidence with openssl, jq and coreutils only, for readers who don't
+# want to trust our program:  verify.sh DIRECTORY PUBLIC-KEY.pem
+#
+# Checks the signature over the manifest, that manifest.json is what was signed, the SHA-256 of every
+# file the manifest names, that there is no other file, and the signature of the custody log's head
+# and its number of entries. It doesn't recompute the log's Merkle root or look into tars;
+# `impound verify` does.
+set -eu
+
+fail() { echo "NOT INTACT: $*" >&2; exit 1; }
+
+[ $# -eq 2 ] || { echo "usage: $0 DIRECTORY PUBLIC-KEY.pem" >&2; exit 2; }
+for tool in openssl jq sha256sum base64 cmp find; do
+    command -v "$tool" > /dev/null || { echo "this needs $tool: install it" >&2; exit 2; }
+done
+key=$(realpath "$2")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$1"
+
+# DSSE: the signature is over a header with the lengths, then the payload.
+bundle=manifest.sigstore.json
+jq -er .dsseEnvelope.payload "$bundle" | base64 -d > "$work/payload" || fail "$bundle can't be read"
+jq -er '.dsseEnvelope.signatures[0].sig' "$bundle" | base64 -d > "$work/sig" || fail "$bundle has no signature"
+{
+    printf 'DSSEv1 28 application/vnd.in-toto+json %d ' "$(wc -c < "$work/payload")"
+    cat "$work/payload"
+} > "$work/signed"
+openssl dgst -sha256 -verify "$key" -signature "$work/sig" "$work/signed" > /dev/null 2>&1 ||
+    fail "the signature over the manifest does not fit the key"
+cmp -s "$work/payload" manifest.json || fail "manifest.json is not what was signed"
+
+# Paths hold no spaces or control characters and stay below the directory, or nothing is opened.
+jq -er '.subject[] | .digest.sha256 + "  " + .name' manifest.json > "$work/sums"
+if LC_ALL=C grep -qvE '^[0-9a-f]{64}  [!-~]+$' "$work/sums" ||
+    cut -c 67- "$work/sums" | grep -qE '^/|(^|/)\.\.?(/|$)'; then
+    fail "the manifest names a path that no evidence can have"
+fi
+others=$(find . ! -type f ! -type d) && [ -z "$others" ] || fail "links or devices among the evidence: $others"
+sha256sum --check --strict --quiet "$work/sums" || fail "a file is missing or was changed"
+
+# No file besides.
+{
+    cut -c 67- "$work/sums"
+    printf '%s\n' manifest.json "$bundle" custody.jsonl custody.checkpoint
+} | LC_ALL=C sort > "$work/expected"
+find . -type f | sed 's|^\./||' | LC_ALL=C sort > "$work/there"
+cmp -s "$work/expected" "$work/there" ||
+    fail "other files than the manifest's: $(LC_ALL=C comm -3 "$work/expected" "$work/there" | tr -d '\t' | head -n 1)"
+
+# The custody log's head is a signed note: text, empty line, signature behind 4 bytes of key id.
+sed '/^$/,$d' custody.checkpoint > "$work/text"
+tail -n 1 custody.checkpoint | cut -d ' ' -f 3 | base64 -d | tail -c +5 > "$work/sig"
+openssl dgst -sha256 -verify "$key" -signature "$work/sig" "$work/text" > /dev/null 2>&1 ||
+    fail "the signature over the custody log's head does not fit the key"
+[ "$(sed -n 2p "$work/text")" = "$(wc -l < custody.jsonl)" ] ||
+    fail "the custody log has another number of entries than was signed"
+[ "$(sed -n 1p "$work/text")" = "$(jq -r '"impound.dev/" + .predicate.case + "/" + .predicate.collection' manifest.json)" ] ||
+    fail "the custody log is of another collection"
+
+echo "intact; the manifest calls the collection $(jq -r .predicate.outcome manifest.json)"
