@@ -233,15 +233,15 @@ show impound evidence get "$CASE" "$COLLECTION" --to "$COPY" --tls-dir "$KEYS/re
 check "impound verify finds it intact" show impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
 show impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
 say "The same by hand (openssl, jq, sha256sum):"
-show "$HERE/verify-by-hand.sh" "$COPY" "$KEYS/signing/evidence.pub"
-check "so says verify-by-hand.sh" "$HERE/verify-by-hand.sh" "$COPY" "$KEYS/signing/evidence.pub"
+show "$REPOSITORY/evidence/verify.sh" "$COPY" "$KEYS/signing/evidence.pub"
+check "evidence/verify.sh says the same" "$REPOSITORY/evidence/verify.sh" "$COPY" "$KEYS/signing/evidence.pub"
 TAR=$(find "$COPY" -name 'evidence-compromised-*.tar')
 printf X | dd of="$TAR" bs=1 seek=4096 conv=notrunc status=none
 say "One byte of the copy's tar changed:"
 show impound verify "$COPY" --key "$KEYS/signing/evidence.pub" 2>&1 | tee "$WORK/verify" || true
 check "impound verify refuses it" no impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
 check "and names the file" contains "$WORK/verify" "$(basename "$TAR")"
-check "verify-by-hand.sh refuses it too" no "$HERE/verify-by-hand.sh" "$COPY" "$KEYS/signing/evidence.pub"
+check "evidence/verify.sh refuses it too" no "$REPOSITORY/evidence/verify.sh" "$COPY" "$KEYS/signing/evidence.pub"
 rm -rf "$WORK/copy"
 
 step "Figures"

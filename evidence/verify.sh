@@ -3,15 +3,14 @@
 # want to trust our program:  verify.sh DIRECTORY PUBLIC-KEY.pem
 #
 # Checks the signature over the manifest, that manifest.json is what was signed, the SHA-256 of every
-# file the manifest names, that there is no other file, and the signature of the custody log's head
-# and its number of entries. It doesn't recompute the log's Merkle root or look into tars;
-# `impound verify` does.
+# file the manifest names, that there is no other file, the signature of the custody log's head, and
+# that the log has the Merkle root that was signed. It doesn't look into tars; `impound verify` does.
 set -eu
 
 fail() { echo "NOT INTACT: $*" >&2; exit 1; }
 
 [ $# -eq 2 ] || { echo "usage: $0 DIRECTORY PUBLIC-KEY.pem" >&2; exit 2; }
-for tool in openssl jq sha256sum base64 cmp find; do
+for tool in openssl jq sha256sum base64 basenc cmp find; do
     command -v "$tool" > /dev/null || { echo "this needs $tool: install it" >&2; exit 2; }
 done
 key=$(realpath "$2")
@@ -56,6 +55,26 @@ openssl dgst -sha256 -verify "$key" -signature "$work/sig" "$work/text" > /dev/n
     fail "the signature over the custody log's head does not fit the key"
 [ "$(sed -n 2p "$work/text")" = "$(wc -l < custody.jsonl)" ] ||
     fail "the custody log has another number of entries than was signed"
+
+# Its entries: RFC 6962's Merkle Tree Hash over the lines, leaves hashed behind a byte 0, nodes behind a byte 1.
+# Pairs are joined level by level; one that is left over moves up as it is.
+sha256() { sha256sum | cut -c 1-64; }
+bytes() { printf %s "$1" | tr a-f A-F | basenc --decode --base16; }
+root() {
+    while IFS= read -r line; do { printf '\000'; printf %s "$line"; } | sha256; done > "$work/level"
+    while [ "$(wc -l < "$work/level")" -gt 1 ]; do
+        while read -r left; do
+            if read -r right; then { printf '\001'; bytes "$left"; bytes "$right"; } | sha256; else echo "$left"; fi
+        done < "$work/level" > "$work/next"
+        mv "$work/next" "$work/level"
+    done
+    cat "$work/level"
+}
+[ "$(bytes "$(root < custody.jsonl)" | base64)" = "$(sed -n 3p "$work/text")" ] ||
+    fail "the custody log's entries are not those that were signed"
+covered=$(jq -r .predicate.custody.size manifest.json)
+[ "$(head -n "$covered" custody.jsonl | root)" = "$(jq -r .predicate.custody.root manifest.json)" ] ||
+    fail "the custody log does not begin as the manifest says"
 [ "$(sed -n 1p "$work/text")" = "$(jq -r '"impound.dev/" + .predicate.case + "/" + .predicate.collection' manifest.json)" ] ||
     fail "the custody log is of another collection"
 

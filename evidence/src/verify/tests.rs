@@ -851,7 +851,7 @@ fn a_script_without_our_program_comes_to_the_same_verdict() {
         )
     );
     type Break = fn(&Collection);
-    let broken: [(&str, Break); 10] = [
+    let broken: [(&str, Break); 12] = [
         ("a file is missing or was changed", |it| {
             it.put(DIFF, b"A /tmp/y\n")
         }),
@@ -887,6 +887,17 @@ fn a_script_without_our_program_comes_to_the_same_verdict() {
                 );
             },
         ),
+        (
+            "the custody log's entries are not those that were signed",
+            |it| it.edit(CUSTODY, "controller", "kontroller"),
+        ),
+        ("the custody log does not begin as the manifest says", |it| {
+            it.edit(CUSTODY, "controller", "kontroller");
+            let origin = it.text(CHECKPOINT).lines().next().unwrap().to_owned();
+            let lines = it.bytes(CUSTODY);
+            let log = CustodyLog::read(&origin, &lines[..], |_| ()).unwrap();
+            it.put(CHECKPOINT, log.checkpoint(&it.key));
+        }),
         ("links or devices among the evidence: ./before/link", |it| {
             symlink("pod.json", it.at("before/link")).unwrap();
         }),
