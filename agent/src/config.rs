@@ -53,6 +53,15 @@ pub struct Config {
     #[arg(long, env = "IMPOUND_DRAIN_SECONDS", default_value_t = 25)]
     pub drain_seconds: u64,
 
+    /// Isolate pods in their own network namespace when the controller asks for it. Needs hostPID and
+    /// the capabilities SYS_ADMIN, NET_ADMIN and SYS_PTRACE.
+    #[arg(
+        long,
+        env = "IMPOUND_ALLOW_ISOLATION",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub allow_isolation: bool,
+
     /// Form of the log on standard error. RUST_LOG chooses what is logged.
     #[arg(long, env = "IMPOUND_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,

@@ -23,6 +23,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::Disk;
 use crate::config::Config;
+use crate::isolate;
 use crate::ready::{self, Pending};
 use crate::runtime::ContainerRuntime;
 use crate::runtime::docker::Docker;
@@ -54,6 +55,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             None => None,
         },
         drain: Duration::from_secs(config.drain_seconds),
+        allow_isolation: config.allow_isolation,
     };
     let stop = async move {
         tokio::select! {
@@ -78,6 +80,8 @@ pub struct Agent {
     pub ready: Option<TcpListener>,
     /// How long running streams may go on after `stop`.
     pub drain: Duration,
+    /// Isolate pods when asked to; needs the capabilities that [`isolate`](crate::isolate) names.
+    pub allow_isolation: bool,
 }
 
 impl Agent {
@@ -96,6 +100,12 @@ impl Agent {
         let (credentials, reloader) =
             server_credentials(self.files, own, Peers::Only(PeerId::Controller))?;
         let executable = executable_sha256()?;
+        if self.allow_isolation {
+            let missing = isolate::missing_capabilities().map_err(RunError::OwnCapabilities)?;
+            if !missing.is_empty() {
+                return Err(RunError::Capabilities { missing });
+            }
+        }
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(agent::v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -109,6 +119,7 @@ impl Agent {
             runtime = self.runtime.name(),
             disk = %self.disk.root().display(),
             executable_sha256 = %executable,
+            isolation = self.allow_isolation,
             certificate_not_after = %credentials.not_after(),
             "serving"
         );
@@ -126,7 +137,13 @@ impl Agent {
             parts.spawn(ready::serve(listener, pending));
         }
 
-        let service = Service::new(self.node, self.runtime, self.disk, *executable.as_bytes());
+        let service = Service::new(
+            self.node,
+            self.runtime,
+            self.disk,
+            *executable.as_bytes(),
+            self.allow_isolation,
+        );
         let service = AgentServer::new(service).max_decoding_message_size(REQUEST_LIMIT);
         let (stopping, stopped) = oneshot::channel::<()>();
         let server = http2::server(Server::builder())
@@ -218,6 +235,19 @@ pub enum RunError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Our own capabilities.
+    #[error("could not read our own capabilities")]
+    OwnCapabilities(#[source] io::Error),
+    /// Too few for what was chosen.
+    #[error(
+        "isolation at the node is chosen (--allow-isolation), but {} is missing: add it to the \
+         container's capabilities, or leave isolation off",
+        missing.join(", ")
+    )]
+    Capabilities {
+        /// Which.
+        missing: Vec<&'static str>,
     },
     /// A descriptor set in the binary is broken.
     #[error("gRPC reflection cannot be built: {0}")]

@@ -28,6 +28,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tonic::{Request, Response, Status};
 
 use crate::Disk;
+use crate::isolate::Isolation;
 use crate::runtime::{ContainerRuntime, Image, ImageReference, RuntimeError};
 use crate::stream::{self, CHUNK, Check, Outgoing};
 use call::Call;
@@ -60,21 +61,27 @@ struct Shared {
     commits: Mutex<()>,
     bulk: Arc<Semaphore>,
     inspections: Arc<Semaphore>,
+    /// `None`: not allowed on this node.
+    isolation: Option<Isolation>,
 }
 
 impl Service {
     /// The service of `node`, reading from `runtime`. `executable_sha256` is told to whoever asks.
+    /// With `allow_isolation` it also isolates pods, which needs more privilege, see
+    /// [`isolate`](crate::isolate).
     #[must_use]
     pub fn new(
         node: NodeName,
         runtime: Arc<dyn ContainerRuntime>,
         disk: Disk,
         executable_sha256: [u8; 32],
+        allow_isolation: bool,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 node,
                 executable_sha256,
+                isolation: allow_isolation.then(|| Isolation::new(Arc::clone(&runtime))),
                 runtime,
                 disk,
                 commits: Mutex::new(()),

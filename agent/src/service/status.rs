@@ -4,6 +4,7 @@ use impound_proto::tls::explain;
 use tonic::Status;
 
 use crate::disk::DiskError;
+use crate::isolate::IsolateError;
 use crate::runtime::RuntimeError;
 
 /// An error before the first byte of an answer.
@@ -31,4 +32,29 @@ pub(crate) fn broken(error: &RuntimeError, sent: u64) -> Status {
 /// No room.
 pub(crate) fn disk(error: &DiskError) -> Status {
     Status::resource_exhausted(error.to_string())
+}
+
+/// Nothing was done, or what was done did not hold; the text says which.
+pub(crate) fn isolation(error: &IsolateError) -> Status {
+    let text = explain(error);
+    match error {
+        IsolateError::Runtime(error) => of(error),
+        IsolateError::UnknownPod { .. } => Status::not_found(text),
+        IsolateError::Closed => Status::unavailable(text),
+        IsolateError::OtherUid { .. }
+        | IsolateError::NoSandbox { .. }
+        | IsolateError::SeveralSandboxes { .. }
+        | IsolateError::Changed { .. }
+        | IsolateError::NotItsProcess { .. }
+        | IsolateError::HostNetwork { .. }
+        | IsolateError::HeldByOther { .. } => Status::failed_precondition(text),
+        IsolateError::Namespace(error) if error.not_permitted() => {
+            Status::failed_precondition(text)
+        }
+        IsolateError::NotInForce { .. }
+        | IsolateError::StillThere
+        | IsolateError::Own { .. }
+        | IsolateError::Namespace(_)
+        | IsolateError::Nft(_) => Status::internal(text),
+    }
 }

@@ -57,6 +57,7 @@ impl World {
             disk,
             ready: None,
             drain: Duration::from_secs(20),
+            allow_isolation: false,
         };
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent.serve(listener, async {

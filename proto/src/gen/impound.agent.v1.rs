@@ -267,8 +267,8 @@ pub struct IsolateRequest {
     /// namespace, name and uid, all required.
     #[prost(message, optional, tag = "1")]
     pub pod: ::core::option::Option<PodSelector>,
-    /// Case and Quarantine object that the isolation is for. Both required, at most 63 characters of
-    /// A-Z a-z 0-9 . _ -; they are kept in the table.
+    /// Case and Quarantine object that the isolation is for. Both required, at most 64 characters of
+    /// A-Z a-z 0-9 . _ - /; they are kept in the table.
     #[prost(string, tag = "2")]
     pub case_id: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
@@ -656,6 +656,8 @@ pub enum IsolationWeaknessKind {
     Outside = 6,
     /// A process holds CAP_SYS_ADMIN: it can enter or make other namespaces.
     SysAdmin = 7,
+    /// Processes could not be looked at, so nothing is known about them.
+    NotExamined = 8,
 }
 impl IsolationWeaknessKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -672,6 +674,7 @@ impl IsolationWeaknessKind {
             Self::PacketSocket => "ISOLATION_WEAKNESS_KIND_PACKET_SOCKET",
             Self::Outside => "ISOLATION_WEAKNESS_KIND_OUTSIDE",
             Self::SysAdmin => "ISOLATION_WEAKNESS_KIND_SYS_ADMIN",
+            Self::NotExamined => "ISOLATION_WEAKNESS_KIND_NOT_EXAMINED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -687,6 +690,7 @@ impl IsolationWeaknessKind {
             "ISOLATION_WEAKNESS_KIND_PACKET_SOCKET" => Some(Self::PacketSocket),
             "ISOLATION_WEAKNESS_KIND_OUTSIDE" => Some(Self::Outside),
             "ISOLATION_WEAKNESS_KIND_SYS_ADMIN" => Some(Self::SysAdmin),
+            "ISOLATION_WEAKNESS_KIND_NOT_EXAMINED" => Some(Self::NotExamined),
             _ => None,
         }
     }

@@ -53,34 +53,37 @@ impl Messages {
         messages
     }
 
-    /// An empty transaction.
-    pub(super) fn transaction() -> Self {
+    /// Operations on nftables in the family inet (number, flags, attributes) that take effect together
+    /// or not at all. The last one is to be acknowledged: by then the kernel has answered every error.
+    pub(super) fn transaction(operations: Vec<(u8, u16, Attributes)>) -> Self {
         let mut messages = Self {
             bytes: Vec::new(),
             sequence: 0,
         };
         messages.append(BATCH_BEGIN, REQUEST, 0, NFTABLES, Attributes::default());
+        let mut waiting = operations.into_iter().peekable();
+        while let Some((operation, flags, attributes)) = waiting.next() {
+            let ask = if waiting.peek().is_none() { ACK } else { 0 };
+            messages.nftables(operation, flags | ask, attributes);
+        }
+        let last = messages.sequence;
+        messages.append(BATCH_END, REQUEST, 0, NFTABLES, Attributes::default());
+        messages.sequence = last;
         messages
-    }
-
-    /// Adds an operation on nftables in the family inet.
-    pub(super) fn nftables(&mut self, operation: u8, flags: u16, attributes: Attributes) {
-        let kind = (NFTABLES << 8) | u16::from(operation);
-        self.append(kind, REQUEST | flags, INET, 0, attributes);
-    }
-
-    /// Ends the transaction.
-    pub(super) fn commit(&mut self) {
-        self.append(BATCH_END, REQUEST, 0, NFTABLES, Attributes::default());
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The number of the message added last; the first one's is 1.
+    /// The number of the message that is acknowledged; the first one's is 1.
     pub(super) fn sequence(&self) -> u32 {
         self.sequence
+    }
+
+    fn nftables(&mut self, operation: u8, flags: u16, attributes: Attributes) {
+        let kind = (NFTABLES << 8) | u16::from(operation);
+        self.append(kind, REQUEST | flags, INET, 0, attributes);
     }
 
     fn append(&mut self, kind: u16, flags: u16, family: u8, resource: u16, data: Attributes) {
@@ -132,6 +135,7 @@ impl Attributes {
         self.bytes(kind | NESTED, &inner.0)
     }
 
+    #[cfg(test)]
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -264,9 +268,7 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
 
 /// What comes after `length` bytes and their padding; the last one's padding may be missing.
 fn after(bytes: &[u8], length: usize) -> &[u8] {
-    bytes
-        .get(length.next_multiple_of(4)..)
-        .unwrap_or_default()
+    bytes.get(length.next_multiple_of(4)..).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -276,15 +278,14 @@ mod tests {
     #[test]
     fn what_is_built_is_found_again() {
         let inner = Attributes::default().number(1, 7).text(2, "abc");
-        let mut messages = Messages::transaction();
-        messages.nftables(0, CREATE, Attributes::default().text(1, "x").nested(4, inner));
-        messages.commit();
+        let data = Attributes::default().text(1, "x").nested(4, inner);
+        let messages = Messages::transaction(vec![(0, CREATE, data)]);
         let mut bytes = messages.bytes();
         let begin = Received::next(&mut bytes).unwrap();
         assert_eq!((begin.kind, begin.sequence), (0x10, 1));
         assert_eq!(begin.payload, [0, 0, 0, 10]);
         let table = Received::next(&mut bytes).unwrap();
-        assert_eq!((table.kind, table.flags), (0x0a00, REQUEST | CREATE));
+        assert_eq!((table.kind, table.flags), (0x0a00, REQUEST | CREATE | ACK));
         let (operation, rest) = table.nftables().unwrap();
         assert_eq!(operation, 0);
         let found = attributes(rest).unwrap();
@@ -292,7 +293,8 @@ mod tests {
         let inner = attributes(find(&found, 4).unwrap()).unwrap();
         assert_eq!(number(find(&inner, 1).unwrap()), Some(7));
         assert_eq!(text(find(&inner, 2).unwrap()), "abc");
-        assert_eq!(Received::next(&mut bytes).unwrap().sequence, messages.sequence());
+        assert_eq!(table.sequence, messages.sequence());
+        assert_eq!(Received::next(&mut bytes).unwrap().kind, 0x11);
         assert!(bytes.is_empty());
     }
 
@@ -312,7 +314,13 @@ mod tests {
         let mut endless = whole.to_vec();
         endless[..4].copy_from_slice(&3_u32.to_ne_bytes());
         assert!(Received::next(&mut endless.as_slice()).is_err());
-        assert_eq!(attributes(&[1, 2]), Err(Cut { what: "netlink attribute", found: 2 }));
+        assert_eq!(
+            attributes(&[1, 2]),
+            Err(Cut {
+                what: "netlink attribute",
+                found: 2
+            })
+        );
         assert_eq!((number(&[1]), long_number(&[1; 4])), (None, None));
     }
 }

@@ -1,0 +1,497 @@
+//! Isolation of a suspect pod at the node: one nftables table in the pod's own network namespace that
+//! drops everything in and out.
+//!
+//! ```text
+//! Isolate -> sandbox (pod -> container -> process -> namespace) -> namespace (a thread inside)
+//!         -> nft (read, compare, replace, read again) -> the kernel
+//! ```
+//! It needs no network plugin, no owner reference and no policy engine, and it also stops what a
+//! NetworkPolicy leaves alone: established connections, traffic to and from the pod's own node, and
+//! other policies that allow. The table (`inet impound`: chains input, forward and output at priority
+//! -350, policy drop) is set in one transaction and is the only one that is touched; the host's
+//! namespace is never entered for a change. It lives in the kernel: an agent that is restarted or gone
+//! leaves it in force, and a new one finds it by its name.
+//!
+//! # What it needs
+//! Off unless the agent is started with `--allow-isolation`. Then the agent has to share the node's
+//! process ids (`hostPID`) and, besides the runtime's socket, hold:
+//!
+//! | capability | for | why |
+//! |---|---|---|
+//! | `CAP_SYS_PTRACE` | all four calls | opening `/proc/PID/ns/net` of another's process, reading what it holds |
+//! | `CAP_SYS_ADMIN` | all four calls | `setns(2)` into a network namespace, on a thread that then ends |
+//! | `CAP_NET_ADMIN` | Isolate, InspectIsolation, LiftIsolation | the kernel lists and sets rules for nobody else |
+//!
+//! The agent refuses to start with the flag and without these. Seccomp profiles that filter `setns`
+//! only without `CAP_SYS_ADMIN` (Docker's, the kubelet's default) do not hinder it. The node's kernel
+//! needs nf_tables with the family inet (Linux 3.14) and, for case and time in the table, Linux 5.10.
+//!
+//! # What passes
+//! - Loopback, unless it is to be dropped too: it cannot leave the pod, and a pod whose containers no
+//!   longer reach each other fails its exec probes and sidecars; the kubelet then restarts containers,
+//!   which costs their writable layer.
+//! - What [`allow`] names, with its answers. **A TCP or HTTP liveness probe comes from the node and is
+//!   dropped like all else**: allow the node's address towards the probe's port, or the kubelet kills
+//!   the container after failureThreshold x periodSeconds, and the evidence in it is gone.
+//! - ARP, and with an IPv6 exception neighbour discovery: without it no permitted packet finds its way.
+//!
+//! # What it cannot hold
+//! Both Isolate and InspectIsolation report these for the processes that are there now:
+//! - `CAP_NET_ADMIN` inside the pod: such a process can remove the table. InspectIsolation then says so;
+//!   call it regularly, and Isolate again.
+//! - `CAP_NET_RAW`, which Docker gives every root container: a packet socket (`AF_PACKET`) sends and
+//!   receives frames that pass no hook of IP. Rules inside the namespace cannot stop it.
+//! - A container of the pod in another network namespace, or one with `CAP_SYS_ADMIN`, which can go to
+//!   one.
+//!
+//! Not seen at all: what is no network of this namespace, such as volumes, sockets on a hostPath, the
+//! runtime's socket, vsock. A pod in the host's network is refused: its traffic is the node's.
+//!
+//! A sandbox that is made anew (node restarted, pause process killed) has a new namespace without a
+//! table. InspectIsolation then answers with another sandbox id and `isolated` false: isolate again.
+
+pub(crate) mod allow;
+pub(crate) mod namespace;
+mod nft;
+pub(crate) mod probe;
+pub(crate) mod rules;
+pub(crate) mod sandbox;
+pub(crate) mod weakness;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::runtime::{ContainerRuntime, RuntimeError};
+use namespace::{NamespaceError, NetworkNamespace};
+use nft::{NftError, Socket};
+use probe::Attempt;
+use rules::Exceptions;
+use sandbox::{Pod, Sandbox};
+use weakness::Weakness;
+
+/// Calls that probe at the same time, each with up to 32 sockets for up to 10 s.
+const PROBES: usize = 4;
+
+/// What the agent must hold, with its bit in the masks of /proc/PID/status.
+const CAPABILITIES: [(u32, &str); 3] = [
+    (12, "CAP_NET_ADMIN"),
+    (19, "CAP_SYS_PTRACE"),
+    (21, "CAP_SYS_ADMIN"),
+];
+
+/// Isolates pods of one node.
+pub(crate) struct Isolation {
+    runtime: Arc<dyn ContainerRuntime>,
+    /// Reading, comparing and replacing is one step.
+    tables: Mutex<()>,
+    probes: Semaphore,
+}
+
+/// For what a table is there, as recorded in its comment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) case: Label,
+    pub(crate) quarantine: Label,
+}
+
+/// 1 to 64 of `A-Z a-z 0-9 . _ - /`: a table has room for two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Label(String);
+
+/// Where it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) sandbox: String,
+    pub(crate) netns_inode: u64,
+}
+
+/// An isolation that is in force.
+pub(crate) struct Isolated {
+    pub(crate) place: Place,
+    pub(crate) installed: bool,
+    pub(crate) replaced: bool,
+    pub(crate) record: Option<Record>,
+    pub(crate) weaknesses: Vec<Weakness>,
+}
+
+/// What a table says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) holder: Holder,
+    pub(crate) since: SystemTime,
+}
+
+/// What is there.
+pub(crate) struct Inspected {
+    pub(crate) place: Place,
+    pub(crate) present: bool,
+    pub(crate) differences: Vec<String>,
+    pub(crate) rules: Vec<String>,
+    pub(crate) dropped: Dropped,
+    pub(crate) record: Option<Record>,
+    pub(crate) weaknesses: Vec<Weakness>,
+}
+
+/// Packets and bytes, by chain.
+#[derive(Default)]
+pub(crate) struct Dropped {
+    pub(crate) input: (u64, u64),
+    pub(crate) output: (u64, u64),
+    pub(crate) forward: (u64, u64),
+}
+
+/// How connection attempts ended.
+pub(crate) struct Probed {
+    pub(crate) place: Place,
+    pub(crate) from_pod: Vec<Attempt>,
+    pub(crate) from_node: Vec<Attempt>,
+}
+
+impl Isolation {
+    /// Isolates pods that `runtime` runs.
+    pub(crate) fn new(runtime: Arc<dyn ContainerRuntime>) -> Self {
+        Self {
+            runtime,
+            tables: Mutex::new(()),
+            probes: Semaphore::new(PROBES),
+        }
+    }
+
+    /// Sets the table, unless exactly its rules are there already. Read back before it is reported.
+    pub(crate) async fn isolate(
+        &self,
+        pod: &Pod,
+        holder: Holder,
+        exceptions: &Exceptions,
+    ) -> Result<Isolated, IsolateError> {
+        let _alone = self.tables.lock().await;
+        let sandbox = Sandbox::find(&*self.runtime, pod).await?;
+        let record = Record {
+            holder,
+            since: SystemTime::now(),
+        };
+        let wanted = rules::table(exceptions, record.to_string());
+        let work = move || -> Result<_, IsolateError> {
+            let mut socket = Socket::open()?;
+            let before = socket.table(rules::TABLE)?;
+            if let Some(present) = &before
+                && rules::differences(&wanted, present).is_empty()
+            {
+                return Ok((false, false, record_of(present)));
+            }
+            socket.replace(&wanted)?;
+            let after = socket.table(rules::TABLE)?;
+            let differences = match &after {
+                Some(present) => rules::differences(&wanted, present),
+                None => vec!["it is not there".to_owned()],
+            };
+            if differences.is_empty() {
+                Ok((true, before.is_some(), after.as_ref().and_then(record_of)))
+            } else {
+                Err(IsolateError::NotInForce { differences })
+            }
+        };
+        let (installed, replaced, record) = sandbox.namespace.run(work).await??;
+        let place = Place::of(&sandbox);
+        tracing::info!(
+            %pod,
+            container = place.sandbox,
+            netns = place.netns_inode,
+            installed,
+            replaced,
+            allowed = exceptions.allow.len(),
+            "isolated"
+        );
+        Ok(Isolated {
+            place,
+            installed,
+            replaced,
+            record,
+            weaknesses: look(sandbox).await?,
+        })
+    }
+
+    /// What of the table is there, compared with what [`Isolation::isolate`] sets.
+    pub(crate) async fn inspect(
+        &self,
+        pod: &Pod,
+        exceptions: &Exceptions,
+    ) -> Result<Inspected, IsolateError> {
+        let _alone = self.tables.lock().await;
+        let sandbox = Sandbox::find(&*self.runtime, pod).await?;
+        let wanted = rules::table(exceptions, String::new());
+        let work = || Socket::open()?.table(rules::TABLE);
+        let found = sandbox.namespace.run(work).await??;
+        let place = Place::of(&sandbox);
+        let weaknesses = look(sandbox).await?;
+        let Some(table) = found else {
+            return Ok(Inspected {
+                place,
+                present: false,
+                differences: Vec::new(),
+                rules: Vec::new(),
+                dropped: Dropped::default(),
+                record: None,
+                weaknesses,
+            });
+        };
+        Ok(Inspected {
+            place,
+            present: true,
+            differences: rules::differences(&wanted, &table),
+            rules: rules::text(&table),
+            dropped: Dropped {
+                input: rules::dropped(&table, "input"),
+                output: rules::dropped(&table, "output"),
+                forward: rules::dropped(&table, "forward"),
+            },
+            record: record_of(&table),
+            weaknesses,
+        })
+    }
+
+    /// Removes the table if it is there for `holder`, or whatever it is there for if forced. False:
+    /// there was none, or no namespace any more.
+    pub(crate) async fn lift(
+        &self,
+        pod: &Pod,
+        holder: &Holder,
+        force: bool,
+    ) -> Result<bool, IsolateError> {
+        let _alone = self.tables.lock().await;
+        let sandbox = match Sandbox::find(&*self.runtime, pod).await {
+            // The table went with the namespace.
+            Err(IsolateError::NoSandbox { .. }) => return Ok(false),
+            other => other?,
+        };
+        let (wanted, whose) = (holder.clone(), pod.clone());
+        let work = move || -> Result<bool, IsolateError> {
+            let mut socket = Socket::open()?;
+            let Some(present) = socket.table(rules::TABLE)? else {
+                return Ok(false);
+            };
+            if let Some(record) = record_of(&present)
+                && record.holder != wanted
+                && !force
+            {
+                return Err(IsolateError::HeldByOther {
+                    pod: whose,
+                    holder: record.holder,
+                });
+            }
+            socket.remove(rules::TABLE)?;
+            match socket.table(rules::TABLE)? {
+                None => Ok(true),
+                Some(_) => Err(IsolateError::StillThere),
+            }
+        };
+        let removed = sandbox.namespace.run(work).await??;
+        tracing::info!(%pod, container = %sandbox.id, netns = sandbox.namespace.id.inode, removed, force, "isolation lifted");
+        Ok(removed)
+    }
+
+    /// Tries TCP connections, all at the same time, each for at most `limit`.
+    pub(crate) async fn probe(
+        &self,
+        pod: &Pod,
+        from_pod: &[SocketAddr],
+        from_node: &[SocketAddr],
+        limit: Duration,
+    ) -> Result<Probed, IsolateError> {
+        let _slot = self
+            .probes
+            .acquire()
+            .await
+            .map_err(|_| IsolateError::Closed)?;
+        let sandbox = Sandbox::find(&*self.runtime, pod).await?;
+        let host = NetworkNamespace::host()?;
+        let (from_pod, from_node) = tokio::try_join!(
+            probe::connect(&sandbox.namespace, from_pod, limit),
+            probe::connect(&host, from_node, limit),
+        )?;
+        Ok(Probed {
+            place: Place::of(&sandbox),
+            from_pod,
+            from_node,
+        })
+    }
+}
+
+/// Capabilities that isolation needs and this process does not hold.
+pub(crate) fn missing_capabilities() -> io::Result<Vec<&'static str>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .ok_or_else(|| io::Error::other("expected a line CapEff in /proc/self/status"))?;
+    let missing = CAPABILITIES
+        .iter()
+        .filter(|(bit, _)| effective >> bit & 1 == 0);
+    Ok(missing.map(|(_, name)| *name).collect())
+}
+
+/// Reads all of /proc, so on a thread for blocking work.
+async fn look(sandbox: Sandbox) -> Result<Vec<Weakness>, IsolateError> {
+    tokio::task::spawn_blocking(move || weakness::look(&sandbox))
+        .await
+        .map_err(|_| IsolateError::Closed)
+}
+
+impl Place {
+    fn of(sandbox: &Sandbox) -> Self {
+        Self {
+            sandbox: sandbox.id.to_string(),
+            netns_inode: sandbox.namespace.id.inode,
+        }
+    }
+}
+
+/// The record of a table, if it has one that can be read.
+fn record_of(table: &nft::Table) -> Option<Record> {
+    table.comment.as_deref()?.parse().ok()
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Holder { case, quarantine } = &self.holder;
+        let since = prost_types::Timestamp::from(self.since);
+        let seconds = prost_types::Timestamp { nanos: 0, ..since };
+        write!(
+            f,
+            "impound case={case} quarantine={quarantine} since={seconds}"
+        )
+    }
+}
+
+impl FromStr for Record {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut words = text.split(' ');
+        let mut field = |name: &str| words.next().and_then(|word| word.strip_prefix(name));
+        field("impound").filter(|rest| rest.is_empty()).ok_or(())?;
+        let case = field("case=").ok_or(())?.parse().map_err(drop)?;
+        let quarantine = field("quarantine=").ok_or(())?.parse().map_err(drop)?;
+        let since: prost_types::Timestamp = field("since=").ok_or(())?.parse().map_err(drop)?;
+        Ok(Self {
+            holder: Holder { case, quarantine },
+            since: since.try_into().map_err(drop)?,
+        })
+    }
+}
+
+impl FromStr for Label {
+    type Err = LabelError;
+
+    fn from_str(text: &str) -> Result<Self, LabelError> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+        if (1..=64).contains(&text.len()) && text.bytes().all(fits) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(LabelError {
+                found: text.chars().take(200).collect(),
+            })
+        }
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Not fit to be recorded in a table.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected 1 to 64 of A-Z a-z 0-9 . _ - /, found {found:?}")]
+pub(crate) struct LabelError {
+    found: String,
+}
+
+/// Why a pod was not isolated, inspected, released or probed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IsolateError {
+    #[error("this node's runtime has no container of pod {pod}")]
+    UnknownPod { pod: Pod },
+    #[error(
+        "pod {pod} is not on this node, but another of the same name with uid {found}: it was made anew"
+    )]
+    OtherUid { pod: Pod, found: String },
+    #[error(
+        "pod {pod} has no running sandbox, so no network: there is nothing to isolate now, and what starts later is not isolated"
+    )]
+    NoSandbox { pod: Pod },
+    #[error(
+        "pod {pod} has {count} running sandboxes, expected one: try again when the kubelet has stopped the old one"
+    )]
+    SeveralSandboxes { pod: Pod, count: usize },
+    #[error("a container of pod {pod} was stopped or restarted at this moment: try again")]
+    Changed { pod: Pod },
+    #[error(
+        "process {pid} is not of container {container}, though the runtime says so: the agent has to run with hostPID, on the node itself"
+    )]
+    NotItsProcess { pid: u32, container: String },
+    #[error(
+        "pod {pod} is in the host's network: its traffic cannot be told from the node's and is not isolated here; cut the node off instead"
+    )]
+    HostNetwork { pod: Pod },
+    #[error("pod {pod} is isolated for quarantine {} of case {}, which has to release it (or force it)", holder.quarantine, holder.case)]
+    HeldByOther { pod: Pod, holder: Holder },
+    #[error("the table was set but is not as set, so the pod is not isolated: {}", differences.join("; "))]
+    NotInForce { differences: Vec<String> },
+    #[error("the table was removed but is still there: somebody in the pod sets it")]
+    StillThere,
+    #[error("the agent's own network namespace could not be read")]
+    Own { source: io::Error },
+    #[error("the agent is shutting down")]
+    Closed,
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    #[error(transparent)]
+    Nft(#[from] NftError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_the_kernel() {
+        let longest = "q".repeat(64);
+        let record = Record {
+            holder: Holder {
+                case: "INC-2026-001".parse().unwrap(),
+                quarantine: longest.parse().unwrap(),
+            },
+            since: SystemTime::UNIX_EPOCH + Duration::from_secs(1_764_000_000),
+        };
+        let text = record.to_string();
+        assert!(
+            text.len() < 255 && text.ends_with("since=2025-11-24T16:00:00Z"),
+            "{text}"
+        );
+        assert_eq!(text.parse(), Ok(record));
+        for broken in [
+            "",
+            "impound",
+            "impound case=a quarantine=b",
+            "impound case=a b quarantine=b since=2025-11-24T16:00:00Z",
+            "impoundcase=a quarantine=b since=2025-11-24T16:00:00Z",
+            "impound case=a quarantine=b since=yesterday",
+        ] {
+            assert_eq!(broken.parse::<Record>(), Err(()), "{broken}");
+        }
+        for label in ["", "a b", "ä", "a=b", &"q".repeat(65)] {
+            assert!(label.parse::<Label>().is_err(), "{label}");
+        }
+    }
+}

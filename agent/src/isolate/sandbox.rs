@@ -1,0 +1,184 @@
+//! From a pod to its network namespace: the sandbox that the kubelet's runtime keeps for it.
+
+use serde::Deserialize;
+
+use super::IsolateError;
+use super::namespace::{NetworkNamespace, Process};
+use crate::runtime::{Container, ContainerId, ContainerRuntime, RuntimeError, State};
+
+/// A pod, exactly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pod {
+    /// Its namespace.
+    pub(crate) namespace: String,
+    /// Its name.
+    pub(crate) name: String,
+    /// metadata.uid
+    pub(crate) uid: String,
+}
+
+impl std::fmt::Display for Pod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{} (uid {})", self.namespace, self.name, self.uid)
+    }
+}
+
+/// A pod's running sandbox.
+pub(super) struct Sandbox {
+    pub(super) id: ContainerId,
+    pub(super) process: Process,
+    pub(super) namespace: NetworkNamespace,
+    /// Containers of the pod that run, without the sandbox: process and name.
+    pub(super) containers: Vec<(Process, String)>,
+}
+
+/// What of a container's description matters here.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Description {
+    state: Running,
+    host_config: HostConfig,
+}
+
+#[derive(Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "PascalCase")]
+struct Running {
+    running: bool,
+    pid: u32,
+    started_at: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HostConfig {
+    network_mode: String,
+}
+
+impl Sandbox {
+    /// Finds the sandbox of `pod`, holds its namespace open, and refuses the host's.
+    pub(super) async fn find(
+        runtime: &dyn ContainerRuntime,
+        pod: &Pod,
+    ) -> Result<Self, IsolateError> {
+        let all = runtime.containers().await?;
+        let (sandbox, others) = choose(pod, &all)?;
+        let id = sandbox.id.clone();
+        let (process, network_mode) = running(runtime, pod, sandbox).await?;
+        let namespace = process.namespace()?;
+        // Only now, with the namespace open: if the process is still the container's, what we hold
+        // is the container's.
+        let (again, _) = running(runtime, pod, sandbox).await?;
+        if again.pid != process.pid {
+            return Err(IsolateError::Changed { pod: pod.clone() });
+        }
+        let own = Process::open(std::process::id())?
+            .namespace_id()
+            .map_err(|source| IsolateError::Own { source })?;
+        if network_mode == "host"
+            || namespace.id == own
+            || namespace.id == NetworkNamespace::host()?.id
+        {
+            return Err(IsolateError::HostNetwork { pod: pod.clone() });
+        }
+        let mut containers = Vec::new();
+        for other in others {
+            match running(runtime, pod, other).await {
+                Ok((process, _)) => containers.push((process, other.name.clone())),
+                // It ended since the list was made.
+                Err(
+                    IsolateError::Changed { .. }
+                    | IsolateError::Runtime(RuntimeError::NotFound { .. }),
+                ) => {}
+                Err(IsolateError::Namespace(error)) if error.process_is_gone() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self {
+            id,
+            process,
+            namespace,
+            containers,
+        })
+    }
+}
+
+/// The one running sandbox among all containers of the node, and the pod's running containers.
+fn choose<'a>(
+    pod: &Pod,
+    all: &'a [Container],
+) -> Result<(&'a Container, Vec<&'a Container>), IsolateError> {
+    let label = |one: &'a Container, name: &str| one.labels.get(name).map_or("", String::as_str);
+    let named: Vec<&Container> = all
+        .iter()
+        .filter(|one| {
+            label(one, "io.kubernetes.pod.namespace") == pod.namespace
+                && label(one, "io.kubernetes.pod.name") == pod.name
+        })
+        .collect();
+    let uid = |one: &'a Container| label(one, "io.kubernetes.pod.uid");
+    let Some(first) = named.first() else {
+        return Err(IsolateError::UnknownPod { pod: pod.clone() });
+    };
+    if !named.iter().any(|one| uid(one) == pod.uid) {
+        return Err(IsolateError::OtherUid {
+            pod: pod.clone(),
+            found: uid(first).to_owned(),
+        });
+    }
+    let running = |one: &&Container| matches!(one.state, State::Running | State::Paused);
+    let ours = named.into_iter().filter(|one| uid(one) == pod.uid);
+    let (sandboxes, others): (Vec<&Container>, Vec<&Container>) = ours
+        .filter(running)
+        .partition(|one| label(one, "io.kubernetes.docker.type") == "podsandbox");
+    match sandboxes.as_slice() {
+        [one] => Ok((one, others)),
+        [] => Err(IsolateError::NoSandbox { pod: pod.clone() }),
+        several => Err(IsolateError::SeveralSandboxes {
+            pod: pod.clone(),
+            count: several.len(),
+        }),
+    }
+}
+
+/// The process of a container, which is certain to be the container's, and the container's network
+/// mode.
+async fn running(
+    runtime: &dyn ContainerRuntime,
+    pod: &Pod,
+    container: &Container,
+) -> Result<(Process, String), IsolateError> {
+    let id = &container.id;
+    let description = describe(runtime, id).await?;
+    if !description.state.running || description.state.pid == 0 {
+        return Err(IsolateError::Changed { pod: pod.clone() });
+    }
+    let process = Process::open(description.state.pid)?;
+    if !process.belongs_to(id)? {
+        return Err(IsolateError::NotItsProcess {
+            pid: process.pid,
+            container: container.name.clone(),
+        });
+    }
+    // The control group could be of an earlier process with the same number only if the container
+    // was restarted in between.
+    if describe(runtime, id).await?.state != description.state {
+        return Err(IsolateError::Changed { pod: pod.clone() });
+    }
+    Ok((process, description.host_config.network_mode))
+}
+
+async fn describe(
+    runtime: &dyn ContainerRuntime,
+    id: &ContainerId,
+) -> Result<Description, IsolateError> {
+    let reading = runtime.inspect(id).await?;
+    serde_json::from_slice(&reading.bytes).map_err(|error| {
+        IsolateError::Runtime(RuntimeError::Malformed {
+            call: reading.api_call,
+            why: error.to_string(),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;
