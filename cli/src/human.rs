@@ -60,8 +60,8 @@ pub(crate) fn date(time: Option<&Proto>) -> String {
 
 /// As machines read it: RFC 3339.
 pub(crate) fn exact(time: Option<&Proto>) -> Option<String> {
-    time.and_then(utc)
-        .map(|time| Timestamp::from(time).to_string())
+    time.and_then(|time| Timestamp::from_unix(time.seconds, time.nanos))
+        .map(|time| time.to_string())
 }
 
 fn utc(time: &Proto) -> Option<OffsetDateTime> {
