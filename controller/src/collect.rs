@@ -277,7 +277,7 @@ impl Collector {
 
 /// An instant of the wire contract; none if it is none.
 fn instant(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
-    std::time::SystemTime::try_from(time?).ok().map(Timestamp::from)
+    time.and_then(|time| Timestamp::from_unix(time.seconds, time.nanos))
 }
 
 /// What runs here.
