@@ -35,7 +35,7 @@ pub use digest::{DigestError, Sha256, Sha256Hasher};
 pub use manifest::{
     Agent, Alteration, AlterationKind, ArtifactRecord, Build, Container, ContainerRole,
     MANIFEST_LIMIT, Manifest, ManifestError, Method, Missing, Node, OMISSIONS, Outcome,
-    PREDICATE_TYPE, Pod, STATEMENT_TYPE,
+    PREDICATE_TYPE, Pod, STATEMENT_TYPE, superseded,
 };
 pub use names::{
     CaseId, CollectionName, EvidencePath, NameError, export_name, image_name, short_id,

@@ -73,7 +73,8 @@ pub struct Manifest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Everything that was asked for is stored and complete.
+    /// Everything that was asked for is stored and complete. Broken attempts may lie beside it, see
+    /// [`Manifest::superseded`].
     Complete,
     /// Something is missing or incomplete; the manifest names it.
     Partial,
@@ -112,7 +113,7 @@ impl Manifest {
                         "is said to be incomplete and no reason is given".to_owned(),
                     ));
                 }
-                if self.outcome == Outcome::Complete {
+                if self.outcome == Outcome::Complete && !self.superseded(record) {
                     found.push((
                         Some(record.path.clone()),
                         "is incomplete, and yet the manifest says the collection is complete"
@@ -148,11 +149,37 @@ impl Manifest {
         self.artifacts.get(at)
     }
 
+    /// Whether `record` is a broken attempt at an artifact that is here complete: it takes nothing
+    /// from the outcome. Only for a manifest in its order, as `decode` gives it.
+    #[must_use]
+    pub fn superseded(&self, record: &ArtifactRecord) -> bool {
+        superseded(record, |path| self.artifact(path))
+    }
+
     /// SHA-256 of the encoding: what names this manifest.
     #[must_use]
     pub fn sha256(&self) -> Sha256 {
         Sha256::of(&self.encode())
     }
+}
+
+/// As [`Manifest::superseded`], before there is a manifest: whether `record`, incomplete and kept as
+/// `<path>.partial-<n>` with `n` from 1 on, stands beside a complete one that `find` has at `<path>`.
+pub fn superseded<'r>(
+    record: &ArtifactRecord,
+    find: impl FnOnce(&EvidencePath) -> Option<&'r ArtifactRecord>,
+) -> bool {
+    let counts = |n: &str| {
+        n.bytes().all(|digit| digit.is_ascii_digit()) && !n.is_empty() && !n.starts_with('0')
+    };
+    let whole = match record.path.as_str().rsplit_once(".partial-") {
+        Some((path, n)) if counts(n) => path.parse().ok(),
+        _ => None,
+    };
+    !record.completeness.is_complete()
+        && whole
+            .and_then(|path| find(&path))
+            .is_some_and(|whole| whole.completeness.is_complete())
 }
 
 #[cfg(test)]

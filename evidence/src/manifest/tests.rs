@@ -250,3 +250,38 @@ fn complete_with_something_missing_is_a_contradiction() {
     manifest.outcome = Outcome::Partial;
     assert_eq!(manifest.contradictions(), []);
 }
+
+#[test]
+fn a_broken_attempt_beside_the_whole_artifact_leaves_the_collection_complete() {
+    let broken = |path: &str| ArtifactRecord {
+        completeness: Completeness::incomplete("the tar breaks off"),
+        ..record(path, b"o")
+    };
+    let complaints = |artifacts| {
+        let mut manifest = sample(artifacts);
+        manifest.artifacts.sort_by(|a, b| a.path.cmp(&b.path));
+        manifest.contradictions().len()
+    };
+    let whole = || record("a/1", b"one");
+    assert_eq!(complaints(vec![whole(), broken("a/1.partial-1")]), 0);
+    assert_eq!(
+        complaints(vec![
+            whole(),
+            broken("a/1.partial-2"),
+            broken("a/1.partial-10")
+        ]),
+        0
+    );
+    assert_eq!(complaints(vec![broken("a/1.partial-1")]), 1);
+    assert_eq!(complaints(vec![broken("a/1"), broken("a/1.partial-1")]), 2);
+    for other in [
+        "a/1.partial-0",
+        "a/1.partial-01",
+        "a/1.partial-",
+        "a/1.partial-1x",
+        "b/1.partial-1",
+        "a/1.partial-1.partial-1",
+    ] {
+        assert_eq!(complaints(vec![whole(), broken(other)]), 1, "{other}");
+    }
+}
