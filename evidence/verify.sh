@@ -3,8 +3,8 @@
 # want to trust our program:  verify.sh DIRECTORY PUBLIC-KEY.pem
 #
 # Checks the signature over the manifest, that manifest.json is what was signed, the SHA-256 of every
-# file the manifest names, that there is no other file, the signature of the custody log's head, and
-# that the log has the Merkle root that was signed. It doesn't look into tars; `impound verify` does.
+# file the manifest names, that there is no other file, the signature of the custody log's head, that
+# the log has the Merkle root that was signed, and that the outcome is not called better than it is. It doesn't look into tars; `impound verify` does.
 set -eu
 
 fail() { echo "NOT INTACT: $*" >&2; exit 1; }
@@ -77,5 +77,14 @@ covered=$(jq -r .predicate.custody.size manifest.json)
     fail "the custody log does not begin as the manifest says"
 [ "$(sed -n 1p "$work/text")" = "$(jq -r '"impound.dev/" + .predicate.case + "/" + .predicate.collection' manifest.json)" ] ||
     fail "the custody log is of another collection"
+
+# The outcome is complete only if nothing is missing and everything is complete, but for a broken
+# attempt <path>.partial-<n> beside the complete <path>.
+jq -e '.predicate | .outcome == "partial" or
+    ((.artifacts | map({ key: .path, value: .completeness.state }) | from_entries) as $state |
+        .missing == [] and all($state | to_entries[] | select(.value != "complete").key;
+            test("\\.partial-[1-9][0-9]*$") and
+            $state[sub("\\.partial-[1-9][0-9]*$"; "")] == "complete"))' manifest.json > /dev/null ||
+    fail "the manifest calls the collection complete, and something is missing or incomplete"
 
 echo "intact; the manifest calls the collection $(jq -r .predicate.outcome manifest.json)"

@@ -87,6 +87,16 @@ impl Draft {
         };
     }
 
+    /// Half of an artifact, kept beside where the whole one would be.
+    fn add_broken_attempt(&mut self, at: &str) {
+        let (path, bytes) = (format!("{at}.partial-1"), b"half".to_vec());
+        self.manifest.artifacts.push(ArtifactRecord {
+            completeness: Completeness::incomplete("the connection broke off"),
+            ..record(&path, &bytes)
+        });
+        self.files.push((path, bytes));
+    }
+
     fn seal(mut self) -> Collection {
         let directory = tempfile::tempdir().unwrap();
         let key = SigningKey::generate().unwrap();
@@ -215,6 +225,15 @@ fn a_partial_collection_is_intact_and_not_complete() {
     let verdict = draft.seal().verdict();
     assert_eq!(verdict.problems, []);
     assert!(verdict.intact() && !verdict.complete());
+}
+
+#[test]
+fn a_broken_attempt_beside_the_whole_artifact_leaves_the_collection_complete() {
+    let mut draft = Draft::new();
+    draft.add_broken_attempt(TAR);
+    let verdict = draft.seal().verdict();
+    assert_eq!(verdict.problems, []);
+    assert!(verdict.complete());
 }
 
 #[test]
@@ -891,13 +910,16 @@ fn a_script_without_our_program_comes_to_the_same_verdict() {
             "the custody log's entries are not those that were signed",
             |it| it.edit(CUSTODY, "controller", "kontroller"),
         ),
-        ("the custody log does not begin as the manifest says", |it| {
-            it.edit(CUSTODY, "controller", "kontroller");
-            let origin = it.text(CHECKPOINT).lines().next().unwrap().to_owned();
-            let lines = it.bytes(CUSTODY);
-            let log = CustodyLog::read(&origin, &lines[..], |_| ()).unwrap();
-            it.put(CHECKPOINT, log.checkpoint(&it.key));
-        }),
+        (
+            "the custody log does not begin as the manifest says",
+            |it| {
+                it.edit(CUSTODY, "controller", "kontroller");
+                let origin = it.text(CHECKPOINT).lines().next().unwrap().to_owned();
+                let lines = it.bytes(CUSTODY);
+                let log = CustodyLog::read(&origin, &lines[..], |_| ()).unwrap();
+                it.put(CHECKPOINT, log.checkpoint(&it.key));
+            },
+        ),
         ("links or devices among the evidence: ./before/link", |it| {
             symlink("pod.json", it.at("before/link")).unwrap();
         }),
@@ -915,6 +937,27 @@ fn a_script_without_our_program_comes_to_the_same_verdict() {
             it.put(CHECKPOINT, log.checkpoint(&it.key));
         }),
     ];
+    let mut attempt = Draft::new();
+    attempt.add_broken_attempt(TAR);
+    assert_eq!(script(&attempt.seal()).0, 0);
+    let mut alone = Draft::new();
+    alone.add_broken_attempt("artifacts/elsewhere");
+    let mut missing = Draft::new();
+    missing.manifest.missing = vec![Missing {
+        path: "artifacts/gone".parse().unwrap(),
+        reason: "the agent did not answer".to_owned(),
+    }];
+    for draft in [alone, missing] {
+        let collection = draft.seal();
+        assert_eq!(
+            script(&collection),
+            (
+                1,
+                "NOT INTACT: the manifest calls the collection complete, and something is missing or incomplete".to_owned()
+            )
+        );
+        assert!(!collection.verdict().intact());
+    }
     for (said, break_it) in broken {
         let collection = Collection::sealed();
         break_it(&collection);
