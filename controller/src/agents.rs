@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use impound_evidence::Sha256;
 use impound_evidence::Agent;
+use impound_evidence::Sha256;
 use impound_proto::PeerId;
 use impound_proto::agent::v1::agent_client::AgentClient;
 use impound_proto::agent::v1::{InfoRequest, InfoResponse};
@@ -126,7 +126,9 @@ pub enum AgentError {
         reason: String,
     },
     /// It says it is of another node than its certificate.
-    #[error("the agent of node {node} says it is the agent of {said}: it was started with a wrong --node")]
+    #[error(
+        "the agent of node {node} says it is the agent of {said}: it was started with a wrong --node"
+    )]
     OtherNode {
         /// Node asked for.
         node: String,
@@ -139,7 +141,10 @@ impl AgentError {
     /// Whether asking again later can help.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Directory { .. } | Self::Connect { .. } | Self::Info { .. })
+        matches!(
+            self,
+            Self::Directory { .. } | Self::Connect { .. } | Self::Info { .. }
+        )
     }
 }
 
@@ -147,7 +152,11 @@ impl AgentConnector {
     /// `credentials` are the controller's own towards agents; their roots are the agent CA alone.
     #[must_use]
     pub fn new(credentials: Credentials<ClientConfig>, nodes: Arc<dyn NodeDirectory>) -> Self {
-        Self { credentials, nodes, channels: Arc::default() }
+        Self {
+            credentials,
+            nodes,
+            channels: Arc::default(),
+        }
     }
 
     /// Connects to the agent of a node and asks who it is.
@@ -166,19 +175,34 @@ impl AgentConnector {
             Ok(Ok(info)) => info.into_inner(),
             Ok(Err(status)) => {
                 self.forget(&key).await;
-                return Err(AgentError::Info { node: node.into(), reason: tls::explain(&status) });
+                return Err(AgentError::Info {
+                    node: node.into(),
+                    reason: tls::explain(&status),
+                });
             }
             Err(_) => {
                 self.forget(&key).await;
                 let reason = format!("no answer within {} s", INFO_TIMEOUT.as_secs());
-                return Err(AgentError::Info { node: node.into(), reason });
+                return Err(AgentError::Info {
+                    node: node.into(),
+                    reason,
+                });
             }
         };
         if info.node != node {
-            return Err(AgentError::OtherNode { node: node.into(), said: info.node });
+            return Err(AgentError::OtherNode {
+                node: node.into(),
+                said: info.node,
+            });
         }
         let clock_offset_ms = clock_offset_ms(&info, asked, answered);
-        Ok(AgentConnection { client, address, info, clock_offset_ms, shown })
+        Ok(AgentConnection {
+            client,
+            address,
+            info,
+            clock_offset_ms,
+            shown,
+        })
     }
 
     async fn channel(
@@ -189,16 +213,25 @@ impl AgentConnector {
         if let Some(open) = self.channels.lock().await.get(key) {
             return Ok(open.clone());
         }
-        let expected = PeerId::agent(&address.name)
-            .map_err(|source| AgentError::Name { node: address.name.clone(), source })?;
+        let expected = PeerId::agent(&address.name).map_err(|source| AgentError::Name {
+            node: address.name.clone(),
+            source,
+        })?;
         let at = match address.ip {
             IpAddr::V4(ip) => format!("{ip}:{}", address.port),
             IpAddr::V6(ip) => format!("[{ip}]:{}", address.port),
         };
         let opened = tls::connect_shown(&at, self.credentials.clone(), expected)
             .await
-            .map_err(|source| AgentError::Connect { node: address.name.clone(), address: at, source })?;
-        self.channels.lock().await.insert(key.clone(), opened.clone());
+            .map_err(|source| AgentError::Connect {
+                node: address.name.clone(),
+                address: at,
+                source,
+            })?;
+        self.channels
+            .lock()
+            .await
+            .insert(key.clone(), opened.clone());
         Ok(opened)
     }
 
@@ -228,7 +261,9 @@ impl AgentConnection {
 /// The agent read its clock at some moment between our question and its answer: the middle is
 /// wrong by half the call's duration at most.
 fn clock_offset_ms(info: &InfoResponse, asked: OffsetDateTime, answered: OffsetDateTime) -> i64 {
-    let Some(now) = info.now.as_ref() else { return 0 };
+    let Some(now) = info.now.as_ref() else {
+        return 0;
+    };
     let theirs = i128::from(now.seconds) * 1_000_000_000 + i128::from(now.nanos);
     let ours = (asked.unix_timestamp_nanos() + answered.unix_timestamp_nanos()) / 2;
     i64::try_from((theirs - ours) / 1_000_000).unwrap_or(0)

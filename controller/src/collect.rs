@@ -14,11 +14,12 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use impound_evidence::{
-    Build, CaseId, CollectionName, EvidencePath, NameError, Outcome, Sha256, Sha256Hasher, SigningKey, Timestamp,
+    Build, CaseId, CollectionName, EvidencePath, NameError, Outcome, Sha256, Sha256Hasher,
+    SigningKey, Timestamp,
 };
 use impound_proto::PeerId;
 
@@ -117,7 +118,10 @@ impl Default for Retry {
     /// Three attempts ride out a restart of the agent; each costs a full read of the container, so
     /// more would rather harm the node than help.
     fn default() -> Self {
-        Self { attempts: 3, delay: Duration::from_secs(2) }
+        Self {
+            attempts: 3,
+            delay: Duration::from_secs(2),
+        }
     }
 }
 
@@ -125,7 +129,9 @@ impl Retry {
     /// Wait before attempt `next`, counted from 1.
     fn before(&self, next: u32) -> Duration {
         // At most a minute, whatever the number of attempts.
-        self.delay.saturating_mul(1 << next.saturating_sub(2).min(5)).min(Duration::from_secs(60))
+        self.delay
+            .saturating_mul(1 << next.saturating_sub(2).min(5))
+            .min(Duration::from_secs(60))
     }
 }
 
@@ -148,7 +154,7 @@ pub enum CollectError {
         at: String,
         /// Why.
         #[source]
-        source: SealError,
+        source: Box<SealError>,
     },
     /// The collection of that name is somebody else's.
     #[error("collection {at} was begun for another request ({found}); choose another name")]
@@ -159,7 +165,9 @@ pub enum CollectError {
         found: String,
     },
     /// A file that the custody log doesn't know.
-    #[error("{path} is in collection {at}, and its custody log knows nothing of it; somebody else has put it there, so the collection can't be sealed: look at it, remove it and try again")]
+    #[error(
+        "{path} is in collection {at}, and its custody log knows nothing of it; somebody else has put it there, so the collection can't be sealed: look at it, remove it and try again"
+    )]
     Foreign {
         /// `<case>/<collection>`
         at: String,
@@ -167,7 +175,9 @@ pub enum CollectError {
         path: EvidencePath,
     },
     /// A file that the custody log knows is gone.
-    #[error("{path} was stored in collection {at} and is gone; the collection can't be sealed: collect again under another name")]
+    #[error(
+        "{path} was stored in collection {at} and is gone; the collection can't be sealed: collect again under another name"
+    )]
     Gone {
         /// `<case>/<collection>`
         at: String,
@@ -175,7 +185,9 @@ pub enum CollectError {
         path: EvidencePath,
     },
     /// The note of an interrupted collection can't be read.
-    #[error("the note beside collection {at} can't be read: {reason}; collect again under another name")]
+    #[error(
+        "the note beside collection {at} can't be read: {reason}; collect again under another name"
+    )]
     Note {
         /// `<case>/<collection>`
         at: String,
@@ -183,7 +195,9 @@ pub enum CollectError {
         reason: String,
     },
     /// The manifest in the store is not the one that belongs there.
-    #[error("{file} of collection {at} is not what this controller would write; it can't be sealed: collect again under another name")]
+    #[error(
+        "{file} of collection {at} is not what this controller would write; it can't be sealed: collect again under another name"
+    )]
     NotOurs {
         /// `<case>/<collection>`
         at: String,
@@ -218,8 +232,11 @@ impl CollectError {
             )
         };
         match self {
-            Self::Store { source, .. } | Self::Seal { source: SealError::Store(source), .. } => store(source),
-            Self::Seal { source, .. } => matches!(source, SealError::Contended { .. }),
+            Self::Store { source, .. } => store(source),
+            Self::Seal { source, .. } => match source.as_ref() {
+                SealError::Store(source) => store(source),
+                source => matches!(source, SealError::Contended { .. }),
+            },
             _ => false,
         }
     }
@@ -237,7 +254,14 @@ impl Collector {
         signer: Arc<SigningKey>,
         custody: Arc<CustodyAppender>,
     ) -> io::Result<Self> {
-        Ok(Self { store, agents, signer, custody, build: this_build()?, retry: Retry::default() })
+        Ok(Self {
+            store,
+            agents,
+            signer,
+            custody,
+            build: this_build()?,
+            retry: Retry::default(),
+        })
     }
 
     /// Other attempts and waits than the default.
@@ -253,7 +277,11 @@ impl Collector {
     /// # Errors
     /// Only if the collection can't be sealed at all, see [`CollectError`]; what can't be had from
     /// the node makes it partial instead.
-    pub async fn run(&self, job: CollectionJob, report: &dyn ProgressSink) -> Result<SealedCollection, CollectError> {
+    pub async fn run(
+        &self,
+        job: CollectionJob,
+        report: &dyn ProgressSink,
+    ) -> Result<SealedCollection, CollectError> {
         let session = Session::open(self, &job, Board::new(report)).await?;
         if let Some(sealed) = session.sealed().await? {
             return Ok(sealed);
@@ -280,19 +308,26 @@ fn instant(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
     time.and_then(|time| Timestamp::from_unix(time.seconds, time.nanos))
 }
 
-/// What runs here.
+/// What runs here. Read once: the file may be replaced while we run.
 fn this_build() -> io::Result<Build> {
+    static BUILD: OnceLock<Build> = OnceLock::new();
+    if let Some(build) = BUILD.get() {
+        return Ok(build.clone());
+    }
     let mut file = File::open("/proc/self/exe")?;
     let mut hasher = Sha256Hasher::new();
     let mut buffer = vec![0; 256 << 10];
     loop {
         let read = io::Read::read(&mut file, &mut buffer)?;
-        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
+            break;
+        };
         hasher.update(bytes);
     }
-    Ok(Build {
+    let build = Build {
         name: env!("CARGO_PKG_NAME").to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         executable_sha256: Some(hasher.finish()),
-    })
+    };
+    Ok(BUILD.get_or_init(|| build).clone())
 }

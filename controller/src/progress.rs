@@ -100,8 +100,15 @@ struct State {
 
 impl<'a> Board<'a> {
     pub(crate) fn new(sink: &'a dyn ProgressSink) -> Self {
-        let state = State { progress: CollectionProgress::default(), places: HashMap::new(), reported: None };
-        Self { sink, state: Mutex::new(state) }
+        let state = State {
+            progress: CollectionProgress::default(),
+            places: HashMap::new(),
+            reported: None,
+        };
+        Self {
+            sink,
+            state: Mutex::new(state),
+        }
     }
 
     /// Announces artifacts that are to come. Known ones stay as they are.
@@ -151,21 +158,34 @@ impl<'a> Board<'a> {
     pub(crate) fn given_up(&self, path: &EvidencePath, kept: bool, why: &str) {
         self.change(true, |state| {
             let artifact = state.artifact(path);
-            artifact.state = if kept { ArtifactState::Incomplete } else { ArtifactState::Failed };
+            artifact.state = if kept {
+                ArtifactState::Incomplete
+            } else {
+                ArtifactState::Failed
+            };
             artifact.message = why.to_owned();
             artifact.finished = Some(Timestamp::now());
         });
     }
 
     pub(crate) fn quick_done(&self, failures: Vec<String>) {
-        self.change(true, |state| state.progress.quick = Some(QuickStage { failures }));
+        self.change(true, |state| {
+            state.progress.quick = Some(QuickStage { failures })
+        });
     }
 
     fn change(&self, at_once: bool, change: impl FnOnce(&mut State)) {
         // A task that panicked while holding the lock has changed at most one artifact's numbers.
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self
+            .state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         change(&mut state);
-        if at_once || state.reported.is_none_or(|last| last.elapsed() >= BYTES_EVERY) {
+        if at_once
+            || state
+                .reported
+                .is_none_or(|last| last.elapsed() >= BYTES_EVERY)
+        {
             state.reported = Some(Instant::now());
             self.sink.report(&state.progress);
         }
@@ -175,7 +195,11 @@ impl<'a> Board<'a> {
 impl State {
     fn artifact(&mut self, path: &EvidencePath) -> &mut ArtifactProgress {
         let artifacts = &mut self.progress.artifacts;
-        let known = self.places.get(path).copied().filter(|place| *place < artifacts.len());
+        let known = self
+            .places
+            .get(path)
+            .copied()
+            .filter(|place| *place < artifacts.len());
         let place = known.unwrap_or_else(|| {
             artifacts.push(ArtifactProgress {
                 path: path.clone(),
@@ -190,7 +214,10 @@ impl State {
             artifacts.len() - 1
         });
         self.places.insert(path.clone(), place);
-        #[expect(clippy::indexing_slicing, reason = "the place was checked or made just above")]
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "the place was checked or made just above"
+        )]
         &mut artifacts[place]
     }
 }
@@ -208,7 +235,10 @@ mod tests {
         let state = || seen.borrow().artifacts[0].clone();
         assert_eq!(state().state, ArtifactState::Pending);
         board.running(&path, 1, 100);
-        assert_eq!((state().state, state().expected_bytes), (ArtifactState::Running, 100));
+        assert_eq!(
+            (state().state, state().expected_bytes),
+            (ArtifactState::Running, 100)
+        );
         board.received(&path, 1);
         assert_eq!(state().bytes, 0, "bytes were reported sooner than promised");
         board.broke(&path, "gone");

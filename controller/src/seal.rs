@@ -9,9 +9,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use impound_evidence::{
-    BUNDLE, BundleError, CHECKPOINT, CHECKPOINT_LIMIT, CUSTODY, Checkpoint, CheckpointError, CustodyError, CustodyLog,
-    Entry, Event, EvidencePath, LogHead, MANIFEST, MANIFEST_LIMIT, Manifest, ManifestError, NameError, OpenBundle,
-    BUNDLE_LIMIT, Sha256, SigningKey, origin, sign_manifest,
+    BUNDLE, BUNDLE_LIMIT, BundleError, CHECKPOINT, CHECKPOINT_LIMIT, CUSTODY, Checkpoint,
+    CheckpointError, CustodyError, CustodyLog, Entry, Event, EvidencePath, LogHead, MANIFEST,
+    MANIFEST_LIMIT, Manifest, ManifestError, NameError, OpenBundle, Sha256, SigningKey, origin,
+    sign_manifest,
 };
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -127,7 +128,11 @@ impl CustodyAppender {
     /// `key` signs the checkpoints, as it signs the manifests.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, key: Arc<SigningKey>) -> Self {
-        Self { store, key, open: Mutex::default() }
+        Self {
+            store,
+            key,
+            open: Mutex::default(),
+        }
     }
 
     /// Appends an entry and signs the new head.
@@ -143,7 +148,11 @@ impl CustodyAppender {
     ///
     /// # Errors
     /// As [`CustodyAppender::append`].
-    pub async fn append_all(&self, at: &CollectionId, entries: Vec<Entry>) -> Result<LogHead, SealError> {
+    pub async fn append_all(
+        &self,
+        at: &CollectionId,
+        entries: Vec<Entry>,
+    ) -> Result<LogHead, SealError> {
         let slot = self.slot(at).await;
         let mut open = slot.lock().await;
         for _ in 0..TRIES {
@@ -156,7 +165,10 @@ impl CustodyAppender {
             let mut lines = Vec::new();
             for entry in &entries {
                 let line = log.append(entry.clone());
-                lines.extend(line.map_err(|source| SealError::Log { at: at.clone(), source })?);
+                lines.extend(line.map_err(|source| SealError::Log {
+                    at: at.clone(),
+                    source,
+                })?);
             }
             if lines.is_empty() {
                 let head = log.head();
@@ -167,7 +179,7 @@ impl CustodyAppender {
                 Ok(bytes) => {
                     let head = log.head();
                     let checkpoint = log.checkpoint(&self.key);
-                    self.store.replace_checkpoint(at, checkpoint).await?;
+                    self.sign(at, checkpoint).await?;
                     *open = Some(OpenLog { log, bytes });
                     return Ok(head);
                 }
@@ -201,14 +213,28 @@ impl CustodyAppender {
         let current = self.read(at, |_| {}).await?;
         let head = current.log.head();
         if head.size > 0 {
-            self.store.replace_checkpoint(at, current.log.checkpoint(&self.key)).await?;
+            self.sign(at, current.log.checkpoint(&self.key)).await?;
         }
         *open = Some(current);
         Ok(head)
     }
 
+    /// Puts a newer checkpoint in place, unless another replica's, over more entries, is there: the
+    /// log only grows, so that one covers ours.
+    async fn sign(&self, at: &CollectionId, checkpoint: Vec<u8>) -> Result<(), StoreError> {
+        match self.store.replace_checkpoint(at, checkpoint).await {
+            Ok(()) | Err(StoreError::CheckpointBackwards { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn slot(&self, at: &CollectionId) -> Arc<Mutex<Option<OpenLog>>> {
-        self.open.lock().await.entry(at.clone()).or_default().clone()
+        self.open
+            .lock()
+            .await
+            .entry(at.clone())
+            .or_default()
+            .clone()
     }
 
     /// Reads a log from the store and checks it against its checkpoint. Entries behind the
@@ -216,17 +242,40 @@ impl CustodyAppender {
     /// last line was never acknowledged, and the next append cuts it off.
     async fn read(&self, at: &CollectionId, each: impl FnMut(Entry)) -> Result<OpenLog, SealError> {
         let origin = origin(&at.case, &at.name);
-        let bytes = self.store.read_small(at, &CUSTODY.parse()?, LOG_LIMIT).await?.unwrap_or_default();
-        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        // The checkpoint first: another replica extends the log before it signs it.
+        let signed = self
+            .store
+            .read_small(at, &CHECKPOINT.parse()?, CHECKPOINT_LIMIT)
+            .await?;
+        let bytes = self
+            .store
+            .read_small(at, &CUSTODY.parse()?, LOG_LIMIT)
+            .await?
+            .unwrap_or_default();
+        let end = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |last| last + 1);
         let lines = bytes.get(..end).unwrap_or_default();
-        let wrong = |source| SealError::Log { at: at.clone(), source };
+        let wrong = |source| SealError::Log {
+            at: at.clone(),
+            source,
+        };
         let log = CustodyLog::read(origin, lines, each).map_err(wrong)?;
-        if let Some(signed) = self.store.read_small(at, &CHECKPOINT.parse()?, CHECKPOINT_LIMIT).await? {
-            let checkpoint = Checkpoint::open(&signed, std::slice::from_ref(self.key.verifying_key()))
-                .map_err(|source| SealError::Checkpoint { at: at.clone(), source })?;
+        if let Some(signed) = signed {
+            let checkpoint =
+                Checkpoint::open(&signed, std::slice::from_ref(self.key.verifying_key())).map_err(
+                    |source| SealError::Checkpoint {
+                        at: at.clone(),
+                        source,
+                    },
+                )?;
             log.check(&checkpoint).map_err(wrong)?;
         }
-        Ok(OpenLog { log, bytes: lines.len() as u64 })
+        Ok(OpenLog {
+            log,
+            bytes: lines.len() as u64,
+        })
     }
 }
 
@@ -249,42 +298,89 @@ pub async fn seal(
     write_once(store, lock, MANIFEST, &bytes).await?;
     write_once(store, lock, BUNDLE, &sign_manifest(&bytes, &custody.key)).await?;
     let manifest_sha256 = Sha256::of(&bytes);
-    let logged = custody.entries(at).await?.iter().any(|entry| entry.event == Event::Sealed);
+    let logged = custody
+        .entries(at)
+        .await?
+        .iter()
+        .any(|entry| entry.event == Event::Sealed);
     if !logged {
         let what = format!("{MANIFEST} with SHA-256 {manifest_sha256}, signed");
-        custody.append(at, Entry::new(Event::Sealed, who, what)).await?;
+        custody
+            .append(at, Entry::new(Event::Sealed, who, what))
+            .await?;
     }
     custody.settle(at).await?;
-    Ok(Seal { manifest_sha256, manifest })
+    Ok(Seal {
+        manifest_sha256,
+        manifest,
+    })
 }
 
 /// The seal of a sealed collection, its signature checked. Its artifacts are not.
 ///
 /// # Errors
 /// If it is not sealed, or not by `key`.
-pub async fn read(store: &Arc<dyn Store>, key: &SigningKey, at: &CollectionId) -> Result<Seal, SealError> {
-    let missing = |file| SealError::Missing { at: at.clone(), file };
-    let bytes = store.read_small(at, &MANIFEST.parse()?, MANIFEST_LIMIT).await?.ok_or_else(|| missing(MANIFEST))?;
-    let bundle = store.read_small(at, &BUNDLE.parse()?, BUNDLE_LIMIT).await?.ok_or_else(|| missing(BUNDLE))?;
-    let signed = |source| SealError::Bundle { at: at.clone(), source };
+pub async fn read(
+    store: &Arc<dyn Store>,
+    key: &SigningKey,
+    at: &CollectionId,
+) -> Result<Seal, SealError> {
+    let missing = |file| SealError::Missing {
+        at: at.clone(),
+        file,
+    };
+    let bytes = store
+        .read_small(at, &MANIFEST.parse()?, MANIFEST_LIMIT)
+        .await?
+        .ok_or_else(|| missing(MANIFEST))?;
+    let bundle = store
+        .read_small(at, &BUNDLE.parse()?, BUNDLE_LIMIT)
+        .await?
+        .ok_or_else(|| missing(BUNDLE))?;
+    let signed = |source| SealError::Bundle {
+        at: at.clone(),
+        source,
+    };
     let bundle = OpenBundle::decode(&bundle).map_err(signed)?;
-    bundle.verify(std::slice::from_ref(key.verifying_key())).map_err(signed)?;
+    bundle
+        .verify(std::slice::from_ref(key.verifying_key()))
+        .map_err(signed)?;
     if bundle.payload != bytes {
-        return Err(SealError::Differs { at: at.clone(), file: MANIFEST });
+        return Err(SealError::Differs {
+            at: at.clone(),
+            file: MANIFEST,
+        });
     }
-    let manifest = Manifest::decode(&bytes).map_err(|source| SealError::Manifest { at: at.clone(), source })?;
-    Ok(Seal { manifest_sha256: Sha256::of(&bytes), manifest })
+    let manifest = Manifest::decode(&bytes).map_err(|source| SealError::Manifest {
+        at: at.clone(),
+        source,
+    })?;
+    Ok(Seal {
+        manifest_sha256: Sha256::of(&bytes),
+        manifest,
+    })
 }
 
 /// Stores one file of the seal, or finds exactly it there.
-async fn write_once(store: &Arc<dyn Store>, lock: &CollectionLock, file: &'static str, bytes: &[u8]) -> Result<(), SealError> {
+async fn write_once(
+    store: &Arc<dyn Store>,
+    lock: &CollectionLock,
+    file: &'static str,
+    bytes: &[u8],
+) -> Result<(), SealError> {
     let at = lock.collection();
     let path: EvidencePath = file.parse()?;
     match store.size(at, &path).await? {
-        None => write(store, lock, &path, bytes).await.map(drop).map_err(SealError::from),
+        None => write(store, lock, &path, bytes)
+            .await
+            .map(drop)
+            .map_err(SealError::from),
         Some(_) => match store.recheck(lock, &path, Content::of(bytes)).await {
             Ok(_) => Ok(()),
-            Err(StoreError::Mismatch { .. }) => Err(SealError::Differs { at: at.clone(), file }),
+            Err(StoreError::Mismatch { .. }) => Err(SealError::Differs {
+                at: at.clone(),
+                file,
+            }),
             Err(error) => Err(error.into()),
         },
     }

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use impound_evidence::{CaseId, CollectionName, EvidencePath, EvidenceSource, Listing, OpenFile, Sha256};
+use impound_evidence::{
+    CaseId, CollectionName, EvidencePath, EvidenceSource, Listing, OpenFile, Sha256,
+};
 
 pub mod directory;
 mod error;
@@ -38,7 +40,11 @@ pub trait Store: Send + Sync {
 
     /// Starts a new object. Fails with [`StoreError::ObjectExists`] if the name is taken and with
     /// [`StoreError::Leftover`] if an earlier writer of it was cut off.
-    async fn writer(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Box<dyn ObjectWriter>, StoreError>;
+    async fn writer(
+        &self,
+        lock: &CollectionLock,
+        at: &EvidencePath,
+    ) -> Result<Box<dyn ObjectWriter>, StoreError>;
 
     /// The names that unfinished objects were meant for, ordered: those of writers that were cut
     /// off, and of those at work.
@@ -46,33 +52,62 @@ pub trait Store: Send + Sync {
 
     /// What a writer that was cut off has left of an object, made durable, read and hashed; nothing
     /// if there is nothing, or it has its name after all. Not for an object whose writer is at work.
-    async fn leftover(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Option<Box<dyn Unfinished>>, StoreError>;
+    async fn leftover(
+        &self,
+        lock: &CollectionLock,
+        at: &EvidencePath,
+    ) -> Result<Option<Box<dyn Unfinished>>, StoreError>;
 
     /// Re-reads a stored object and compares it with what was recorded of it.
-    async fn recheck(&self, lock: &CollectionLock, at: &EvidencePath, expected: Content) -> Result<Receipt, StoreError>;
+    async fn recheck(
+        &self,
+        lock: &CollectionLock,
+        at: &EvidencePath,
+        expected: Content,
+    ) -> Result<Receipt, StoreError>;
 
     /// The files of a collection with their sizes in bytes, ordered by path; unfinished ones are
     /// not among them.
     async fn list(&self, at: &CollectionId) -> Result<Vec<StoredFile>, StoreError>;
 
     /// Size of a file in bytes, or nothing if there is none of that name.
-    async fn size(&self, at: &CollectionId, path: &EvidencePath) -> Result<Option<u64>, StoreError>;
+    async fn size(&self, at: &CollectionId, path: &EvidencePath)
+    -> Result<Option<u64>, StoreError>;
 
     /// Reads a file from `offset` (bytes) to its end, in pieces of at most 1 MiB.
-    async fn read(&self, at: &CollectionId, path: &EvidencePath, offset: u64) -> Result<ObjectReader, StoreError>;
+    async fn read(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+        offset: u64,
+    ) -> Result<ObjectReader, StoreError>;
 
     /// A whole small file, or nothing if there is none of that name. Fails with
     /// [`StoreError::TooLarge`] above `limit` bytes.
-    async fn read_small(&self, at: &CollectionId, path: &EvidencePath, limit: u64) -> Result<Option<Vec<u8>>, StoreError>;
+    async fn read_small(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Adds whole lines to the custody log, which must have exactly `size` bytes now, and returns
     /// its new size. An unfinished last line, which only a crash leaves and nobody was told of, is
     /// cut off first; anything else there fails with [`StoreError::LogMoved`]. Durable on return.
-    async fn append_log(&self, at: &CollectionId, size: u64, lines: Vec<u8>) -> Result<u64, StoreError>;
+    async fn append_log(
+        &self,
+        at: &CollectionId,
+        size: u64,
+        lines: Vec<u8>,
+    ) -> Result<u64, StoreError>;
 
     /// Puts a newer checkpoint in the place of the old one, atomically and durably. Fails with
     /// [`StoreError::CheckpointBackwards`] if it covers fewer entries.
-    async fn replace_checkpoint(&self, at: &CollectionId, checkpoint: Vec<u8>) -> Result<(), StoreError>;
+    async fn replace_checkpoint(
+        &self,
+        at: &CollectionId,
+        checkpoint: Vec<u8>,
+    ) -> Result<(), StoreError>;
 
     /// The collection as the verifier reads it. Its methods block.
     fn evidence(&self, at: &CollectionId) -> StoredEvidence;
@@ -155,7 +190,10 @@ impl Content {
     /// The content of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self { size: bytes.len() as u64, sha256: Sha256::of(bytes) }
+        Self {
+            size: bytes.len() as u64,
+            sha256: Sha256::of(bytes),
+        }
     }
 }
 
@@ -230,11 +268,11 @@ pub struct ObjectReader {
 }
 
 /// A collection as `impound_evidence::verify` reads it. Blocks.
-pub struct StoredEvidence(Box<dyn EvidenceSource + Send + Sync>);
+pub struct StoredEvidence(Box<dyn EvidenceSource + Send>);
 
 impl StoredEvidence {
     /// Only for implementations of [`Store`].
-    pub(in crate::store) fn new(source: impl EvidenceSource + Send + Sync + 'static) -> Self {
+    pub(in crate::store) fn new(source: impl EvidenceSource + Send + 'static) -> Self {
         Self(Box::new(source))
     }
 }
@@ -256,5 +294,8 @@ impl EvidenceSource for StoredEvidence {
 pub fn partial_path(of: &EvidencePath, n: u32) -> Result<EvidencePath, StoreError> {
     format!("{of}.partial-{n}")
         .parse()
-        .map_err(|source| StoreError::Name { at: of.to_string(), source })
+        .map_err(|source| StoreError::Name {
+            at: of.to_string(),
+            source: Box::new(source),
+        })
 }

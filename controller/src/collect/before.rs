@@ -54,7 +54,13 @@ struct Object {
 impl Object {
     fn of(bytes: &[u8]) -> Self {
         let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
-        let text = |pointer| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |pointer| {
+            value
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         Self {
             api_version: text("/apiVersion"),
             kind: text("/kind"),
@@ -66,8 +72,15 @@ impl Object {
 
     /// In words: the plural of the API path is not in the object.
     fn api_call(&self) -> String {
-        let namespace = if self.namespace.is_empty() { String::new() } else { format!("{}/", self.namespace) };
-        format!("GET {} {} {namespace}{}", self.api_version, self.kind, self.name)
+        let namespace = if self.namespace.is_empty() {
+            String::new()
+        } else {
+            format!("{}/", self.namespace)
+        };
+        format!(
+            "GET {} {} {namespace}{}",
+            self.api_version, self.kind, self.name
+        )
     }
 }
 

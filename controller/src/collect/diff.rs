@@ -46,6 +46,43 @@ pub(super) async fn receive(
     watch: impl Fn(u64),
 ) -> Result<ReceivedDiff, ReceiveError> {
     let (mut text, mut lines) = (Output::new(text), Output::new(lines));
+    let received = changes(stream, &mut text, &mut lines, watch).await;
+    // Also of a broken diff: what came is kept.
+    let (text, lines) = (text.end().await?, lines.end().await?);
+    let (trailer, changes) = received?;
+    let announced =
+        Sha256::try_from(trailer.text_sha256.as_slice()).map_err(|_| ReceiveError::NoDigest)?;
+    if text.sha256 != announced {
+        let expected = Content {
+            size: text.size,
+            sha256: announced,
+        };
+        return Err(ReceiveError::Differs {
+            expected,
+            found: text,
+        });
+    }
+    if trailer.changes != changes {
+        return Err(ReceiveError::Count {
+            expected: trailer.changes,
+            found: changes,
+        });
+    }
+    Ok(ReceivedDiff {
+        text,
+        lines,
+        started: trailer.started,
+        finished: trailer.finished,
+    })
+}
+
+/// The changes up to the trailer, and how many there were.
+async fn changes(
+    stream: &mut Streaming<wire::DiffMessage>,
+    text: &mut Output<'_>,
+    lines: &mut Output<'_>,
+    watch: impl Fn(u64),
+) -> Result<(wire::DiffTrailer, u64), ReceiveError> {
     let mut changes = 0;
     let trailer = loop {
         match next(stream).await? {
@@ -58,30 +95,34 @@ pub(super) async fn receive(
                 }
                 for change in &batch.changes {
                     let kind = letter(change.kind())?;
-                    let line = serde_json::to_vec(&Line { kind, path: &change.path }).unwrap_or_default();
-                    text.write(&[kind.as_bytes(), b" ", change.path.as_bytes(), b"\n"]).await?;
+                    let line = serde_json::to_vec(&Line {
+                        kind,
+                        path: &change.path,
+                    })
+                    .unwrap_or_default();
+                    text.write(&[kind.as_bytes(), b" ", change.path.as_bytes(), b"\n"])
+                        .await?;
                     lines.write(&[&line, b"\n"]).await?;
                     changes += 1;
                 }
                 watch(text.size);
             }
             Some(Message::Trailer(trailer)) => break trailer,
-            None => return Err(ReceiveError::Order { expected: "a trailer", found: "the end without a trailer" }),
+            None => {
+                return Err(ReceiveError::Order {
+                    expected: "a trailer",
+                    found: "the end without a trailer",
+                });
+            }
         }
     };
     if next(stream).await?.is_some() {
-        return Err(ReceiveError::Order { expected: "the end", found: "more behind the trailer" });
+        return Err(ReceiveError::Order {
+            expected: "the end",
+            found: "more behind the trailer",
+        });
     }
-    let (text, lines) = (text.end().await?, lines.end().await?);
-    let announced = Sha256::try_from(trailer.text_sha256.as_slice()).map_err(|_| ReceiveError::NoDigest)?;
-    if text.sha256 != announced {
-        let expected = Content { size: text.size, sha256: announced };
-        return Err(ReceiveError::Differs { expected, found: text });
-    }
-    if trailer.changes != changes {
-        return Err(ReceiveError::Gap { expected: trailer.changes, found: changes });
-    }
-    Ok(ReceivedDiff { text, lines, started: trailer.started, finished: trailer.finished })
+    Ok((trailer, changes))
 }
 
 fn letter(kind: wire::ChangeKind) -> Result<&'static str, ReceiveError> {
@@ -89,18 +130,26 @@ fn letter(kind: wire::ChangeKind) -> Result<&'static str, ReceiveError> {
         wire::ChangeKind::Added => Ok("A"),
         wire::ChangeKind::Changed => Ok("C"),
         wire::ChangeKind::Deleted => Ok("D"),
-        wire::ChangeKind::Unspecified => {
-            Err(ReceiveError::Order { expected: "a change that is A, C or D", found: "one of another kind" })
-        }
+        wire::ChangeKind::Unspecified => Err(ReceiveError::Order {
+            expected: "a change that is A, C or D",
+            found: "one of another kind",
+        }),
     }
 }
 
 async fn next(stream: &mut Streaming<wire::DiffMessage>) -> Result<Option<Message>, ReceiveError> {
-    let message = timeout(SILENCE, stream.message()).await.map_err(|_| ReceiveError::Silence)??;
+    let message = timeout(SILENCE, stream.message())
+        .await
+        .map_err(|_| ReceiveError::Silence)??;
     match message {
         None => Ok(None),
-        Some(wire::DiffMessage { message: Some(message) }) => Ok(Some(message)),
-        Some(_) => Err(ReceiveError::Order { expected: "a message", found: "an empty one" }),
+        Some(wire::DiffMessage {
+            message: Some(message),
+        }) => Ok(Some(message)),
+        Some(_) => Err(ReceiveError::Order {
+            expected: "a message",
+            found: "an empty one",
+        }),
     }
 }
 
@@ -114,14 +163,23 @@ struct Output<'a> {
 
 impl<'a> Output<'a> {
     fn new(writer: &'a mut dyn ObjectWriter) -> Self {
-        Self { writer, hasher: Sha256Hasher::new(), gathered: BytesMut::new(), size: 0 }
+        Self {
+            writer,
+            hasher: Sha256Hasher::new(),
+            gathered: BytesMut::new(),
+            size: 0,
+        }
     }
 
     async fn write(&mut self, parts: &[&[u8]]) -> Result<(), ReceiveError> {
         for part in parts {
             self.gathered.extend_from_slice(part);
         }
-        if self.gathered.len() >= PIECE { self.flush().await } else { Ok(()) }
+        if self.gathered.len() >= PIECE {
+            self.flush().await
+        } else {
+            Ok(())
+        }
     }
 
     async fn flush(&mut self) -> Result<(), ReceiveError> {
@@ -133,6 +191,9 @@ impl<'a> Output<'a> {
 
     async fn end(mut self) -> Result<Content, ReceiveError> {
         self.flush().await?;
-        Ok(Content { size: self.size, sha256: self.hasher.finish() })
+        Ok(Content {
+            size: self.size,
+            sha256: self.hasher.finish(),
+        })
     }
 }

@@ -52,7 +52,12 @@ pub(super) enum Failure {
 
 impl Failure {
     pub(super) fn agent(error: &AgentError) -> Self {
-        Self::Attempt { why: describe(error), again: error.is_transient(), channel: true, code: None }
+        Self::Attempt {
+            why: describe(error),
+            again: error.is_transient(),
+            channel: true,
+            code: None,
+        }
     }
 
     pub(super) fn status(status: &Status) -> Self {
@@ -65,9 +70,17 @@ impl Failure {
                 | Code::Unauthenticated
                 | Code::Unimplemented
         );
-        let channel = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled);
+        let channel = matches!(
+            status.code(),
+            Code::Unavailable | Code::Unknown | Code::Cancelled
+        );
         let why = format!("the agent answered: {}", explain(status));
-        Self::Attempt { why, again: !settled, channel, code: Some(status.code()) }
+        Self::Attempt {
+            why,
+            again: !settled,
+            channel,
+            code: Some(status.code()),
+        }
     }
 
     /// The reason and whether another attempt can help; the error if there can't be one.
@@ -79,7 +92,12 @@ impl Failure {
     }
 
     fn now(why: impl Into<String>, again: bool) -> Self {
-        Self::Attempt { why: why.into(), again, channel: false, code: None }
+        Self::Attempt {
+            why: why.into(),
+            again,
+            channel: false,
+            code: None,
+        }
     }
 
     fn receive(error: &ReceiveError) -> Self {
@@ -125,11 +143,20 @@ impl Session<'_> {
             }
             let (why, again) = failure.reason()?;
             let last = !again || attempt == attempts;
-            for path in wanted.paths.iter().filter(|path| self.stored(path).is_none()) {
-                self.record_failed(&format!("{path}, attempt {attempt}"), &why).await?;
+            for path in wanted
+                .paths
+                .iter()
+                .filter(|path| self.stored(path).is_none())
+            {
+                self.record_failed(&format!("{path}, attempt {attempt}"), &why)
+                    .await?;
                 self.board.broke(path, &why);
                 if last {
-                    self.miss(path, self.has_partial(path), format!("{why} (after {attempt} of {attempts} attempts)"));
+                    self.miss(
+                        path,
+                        self.has_partial(path),
+                        format!("{why} (after {attempt} of {attempts} attempts)"),
+                    );
                 }
             }
             if last {
@@ -143,46 +170,87 @@ impl Session<'_> {
     fn have(&self, wanted: &Wanted<'_>) -> Option<Content> {
         let mut records = wanted.paths.iter().map(|path| self.stored(path));
         let first = records.next()??;
-        records.all(|record| record.is_some()).then_some(Content { size: first.size, sha256: first.sha256 })
+        records.all(|record| record.is_some()).then_some(Content {
+            size: first.size,
+            sha256: first.sha256,
+        })
     }
 
     fn has_partial(&self, path: &EvidencePath) -> bool {
         let prefix = format!("{path}.partial-");
-        self.all_stored().iter().any(|record| record.path.as_str().starts_with(&prefix))
+        self.all_stored()
+            .iter()
+            .any(|record| record.path.as_str().starts_with(&prefix))
     }
 
     async fn attempt(&self, wanted: &Wanted<'_>, last: bool) -> Result<Content, Failure> {
         match (wanted.ask, wanted.paths.as_slice()) {
-            (Ask::Diff { container }, [text, lines]) => self.attempt_diff(wanted.node, container, text, lines).await,
+            (Ask::Diff { container }, [text, lines]) => {
+                self.attempt_diff(wanted.node, container, text, lines).await
+            }
             (ask, [path]) => self.attempt_stream(wanted.node, ask, path, last).await,
-            _ => Err(Failure::now("an artifact was asked for with the wrong number of paths", false)),
+            _ => Err(Failure::now(
+                "an artifact was asked for with the wrong number of paths",
+                false,
+            )),
         }
     }
 
-    async fn attempt_stream(&self, node: &str, ask: Ask<'_>, path: &EvidencePath, last: bool) -> Result<Content, Failure> {
+    async fn attempt_stream(
+        &self,
+        node: &str,
+        ask: Ask<'_>,
+        path: &EvidencePath,
+        last: bool,
+    ) -> Result<Content, Failure> {
         let connection = self.connection(node).await?;
         let mut client = connection.client.clone();
         let offset = Some(connection.clock_offset_ms);
         let received_started = Timestamp::now();
         let (method, source, opened) = match ask {
             Ask::Inspect { container } => {
-                let message = wire::InspectContainerRequest { container_id: container.to_owned() };
-                (Method::Inspect, Some(container), client.inspect_container(self.request(message)).await)
+                let message = wire::InspectContainerRequest {
+                    container_id: container.to_owned(),
+                };
+                (
+                    Method::Inspect,
+                    Some(container),
+                    client.inspect_container(self.request(message)).await,
+                )
             }
             Ask::Export { container } => {
-                let message = wire::ExportRequest { container_id: container.to_owned() };
-                (Method::Export, Some(container), client.export(self.request(message)).await)
+                let message = wire::ExportRequest {
+                    container_id: container.to_owned(),
+                };
+                (
+                    Method::Export,
+                    Some(container),
+                    client.export(self.request(message)).await,
+                )
             }
             Ask::Save { reference } => {
-                let message = wire::SaveImageRequest { reference: reference.to_owned() };
-                (Method::Commit, None, client.save_image(self.request(message)).await)
+                let message = wire::SaveImageRequest {
+                    reference: reference.to_owned(),
+                };
+                (
+                    Method::Commit,
+                    None,
+                    client.save_image(self.request(message)).await,
+                )
             }
             Ask::Diff { .. } => return Err(Failure::now("a diff is no stream of bytes", false)),
         };
-        let mut stream = opened.map_err(|status| Failure::status(&status))?.into_inner();
-        let header = receive::header(&mut stream).await.map_err(|error| Failure::receive(&error))?;
+        let mut stream = opened
+            .map_err(|status| Failure::status(&status))?
+            .into_inner();
+        let header = receive::header(&mut stream)
+            .await
+            .map_err(|error| Failure::receive(&error))?;
         if let Some(source) = source.filter(|source| *source != header.source_id) {
-            let why = format!("asked for container {source}, the agent answered with {:?}", header.source_id);
+            let why = format!(
+                "asked for container {source}, the agent answered with {:?}",
+                header.source_id
+            );
             return Err(Failure::now(why, false));
         }
         let begun = Begun {
@@ -195,7 +263,10 @@ impl Session<'_> {
         };
         let mut writer = self.begin_object(path, &begun).await?;
         let is_tar = path.as_str().ends_with(".tar");
-        let received = receive::body(&mut stream, writer.as_mut(), is_tar, |bytes| self.board.received(path, bytes)).await;
+        let received = receive::body(&mut stream, writer.as_mut(), is_tar, |bytes| {
+            self.board.received(path, bytes)
+        })
+        .await;
         let (failure, reasons, finished) = match received {
             Ok(received) => match received.completeness {
                 Completeness::Complete => {
@@ -203,7 +274,10 @@ impl Session<'_> {
                     return self.finish_objects(vec![(record, writer)], offset).await;
                 }
                 Completeness::Incomplete { reasons } => {
-                    let failure = Failure::now(format!("the artifact is incomplete: {}", reasons.join("; ")), true);
+                    let failure = Failure::now(
+                        format!("the artifact is incomplete: {}", reasons.join("; ")),
+                        true,
+                    );
                     (failure, reasons, instant(received.finished))
                 }
             },
@@ -212,7 +286,10 @@ impl Session<'_> {
                 let reasons = vec![describe(&error)];
                 if matches!(&error, ReceiveError::Store(error) if error.is_full()) {
                     // Room to record and seal is worth more than the beginning of an artifact.
-                    writer.abort().await.map_err(|error| self.store_error(error))?;
+                    writer
+                        .abort()
+                        .await
+                        .map_err(|error| self.store_error(error))?;
                     return Err(failure);
                 }
                 (failure, reasons, None)
@@ -220,21 +297,37 @@ impl Session<'_> {
         };
         if method == Method::Commit && !last {
             // The image stands still on the node: the next attempt brings the same bytes.
-            writer.abort().await.map_err(|error| self.store_error(error))?;
+            writer
+                .abort()
+                .await
+                .map_err(|error| self.store_error(error))?;
         } else {
-            let left = writer.keep().await.map_err(|error| self.store_error(error))?;
+            let left = writer
+                .keep()
+                .await
+                .map_err(|error| self.store_error(error))?;
             self.keep(left, &begun, reasons, finished).await?;
         }
         Err(failure)
     }
 
-    async fn attempt_diff(&self, node: &str, container: &str, text: &EvidencePath, lines: &EvidencePath) -> Result<Content, Failure> {
+    async fn attempt_diff(
+        &self,
+        node: &str,
+        container: &str,
+        text: &EvidencePath,
+        lines: &EvidencePath,
+    ) -> Result<Content, Failure> {
         let connection = self.connection(node).await?;
         let mut client = connection.client.clone();
         let received_started = Timestamp::now();
-        let message = wire::DiffRequest { container_id: container.to_owned() };
+        let message = wire::DiffRequest {
+            container_id: container.to_owned(),
+        };
         let opened = client.diff(self.request(message)).await;
-        let mut stream = opened.map_err(|status| Failure::status(&status))?.into_inner();
+        let mut stream = opened
+            .map_err(|status| Failure::status(&status))?
+            .into_inner();
         let begun = |media_type: &str| Begun {
             media_type: media_type.to_owned(),
             method: Method::Diff,
@@ -248,7 +341,10 @@ impl Session<'_> {
         let mut to_lines = match self.begin_object(lines, &begun_lines).await {
             Ok(writer) => writer,
             Err(failure) => {
-                to_text.abort().await.map_err(|error| self.store_error(error))?;
+                to_text
+                    .abort()
+                    .await
+                    .map_err(|error| self.store_error(error))?;
                 return Err(failure);
             }
         };
@@ -260,11 +356,15 @@ impl Session<'_> {
                 let mut lines = record(lines, &begun_lines, received.lines, finished);
                 (text.started, lines.started) = (started, started);
                 let both = vec![(text, to_text), (lines, to_lines)];
-                self.finish_objects(both, Some(connection.clock_offset_ms)).await
+                self.finish_objects(both, Some(connection.clock_offset_ms))
+                    .await
             }
             Err(error) => {
                 for (writer, begun) in [(to_text, &begun_text), (to_lines, &begun_lines)] {
-                    let left = writer.keep().await.map_err(|error| self.store_error(error))?;
+                    let left = writer
+                        .keep()
+                        .await
+                        .map_err(|error| self.store_error(error))?;
                     self.keep(left, begun, vec![describe(&error)], None).await?;
                 }
                 Err(Failure::receive(&error))
@@ -273,8 +373,13 @@ impl Session<'_> {
     }
 
     /// Notes where an object comes from, so that it is known also after a crash, and opens it.
-    async fn begin_object(&self, path: &EvidencePath, begun: &Begun) -> Result<Box<dyn ObjectWriter>, Failure> {
-        self.note(|note| note.begun.insert(path.clone(), begun.clone())).await?;
+    async fn begin_object(
+        &self,
+        path: &EvidencePath,
+        begun: &Begun,
+    ) -> Result<Box<dyn ObjectWriter>, Failure> {
+        self.note(|note| note.begun.insert(path.clone(), begun.clone()))
+            .await?;
         match self.collector.store.writer(&self.lock, path).await {
             Ok(writer) => Ok(writer),
             Err(error) if error.is_full() => Err(Failure::store(&error)),
@@ -305,13 +410,21 @@ impl Session<'_> {
             (None, Some(content)) => Ok(content),
             (Some((record, error)), _) => {
                 let failure = Failure::store(&error);
-                let left = self.collector.store.leftover(&self.lock, &record.path).await.map_err(|error| self.store_error(error))?;
+                let left = self
+                    .collector
+                    .store
+                    .leftover(&self.lock, &record.path)
+                    .await
+                    .map_err(|error| self.store_error(error))?;
                 if let Some(left) = left {
                     if error.is_full() {
-                        left.discard().await.map_err(|error| self.store_error(error))?;
+                        left.discard()
+                            .await
+                            .map_err(|error| self.store_error(error))?;
                     } else {
                         let begun = begun_of(&record);
-                        self.keep(left, &begun, vec![describe(&error)], record.finished).await?;
+                        self.keep(left, &begun, vec![describe(&error)], record.finished)
+                            .await?;
                     }
                 }
                 Err(failure)
@@ -321,7 +434,12 @@ impl Session<'_> {
     }
 }
 
-fn record(path: &EvidencePath, begun: &Begun, content: Content, finished: Option<Timestamp>) -> ArtifactRecord {
+fn record(
+    path: &EvidencePath,
+    begun: &Begun,
+    content: Content,
+    finished: Option<Timestamp>,
+) -> ArtifactRecord {
     ArtifactRecord {
         path: path.clone(),
         size: content.size,

@@ -12,20 +12,32 @@ impl Session<'_> {
     pub(super) async fn full_stage(&self) -> Result<(), CollectError> {
         // Once more: a container may have been restarted since the quick stage.
         let target = &self.job.target;
-        let containers = self.containers(std::slice::from_ref(target), ContainerRole::Suspect).await?;
+        let containers = self
+            .containers(std::slice::from_ref(target), ContainerRole::Suspect)
+            .await?;
         self.quick(&target.node, &containers).await?;
         let mut paths = Vec::new();
         for known in &containers {
             paths.push(self.full_paths(known)?);
         }
-        self.board.expect(paths.iter().flat_map(|paths| [paths.export.clone(), paths.image.clone()]));
+        self.board.expect(
+            paths
+                .iter()
+                .flat_map(|paths| [paths.export.clone(), paths.image.clone()]),
+        );
         for (known, paths) in containers.iter().zip(paths) {
             let container = known.container.id.as_str();
             let ask = Ask::Export { container };
-            let export = Wanted { node: &target.node, paths: vec![paths.export], ask, expected_bytes: 0 };
+            let export = Wanted {
+                node: &target.node,
+                paths: vec![paths.export],
+                ask,
+                expected_bytes: 0,
+            };
             let exported = self.fetch(&export).await?;
             let expected = exported.map_or(0, |content| content.size);
-            self.image(known, &paths.repository, paths.image, expected).await?;
+            self.image(known, &paths.repository, paths.image, expected)
+                .await?;
         }
         Ok(())
     }
@@ -33,9 +45,17 @@ impl Session<'_> {
     fn full_paths(&self, known: &Known) -> Result<FullPaths, CollectError> {
         let container = &known.container;
         let what = "the name of a container";
-        let name = |source| CollectError::Name { at: self.at.to_string(), what, source };
+        let name = |source| CollectError::Name {
+            at: self.at.to_string(),
+            what,
+            source,
+        };
         // The same fallback as for its directory: the agent's word may be no name.
-        let called = if export_name(&container.name, &container.id).is_ok() { container.name.as_str() } else { "unnamed" };
+        let called = if export_name(&container.name, &container.id).is_ok() {
+            container.name.as_str()
+        } else {
+            "unnamed"
+        };
         let repository = image_name(called, &container.id).map_err(name)?;
         let export = export_name(called, &container.id).map_err(name)?;
         Ok(FullPaths {

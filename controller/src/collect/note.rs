@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use impound_evidence::{Agent, Alteration, Build, Container, EvidencePath, LogHead, Method, Missing, Timestamp};
+use impound_evidence::{
+    Agent, Alteration, Build, Container, EvidencePath, LogHead, Method, Missing, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 /// Notes of a running collection.

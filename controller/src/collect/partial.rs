@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use impound_evidence::{ArtifactRecord, BUNDLE, Completeness, EvidencePath, MANIFEST, Method, Timestamp};
+use impound_evidence::{
+    ArtifactRecord, BUNDLE, Completeness, EvidencePath, MANIFEST, Method, Timestamp,
+};
 
 use super::CollectError;
 use super::note::Begun;
@@ -11,27 +13,48 @@ use crate::store::{Unfinished, partial_path};
 
 impl Session<'_> {
     /// Settles a leftover of an earlier run. `read`: what the custody log says was read.
-    pub(super) async fn settle(&self, path: &EvidencePath, read: &BTreeMap<EvidencePath, ArtifactRecord>) -> Result<(), CollectError> {
-        let left = self.collector.store.leftover(&self.lock, path).await.map_err(|error| self.store_error(error))?;
+    pub(super) async fn settle(
+        &self,
+        path: &EvidencePath,
+        read: &BTreeMap<EvidencePath, ArtifactRecord>,
+    ) -> Result<(), CollectError> {
+        let left = self
+            .collector
+            .store
+            .leftover(&self.lock, path)
+            .await
+            .map_err(|error| self.store_error(error))?;
         let Some(left) = left else { return Ok(()) };
         // The crash came after `Read`: these are all its bytes, whole or a partial one's.
         let as_read = read.values().find(|record| {
-            let for_this = record.path == *path || record.path.as_str().starts_with(&format!("{path}.partial-"));
+            let for_this = record.path == *path
+                || record
+                    .path
+                    .as_str()
+                    .starts_with(&format!("{path}.partial-"));
             for_this && content(record) == left.content() && self.stored(&record.path).is_none()
         });
         if let Some(record) = as_read {
-            let named = left.keep_as(&record.path).await.map_err(|error| self.store_error(error))?;
+            let named = left
+                .keep_as(&record.path)
+                .await
+                .map_err(|error| self.store_error(error))?;
             return self.record_stored(vec![(record.clone(), named)]).await;
         }
         let begun = self.noted(|note| note.begun.get(path).cloned()).await;
-        let ours = path.as_str().starts_with("before/") || [MANIFEST, BUNDLE].contains(&path.as_str());
+        let ours =
+            path.as_str().starts_with("before/") || [MANIFEST, BUNDLE].contains(&path.as_str());
         match begun {
             // Made here, and made again from the same source.
-            _ if ours => left.discard().await.map_err(|error| self.store_error(error)),
+            _ if ours => left
+                .discard()
+                .await
+                .map_err(|error| self.store_error(error)),
             // The image is still on the node and is saved again.
-            Some(begun) if begun.method == Method::Commit => {
-                left.discard().await.map_err(|error| self.store_error(error))
-            }
+            Some(begun) if begun.method == Method::Commit => left
+                .discard()
+                .await
+                .map_err(|error| self.store_error(error)),
             begun => {
                 let why = "the controller stopped while the artifact was arriving".to_owned();
                 let begun = begun.unwrap_or_else(|| Begun {
@@ -56,7 +79,9 @@ impl Session<'_> {
         finished: Option<Timestamp>,
     ) -> Result<Option<EvidencePath>, CollectError> {
         if left.content().size == 0 {
-            left.discard().await.map_err(|error| self.store_error(error))?;
+            left.discard()
+                .await
+                .map_err(|error| self.store_error(error))?;
             return Ok(None);
         }
         let path = self.free_partial(left.intended()).await?;
@@ -75,7 +100,10 @@ impl Session<'_> {
             received_finished: Timestamp::now(),
         };
         self.record_read(&[&record], None).await?;
-        let receipt = left.keep_as(&path).await.map_err(|error| self.store_error(error))?;
+        let receipt = left
+            .keep_as(&path)
+            .await
+            .map_err(|error| self.store_error(error))?;
         self.record_stored(vec![(record, receipt)]).await?;
         Ok(Some(path))
     }
@@ -84,7 +112,12 @@ impl Session<'_> {
         let mut n = 1;
         loop {
             let path = partial_path(of, n).map_err(|error| self.store_error(error))?;
-            let size = self.collector.store.size(&self.at, &path).await.map_err(|error| self.store_error(error))?;
+            let size = self
+                .collector
+                .store
+                .size(&self.at, &path)
+                .await
+                .map_err(|error| self.store_error(error))?;
             if size.is_none() {
                 return Ok(path);
             }

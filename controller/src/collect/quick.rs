@@ -17,9 +17,15 @@ impl Session<'_> {
         let target = std::slice::from_ref(&self.job.target);
         let suspect = self.containers(target, ContainerRole::Suspect).await?;
         self.quick(&self.job.target.node, &suspect).await?;
-        let neighbours = self.containers(&self.job.neighbours, ContainerRole::Neighbour).await?;
+        let neighbours = self
+            .containers(&self.job.neighbours, ContainerRole::Neighbour)
+            .await?;
         self.quick(&self.job.target.node, &neighbours).await?;
-        let failures = self.all_missing().iter().map(|(path, why)| format!("{path}: {why}")).collect();
+        let failures = self
+            .all_missing()
+            .iter()
+            .map(|(path, why)| format!("{path}: {why}"))
+            .collect();
         self.board.quick_done(failures);
         Ok(())
     }
@@ -31,20 +37,41 @@ impl Session<'_> {
             expected.extend(self.quick_paths(known)?);
         }
         self.board.expect(expected);
-        stream::iter(containers.iter().map(Ok)).try_for_each_concurrent(AT_ONCE, |known| self.quick_one(node, known)).await
+        stream::iter(containers.iter().map(Ok))
+            .try_for_each_concurrent(AT_ONCE, |known| self.quick_one(node, known))
+            .await
     }
 
     async fn quick_one(&self, node: &str, known: &Known) -> Result<(), CollectError> {
         let container = known.container.id.as_str();
         let [inspect, text, lines] = self.quick_paths(known)?;
-        let inspected = Wanted { node, paths: vec![inspect], ask: Ask::Inspect { container }, expected_bytes: 0 };
+        let inspected = Wanted {
+            node,
+            paths: vec![inspect],
+            ask: Ask::Inspect { container },
+            expected_bytes: 0,
+        };
         self.fetch(&inspected).await?;
-        let diffed = Wanted { node, paths: vec![text, lines], ask: Ask::Diff { container }, expected_bytes: 0 };
+        let diffed = Wanted {
+            node,
+            paths: vec![text, lines],
+            ask: Ask::Diff { container },
+            expected_bytes: 0,
+        };
         self.fetch(&diffed).await.map(drop)
     }
 
     fn quick_paths(&self, known: &Known) -> Result<[EvidencePath; 3], CollectError> {
-        let below = |name: &str| self.path(&format!("{}/{name}", known.directory), "the name of a container");
-        Ok([below("inspect.json")?, below("diff.txt")?, below("diff.jsonl")?])
+        let below = |name: &str| {
+            self.path(
+                &format!("{}/{name}", known.directory),
+                "the name of a container",
+            )
+        };
+        Ok([
+            below("inspect.json")?,
+            below("diff.txt")?,
+            below("diff.jsonl")?,
+        ])
     }
 }

@@ -64,6 +64,14 @@ pub(super) enum ReceiveError {
         /// Where this one begins.
         found: u64,
     },
+    /// Changes are missing from a diff, or too many.
+    #[error("{expected} changes were announced by the agent's trailer, {found} arrived")]
+    Count {
+        /// The trailer's.
+        expected: u64,
+        /// What arrived.
+        found: u64,
+    },
     /// Too large or empty.
     #[error("expected a chunk of 1 to {CHUNK_LIMIT} bytes, the agent sent {0}")]
     Chunk(usize),
@@ -87,10 +95,15 @@ pub(super) enum ReceiveError {
 }
 
 /// The header that begins every stream.
-pub(super) async fn header(stream: &mut Streaming<wire::ArtifactMessage>) -> Result<wire::ArtifactHeader, ReceiveError> {
+pub(super) async fn header(
+    stream: &mut Streaming<wire::ArtifactMessage>,
+) -> Result<wire::ArtifactHeader, ReceiveError> {
     match next(stream).await? {
         Some(Message::Header(header)) => Ok(header),
-        other => Err(ReceiveError::Order { expected: "a header", found: name(other.as_ref()) }),
+        other => Err(ReceiveError::Order {
+            expected: "a header",
+            found: name(other.as_ref()),
+        }),
     }
 }
 
@@ -108,33 +121,55 @@ pub(super) async fn body(
         match next(stream).await? {
             Some(Message::Chunk(chunk)) => {
                 if chunk.offset != at {
-                    return Err(ReceiveError::Gap { expected: at, found: chunk.offset });
+                    return Err(ReceiveError::Gap {
+                        expected: at,
+                        found: chunk.offset,
+                    });
                 }
                 if chunk.data.is_empty() || chunk.data.len() > CHUNK_LIMIT {
                     return Err(ReceiveError::Chunk(chunk.data.len()));
                 }
                 at += chunk.data.len() as u64;
-                to_hash.send(chunk.data.clone()).await.map_err(|_| ReceiveError::HasherLost)?;
+                to_hash
+                    .send(chunk.data.clone())
+                    .await
+                    .map_err(|_| ReceiveError::HasherLost)?;
                 writer.write(chunk.data).await?;
                 watch(at);
             }
             Some(Message::Trailer(trailer)) => break trailer,
-            other => return Err(ReceiveError::Order { expected: "a chunk or a trailer", found: name(other.as_ref()) }),
+            other => {
+                return Err(ReceiveError::Order {
+                    expected: "a chunk or a trailer",
+                    found: name(other.as_ref()),
+                });
+            }
         }
     };
     // An error status behind the trailer takes it back.
     if let Some(more) = next(stream).await? {
-        return Err(ReceiveError::Order { expected: "the end", found: name(Some(&more)) });
+        return Err(ReceiveError::Order {
+            expected: "the end",
+            found: name(Some(&more)),
+        });
     }
     drop(to_hash);
     let (sha256, tar) = hashing.await.map_err(|_| ReceiveError::HasherLost)?;
     let found = Content { size: at, sha256 };
-    let announced = Sha256::try_from(trailer.sha256.as_slice()).map_err(|_| ReceiveError::NoDigest)?;
-    let expected = Content { size: trailer.size, sha256: announced };
+    let announced =
+        Sha256::try_from(trailer.sha256.as_slice()).map_err(|_| ReceiveError::NoDigest)?;
+    let expected = Content {
+        size: trailer.size,
+        sha256: announced,
+    };
     if found != expected {
         return Err(ReceiveError::Differs { expected, found });
     }
-    Ok(Received { content: found, completeness: verdict(&trailer, tar), finished: trailer.finished })
+    Ok(Received {
+        content: found,
+        completeness: verdict(&trailer, tar),
+        finished: trailer.finished,
+    })
 }
 
 /// The agent's word, unless the bytes themselves say otherwise.
@@ -143,12 +178,21 @@ fn verdict(trailer: &wire::ArtifactTrailer, tar: Option<Completeness>) -> Comple
         wire::Completeness::Complete => Vec::new(),
         wire::Completeness::Incomplete if !trailer.reasons.is_empty() => trailer.reasons.clone(),
         wire::Completeness::Incomplete => vec!["the agent gave no reason".to_owned()],
-        wire::Completeness::Unspecified => vec!["the agent did not say whether it is complete".to_owned()],
+        wire::Completeness::Unspecified => {
+            vec!["the agent did not say whether it is complete".to_owned()]
+        }
     };
     if let Some(Completeness::Incomplete { reasons: ours }) = tar {
-        reasons.extend(ours.into_iter().filter(|reason| !trailer.reasons.contains(reason)));
+        reasons.extend(
+            ours.into_iter()
+                .filter(|reason| !trailer.reasons.contains(reason)),
+        );
     }
-    if reasons.is_empty() { Completeness::Complete } else { Completeness::Incomplete { reasons } }
+    if reasons.is_empty() {
+        Completeness::Complete
+    } else {
+        Completeness::Incomplete { reasons }
+    }
 }
 
 fn hash(mut chunks: mpsc::Receiver<Bytes>, is_tar: bool) -> (Sha256, Option<Completeness>) {
@@ -163,12 +207,21 @@ fn hash(mut chunks: mpsc::Receiver<Bytes>, is_tar: bool) -> (Sha256, Option<Comp
     (hasher.finish(), tar.map(TarEnd::finish))
 }
 
-async fn next(stream: &mut Streaming<wire::ArtifactMessage>) -> Result<Option<Message>, ReceiveError> {
-    let message = timeout(SILENCE, stream.message()).await.map_err(|_| ReceiveError::Silence)??;
+async fn next(
+    stream: &mut Streaming<wire::ArtifactMessage>,
+) -> Result<Option<Message>, ReceiveError> {
+    let message = timeout(SILENCE, stream.message())
+        .await
+        .map_err(|_| ReceiveError::Silence)??;
     match message {
         None => Ok(None),
-        Some(wire::ArtifactMessage { message: Some(message) }) => Ok(Some(message)),
-        Some(_) => Err(ReceiveError::Order { expected: "a message", found: "an empty one" }),
+        Some(wire::ArtifactMessage {
+            message: Some(message),
+        }) => Ok(Some(message)),
+        Some(_) => Err(ReceiveError::Order {
+            expected: "a message",
+            found: "an empty one",
+        }),
     }
 }
 

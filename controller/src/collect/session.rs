@@ -46,20 +46,35 @@ impl Kept {
 
 impl<'a> Session<'a> {
     /// Creates the collection, or opens the one that this job has begun.
-    pub(super) async fn open(collector: &'a Collector, job: &'a CollectionJob, board: Board<'a>) -> Result<Self, CollectError> {
-        let at = CollectionId { case: job.case.clone(), name: job.name.clone() };
-        let store = |source| CollectError::Store { at: at.to_string(), source };
+    pub(super) async fn open(
+        collector: &'a Collector,
+        job: &'a CollectionJob,
+        board: Board<'a>,
+    ) -> Result<Self, CollectError> {
+        let at = CollectionId {
+            case: job.case.clone(),
+            name: job.name.clone(),
+        };
+        let store = |source| CollectError::Store {
+            at: at.to_string(),
+            source,
+        };
         match collector.store.create_collection(&at).await {
             Ok(()) | Err(StoreError::CollectionExists { .. }) => {}
             Err(error) => return Err(store(error)),
         }
         let lock = collector.store.lock(&at).await.map_err(store)?;
         let entries = collector.custody.entries(&at).await;
-        let entries = entries.map_err(|source| CollectError::Seal { at: at.to_string(), source })?;
+        let entries = entries.map_err(|source| CollectError::Seal {
+            at: at.to_string(),
+            source: Box::new(source),
+        })?;
         let note = match collector.store.note(&at).await.map_err(store)? {
             None => Note::default(),
-            Some(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| CollectError::Note { at: at.to_string(), reason: error.to_string() })?,
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| CollectError::Note {
+                at: at.to_string(),
+                reason: error.to_string(),
+            })?,
         };
         let session = Self {
             collector,
@@ -80,12 +95,19 @@ impl<'a> Session<'a> {
 
     /// Records an artifact as read, has it stored, records that: whatever is in the store has its
     /// record in the log, before it has its name.
-    pub(super) async fn record_read(&self, records: &[&ArtifactRecord], offset: Option<i64>) -> Result<(), CollectError> {
+    pub(super) async fn record_read(
+        &self,
+        records: &[&ArtifactRecord],
+        offset: Option<i64>,
+    ) -> Result<(), CollectError> {
         self.record(Event::Read, records, offset).await
     }
 
     /// Records what was stored; only then it counts.
-    pub(super) async fn record_stored(&self, kept: Vec<(ArtifactRecord, Receipt)>) -> Result<(), CollectError> {
+    pub(super) async fn record_stored(
+        &self,
+        kept: Vec<(ArtifactRecord, Receipt)>,
+    ) -> Result<(), CollectError> {
         let records: Vec<&ArtifactRecord> = kept.iter().map(|(record, _)| record).collect();
         self.record(Event::Stored, &records, None).await?;
         for (record, receipt) in kept {
@@ -109,12 +131,21 @@ impl<'a> Session<'a> {
     }
 
     /// Changes the note and saves it.
-    pub(super) async fn note<T>(&self, change: impl FnOnce(&mut Note) -> T) -> Result<T, CollectError> {
+    pub(super) async fn note<T>(
+        &self,
+        change: impl FnOnce(&mut Note) -> T,
+    ) -> Result<T, CollectError> {
         let mut note = self.note.lock().await;
         let result = change(&mut note);
-        let bytes = serde_json::to_vec(&*note)
-            .map_err(|error| CollectError::Note { at: self.at.to_string(), reason: error.to_string() })?;
-        self.collector.store.save_note(&self.lock, bytes).await.map_err(|error| self.store_error(error))?;
+        let bytes = serde_json::to_vec(&*note).map_err(|error| CollectError::Note {
+            at: self.at.to_string(),
+            reason: error.to_string(),
+        })?;
+        self.collector
+            .store
+            .save_note(&self.lock, bytes)
+            .await
+            .map_err(|error| self.store_error(error))?;
         Ok(result)
     }
 
@@ -125,12 +156,17 @@ impl<'a> Session<'a> {
 
     /// The record of an artifact that is stored.
     pub(super) fn stored(&self, path: &EvidencePath) -> Option<ArtifactRecord> {
-        locked(&self.stored).get(path).map(|kept| kept.record.clone())
+        locked(&self.stored)
+            .get(path)
+            .map(|kept| kept.record.clone())
     }
 
     /// Everything that is stored, ordered by path.
     pub(super) fn all_stored(&self) -> Vec<ArtifactRecord> {
-        locked(&self.stored).values().map(|kept| kept.record.clone()).collect()
+        locked(&self.stored)
+            .values()
+            .map(|kept| kept.record.clone())
+            .collect()
     }
 
     /// Gives an artifact up for this run.
@@ -143,7 +179,11 @@ impl<'a> Session<'a> {
     pub(super) fn all_missing(&self) -> BTreeMap<EvidencePath, String> {
         let stored = locked(&self.stored);
         let missing = locked(&self.missing);
-        missing.iter().filter(|(path, _)| !stored.contains_key(path)).map(|(p, why)| (p.clone(), why.clone())).collect()
+        missing
+            .iter()
+            .filter(|(path, _)| !stored.contains_key(path))
+            .map(|(p, why)| (p.clone(), why.clone()))
+            .collect()
     }
 
     pub(super) fn warn(&self, warning: String) {
@@ -155,22 +195,39 @@ impl<'a> Session<'a> {
     }
 
     /// A path of ours below the collection.
-    pub(super) fn path(&self, text: &str, what: &'static str) -> Result<EvidencePath, CollectError> {
-        text.parse().map_err(|source| CollectError::Name { at: self.at.to_string(), what, source })
+    pub(super) fn path(
+        &self,
+        text: &str,
+        what: &'static str,
+    ) -> Result<EvidencePath, CollectError> {
+        text.parse().map_err(|source| CollectError::Name {
+            at: self.at.to_string(),
+            what,
+            source,
+        })
     }
 
     pub(super) fn store_error(&self, source: StoreError) -> CollectError {
-        CollectError::Store { at: self.at.to_string(), source }
+        CollectError::Store {
+            at: self.at.to_string(),
+            source,
+        }
     }
 
     pub(super) fn seal_error(&self, source: SealError) -> CollectError {
-        CollectError::Seal { at: self.at.to_string(), source }
+        CollectError::Seal {
+            at: self.at.to_string(),
+            source: Box::new(source),
+        }
     }
 
     /// The first entry of the log says whose collection this is.
     async fn begin(&self) -> Result<(), CollectError> {
         let pod = &self.job.target;
-        let what = format!("collection of pod {}/{} (uid {}) on node {}", pod.namespace, pod.name, pod.uid, pod.node);
+        let what = format!(
+            "collection of pod {}/{} (uid {}) on node {}",
+            pod.namespace, pod.name, pod.uid, pod.node
+        );
         let Some(first) = self.entries.first() else {
             let mut entry = Entry::new(Event::Requested, self.job.requested_by.clone(), what);
             entry.why = Some(self.job.reason.clone());
@@ -182,10 +239,21 @@ impl<'a> Session<'a> {
             && first.why.as_ref() == Some(&self.job.reason);
         if !same {
             let found = format!("{} by {}", first.what, first.who);
-            return Err(CollectError::OtherRequest { at: self.at.to_string(), found });
+            return Err(CollectError::OtherRequest {
+                at: self.at.to_string(),
+                found,
+            });
         }
-        if self.entries.iter().all(|entry| entry.event != Event::Sealed) {
-            self.record_failed("the collection", "the controller that collected has stopped; another run goes on").await?;
+        if self
+            .entries
+            .iter()
+            .all(|entry| entry.event != Event::Sealed)
+        {
+            self.record_failed(
+                "the collection",
+                "the controller that collected has stopped; another run goes on",
+            )
+            .await?;
         }
         Ok(())
     }
@@ -193,12 +261,22 @@ impl<'a> Session<'a> {
     /// Compares what the log says with what the store holds, and settles what was cut off.
     pub(super) async fn take_up(&self) -> Result<(), CollectError> {
         let recorded = |event| {
-            let of_event = self.entries.iter().filter(move |entry| entry.event == event);
+            let of_event = self
+                .entries
+                .iter()
+                .filter(move |entry| entry.event == event);
             let records = of_event.filter_map(|entry| entry.artifact.as_ref());
-            records.map(|record| (record.path.clone(), record.clone())).collect::<BTreeMap<_, _>>()
+            records
+                .map(|record| (record.path.clone(), record.clone()))
+                .collect::<BTreeMap<_, _>>()
         };
         let (read, mut stored) = (recorded(Event::Read), recorded(Event::Stored));
-        let files = self.collector.store.list(&self.at).await.map_err(|error| self.store_error(error))?;
+        let files = self
+            .collector
+            .store
+            .list(&self.at)
+            .await
+            .map_err(|error| self.store_error(error))?;
         for file in files {
             if [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&file.path.as_str()) {
                 continue;
@@ -207,9 +285,16 @@ impl<'a> Session<'a> {
             let named_only = known.is_none();
             // Without `Stored`: the crash came between the naming and its entry.
             let Some(record) = known.or_else(|| read.get(&file.path).cloned()) else {
-                return Err(CollectError::Foreign { at: self.at.to_string(), path: file.path });
+                return Err(CollectError::Foreign {
+                    at: self.at.to_string(),
+                    path: file.path,
+                });
             };
-            let checked = self.collector.store.recheck(&self.lock, &file.path, content(&record)).await;
+            let checked = self
+                .collector
+                .store
+                .recheck(&self.lock, &file.path, content(&record))
+                .await;
             let receipt = checked.map_err(|error| self.store_error(error))?;
             if named_only {
                 self.record_stored(vec![(record, receipt)]).await?;
@@ -219,15 +304,29 @@ impl<'a> Session<'a> {
             }
         }
         if let Some((path, _)) = stored.pop_first() {
-            return Err(CollectError::Gone { at: self.at.to_string(), path });
+            return Err(CollectError::Gone {
+                at: self.at.to_string(),
+                path,
+            });
         }
-        for path in self.collector.store.leftovers(&self.lock).await.map_err(|error| self.store_error(error))? {
+        for path in self
+            .collector
+            .store
+            .leftovers(&self.lock)
+            .await
+            .map_err(|error| self.store_error(error))?
+        {
             self.settle(&path, &read).await?;
         }
         Ok(())
     }
 
-    async fn record(&self, event: Event, records: &[&ArtifactRecord], offset: Option<i64>) -> Result<(), CollectError> {
+    async fn record(
+        &self,
+        event: Event,
+        records: &[&ArtifactRecord],
+        offset: Option<i64>,
+    ) -> Result<(), CollectError> {
         let entry = |record: &&ArtifactRecord| {
             let mut entry = Entry::new(event, Collector::who(), record.path.to_string());
             entry.clock_offset_ms = offset;
@@ -241,7 +340,11 @@ impl<'a> Session<'a> {
         let path = record.path.clone();
         let expected = content(&record);
         let kept = Kept::new(record, receipt).ok_or_else(|| {
-            self.store_error(StoreError::Mismatch { at: path.to_string(), expected, found: receipt.content() })
+            self.store_error(StoreError::Mismatch {
+                at: path.to_string(),
+                expected: expected.into(),
+                found: receipt.content().into(),
+            })
         })?;
         locked(&self.stored).insert(path, kept);
         Ok(())
@@ -250,7 +353,10 @@ impl<'a> Session<'a> {
 
 /// What a record says of the bytes.
 pub(super) fn content(record: &ArtifactRecord) -> Content {
-    Content { size: record.size, sha256: record.sha256 }
+    Content {
+        size: record.size,
+        sha256: record.sha256,
+    }
 }
 
 /// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.

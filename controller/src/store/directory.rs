@@ -6,7 +6,8 @@
 //! opened relative to its parent and never through a symlink, so that something planted in the
 //! store is refused, not followed.
 //!
-//! Memory of a running writer: about 6 MiB (a queue of four chunks and two blocks of 1 MiB).
+//! Memory of a running writer: up to 12 MiB (a queue of four chunks and two blocks of 4 MiB); for a
+//! small object little more than its size.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use async_trait::async_trait;
 use impound_evidence::{CaseId, CollectionName, EvidencePath};
 
 use super::{
-    CollectionId, CollectionLock, Content, ObjectReader, ObjectWriter, Receipt, Store, StoreError, StoredEvidence,
-    StoredFile, Unfinished,
+    CollectionId, CollectionLock, Content, ObjectReader, ObjectWriter, Receipt, Store, StoreError,
+    StoredEvidence, StoredFile, Unfinished,
 };
 use source::Source;
 use tree::Tree;
@@ -46,7 +47,9 @@ impl DirectoryStore {
     /// # Errors
     /// [`StoreError::Open`] if it is none.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        Ok(Self { tree: Arc::new(Tree::open(root)?) })
+        Ok(Self {
+            tree: Arc::new(Tree::open(root)?),
+        })
     }
 
     /// Runs a file system call where it may block.
@@ -58,21 +61,26 @@ impl DirectoryStore {
         let tree = Arc::clone(&self.tree);
         let at = at.clone();
         let lost = StoreError::WriterLost { at: at.to_string() };
-        tokio::task::spawn_blocking(move || work(tree, at)).await.map_err(|_| lost)?
+        tokio::task::spawn_blocking(move || work(tree, at))
+            .await
+            .map_err(|_| lost)?
     }
 }
 
 #[async_trait]
 impl Store for DirectoryStore {
     async fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError> {
-        self.blocking(at, |tree, at| tree.create_collection(&at)).await
+        self.blocking(at, |tree, at| tree.create_collection(&at))
+            .await
     }
 
     async fn collections(&self, case: &CaseId) -> Result<Vec<CollectionName>, StoreError> {
         let (tree, of) = (Arc::clone(&self.tree), case.clone());
         tokio::task::spawn_blocking(move || tree.collections(&of))
             .await
-            .map_err(|_| StoreError::WriterLost { at: case.to_string() })?
+            .map_err(|_| StoreError::WriterLost {
+                at: case.to_string(),
+            })?
     }
 
     async fn lock(&self, at: &CollectionId) -> Result<CollectionLock, StoreError> {
@@ -83,30 +91,56 @@ impl Store for DirectoryStore {
         .await
     }
 
-    async fn writer(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Box<dyn ObjectWriter>, StoreError> {
+    async fn writer(
+        &self,
+        lock: &CollectionLock,
+        at: &EvidencePath,
+    ) -> Result<Box<dyn ObjectWriter>, StoreError> {
         let (lock, path) = (lock.clone(), at.clone());
-        let temporary =
-            self.blocking(&lock.collection().clone(), move |tree, _| writer::Temporary::create(tree, lock, path)).await?;
+        let temporary = self
+            .blocking(&lock.collection().clone(), move |tree, _| {
+                writer::Temporary::create(tree, lock, path)
+            })
+            .await?;
         Ok(Box::new(writer::Writer::start(temporary)))
     }
 
     async fn leftovers(&self, lock: &CollectionLock) -> Result<Vec<EvidencePath>, StoreError> {
-        self.blocking(lock.collection(), |tree, at| tree.temporaries(&at)).await
+        self.blocking(lock.collection(), |tree, at| tree.temporaries(&at))
+            .await
     }
 
-    async fn leftover(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Option<Box<dyn Unfinished>>, StoreError> {
+    async fn leftover(
+        &self,
+        lock: &CollectionLock,
+        at: &EvidencePath,
+    ) -> Result<Option<Box<dyn Unfinished>>, StoreError> {
         let (lock, path) = (lock.clone(), at.clone());
-        self.blocking(&lock.collection().clone(), move |tree, _| Left::settle(&tree, &lock, path)).await
+        self.blocking(&lock.collection().clone(), move |tree, _| {
+            Left::settle(&tree, &lock, path)
+        })
+        .await
     }
 
-    async fn recheck(&self, lock: &CollectionLock, at: &EvidencePath, expected: Content) -> Result<Receipt, StoreError> {
+    async fn recheck(
+        &self,
+        lock: &CollectionLock,
+        at: &EvidencePath,
+        expected: Content,
+    ) -> Result<Receipt, StoreError> {
         let path = at.clone();
         self.blocking(lock.collection(), move |tree, at| {
             let name = tree::name(&at, &path);
-            let (file, _) = tree.file(&at, &path)?.ok_or_else(|| StoreError::NotFound { at: name.clone() })?;
+            let (file, _) = tree
+                .file(&at, &path)?
+                .ok_or_else(|| StoreError::NotFound { at: name.clone() })?;
             let found = reread::whole(&tree, &name, file)?;
             if found != expected {
-                return Err(StoreError::Mismatch { at: name, expected, found });
+                return Err(StoreError::Mismatch {
+                    at: name,
+                    expected: expected.into(),
+                    found: found.into(),
+                });
             }
             Ok(Receipt::new(path, found))
         })
@@ -117,27 +151,61 @@ impl Store for DirectoryStore {
         self.blocking(at, |tree, at| tree.files(&at)).await
     }
 
-    async fn size(&self, at: &CollectionId, path: &EvidencePath) -> Result<Option<u64>, StoreError> {
+    async fn size(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+    ) -> Result<Option<u64>, StoreError> {
         let path = path.clone();
-        self.blocking(at, move |tree, at| Ok(tree.file(&at, &path)?.map(|(_, size)| size))).await
+        self.blocking(at, move |tree, at| {
+            Ok(tree.file(&at, &path)?.map(|(_, size)| size))
+        })
+        .await
     }
 
-    async fn read(&self, at: &CollectionId, path: &EvidencePath, offset: u64) -> Result<ObjectReader, StoreError> {
+    async fn read(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+        offset: u64,
+    ) -> Result<ObjectReader, StoreError> {
         let path = path.clone();
-        self.blocking(at, move |tree, at| reader::open(&tree, &at, &path, offset)).await
+        self.blocking(at, move |tree, at| reader::open(&tree, &at, &path, offset))
+            .await
     }
 
-    async fn read_small(&self, at: &CollectionId, path: &EvidencePath, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn read_small(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         let path = path.clone();
-        self.blocking(at, move |tree, at| reader::small(&tree, &at, &path, limit)).await
+        self.blocking(at, move |tree, at| reader::small(&tree, &at, &path, limit))
+            .await
     }
 
-    async fn append_log(&self, at: &CollectionId, size: u64, lines: Vec<u8>) -> Result<u64, StoreError> {
-        self.blocking(at, move |tree, at| growing::append(&tree, &at, size, &lines)).await
+    async fn append_log(
+        &self,
+        at: &CollectionId,
+        size: u64,
+        lines: Vec<u8>,
+    ) -> Result<u64, StoreError> {
+        self.blocking(at, move |tree, at| {
+            growing::append(&tree, &at, size, &lines)
+        })
+        .await
     }
 
-    async fn replace_checkpoint(&self, at: &CollectionId, checkpoint: Vec<u8>) -> Result<(), StoreError> {
-        self.blocking(at, move |tree, at| growing::checkpoint(&tree, &at, &checkpoint)).await
+    async fn replace_checkpoint(
+        &self,
+        at: &CollectionId,
+        checkpoint: Vec<u8>,
+    ) -> Result<(), StoreError> {
+        self.blocking(at, move |tree, at| {
+            growing::checkpoint(&tree, &at, &checkpoint)
+        })
+        .await
     }
 
     fn evidence(&self, at: &CollectionId) -> StoredEvidence {
@@ -145,11 +213,15 @@ impl Store for DirectoryStore {
     }
 
     async fn note(&self, at: &CollectionId) -> Result<Option<Vec<u8>>, StoreError> {
-        self.blocking(at, |tree, at| growing::note(&tree, &at)).await
+        self.blocking(at, |tree, at| growing::note(&tree, &at))
+            .await
     }
 
     async fn save_note(&self, lock: &CollectionLock, note: Vec<u8>) -> Result<(), StoreError> {
-        self.blocking(lock.collection(), move |tree, at| growing::save_note(&tree, &at, &note)).await
+        self.blocking(lock.collection(), move |tree, at| {
+            growing::save_note(&tree, &at, &note)
+        })
+        .await
     }
 
     fn location(&self, at: &CollectionId) -> String {
@@ -160,6 +232,8 @@ impl Store for DirectoryStore {
         let tree = Arc::clone(&self.tree);
         tokio::task::spawn_blocking(move || tree.free())
             .await
-            .map_err(|_| StoreError::WriterLost { at: "the store".to_owned() })?
+            .map_err(|_| StoreError::WriterLost {
+                at: "the store".to_owned(),
+            })?
     }
 }

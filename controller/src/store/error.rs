@@ -10,7 +10,9 @@ use super::Content;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The store's root can't be used.
-    #[error("the evidence store {path} can't be opened; it must be a directory on a volume that this process may write to")]
+    #[error(
+        "the evidence store {path} can't be opened; it must be a directory on a volume that this process may write to"
+    )]
     Open {
         /// The path that was given.
         path: String,
@@ -18,7 +20,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// `create_collection` of an existing one.
-    #[error("collection {at} exists in the store; collections are never overwritten, choose another name")]
+    #[error(
+        "collection {at} exists in the store; collections are never overwritten, choose another name"
+    )]
     CollectionExists {
         /// `<case>/<collection>`
         at: String,
@@ -30,7 +34,9 @@ pub enum StoreError {
         at: String,
     },
     /// Somebody else writes to the collection.
-    #[error("collection {at} is being written by another task or replica; try again when it has ended")]
+    #[error(
+        "collection {at} is being written by another task or replica; try again when it has ended"
+    )]
     Busy {
         /// `<case>/<collection>`
         at: String,
@@ -42,7 +48,9 @@ pub enum StoreError {
         at: String,
     },
     /// The name is taken by an unfinished object.
-    #[error("an earlier attempt at {at} was cut off and its bytes are still there; settle it first")]
+    #[error(
+        "an earlier attempt at {at} was cut off and its bytes are still there; settle it first"
+    )]
     Leftover {
         /// `<case>/<collection>/<path>`
         at: String,
@@ -67,10 +75,12 @@ pub enum StoreError {
         /// The name it was derived from.
         at: String,
         /// Why not.
-        source: NameError,
+        source: Box<NameError>,
     },
     /// The volume is full.
-    #[error("the store has no room for {at}: {free} bytes are free in {root}; free some or enlarge the volume, then collect again")]
+    #[error(
+        "the store has no room for {at}: {free} bytes are free in {root}; free some or enlarge the volume, then collect again"
+    )]
     Full {
         /// `<case>/<collection>/<path>`
         at: String,
@@ -80,17 +90,21 @@ pub enum StoreError {
         root: String,
     },
     /// What was re-read is not what arrived.
-    #[error("{at} was read back from the store as {found}, but {expected} had been written; the volume is not to be trusted, check it and collect again elsewhere")]
+    #[error(
+        "{at} was read back from the store as {found}, but {expected} had been written; the volume is not to be trusted, check it and collect again elsewhere"
+    )]
     Mismatch {
         /// `<case>/<collection>/<path>`
         at: String,
         /// What arrived, or what was recorded earlier.
-        expected: Content,
+        expected: Box<Content>,
         /// What the store gave back.
-        found: Content,
+        found: Box<Content>,
     },
     /// A symlink, device, socket or the like where a file or directory belongs.
-    #[error("{at} is no {expected}; somebody has put something else there, so the store refuses to follow it")]
+    #[error(
+        "{at} is no {expected}; somebody has put something else there, so the store refuses to follow it"
+    )]
     Planted {
         /// `<case>/<collection>/<path>`
         at: String,
@@ -103,7 +117,7 @@ pub enum StoreError {
         /// `<case>/<collection>/<path>` of the directory
         at: String,
         /// What is wrong with it.
-        source: NameError,
+        source: Box<NameError>,
     },
     /// Larger than a small file may be.
     #[error("{at} has {size} bytes, at most {limit} were expected")]
@@ -116,7 +130,9 @@ pub enum StoreError {
         limit: u64,
     },
     /// The custody log is not as long as the writer believed.
-    #[error("the custody log of {at} was expected to have {expected} bytes but has {found}; somebody else has written to it, read it again")]
+    #[error(
+        "the custody log of {at} was expected to have {expected} bytes but has {found}; somebody else has written to it, read it again"
+    )]
     LogMoved {
         /// `<case>/<collection>`
         at: String,
@@ -126,7 +142,9 @@ pub enum StoreError {
         found: u64,
     },
     /// A checkpoint that covers less than the stored one, or is none.
-    #[error("the new checkpoint of {at} covers {new} entries, the stored one {stored}; a log never shrinks")]
+    #[error(
+        "the new checkpoint of {at} covers {new} entries, the stored one {stored}; a log never shrinks"
+    )]
     CheckpointBackwards {
         /// `<case>/<collection>`
         at: String,
@@ -136,7 +154,9 @@ pub enum StoreError {
         stored: u64,
     },
     /// Something that is no checkpoint.
-    #[error("the {which} checkpoint of {at} is none: its second line must be the number of entries")]
+    #[error(
+        "the {which} checkpoint of {at} is none: its second line must be the number of entries"
+    )]
     NotACheckpoint {
         /// `<case>/<collection>`
         at: String,

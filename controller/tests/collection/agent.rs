@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use impound_evidence::Sha256;
+use impound_proto::PeerId;
 use impound_proto::agent::v1::agent_server::{Agent, AgentServer};
 use impound_proto::agent::v1::*;
 use impound_proto::tls::{Peers, TlsFiles, http2, incoming, server_credentials};
-use impound_proto::PeerId;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -22,7 +22,7 @@ const CHUNK: usize = 1000;
 
 /// What goes wrong with one call.
 #[derive(Clone, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// A status in the place of an answer.
     Status(tonic::Code),
     /// A status after so many chunks.
@@ -46,72 +46,92 @@ pub enum Fault {
 }
 
 #[derive(Default)]
-pub struct State {
-    pub containers: Vec<Container>,
+pub(crate) struct State {
+    pub(crate) containers: Vec<Container>,
     /// By container id.
-    pub exports: HashMap<String, Vec<u8>>,
+    pub(crate) exports: HashMap<String, Vec<u8>>,
     /// By container id.
-    pub diffs: HashMap<String, Vec<(ChangeKind, String)>>,
+    pub(crate) diffs: HashMap<String, Vec<(ChangeKind, String)>>,
     /// On the node, by reference.
-    pub images: BTreeMap<String, Vec<u8>>,
+    pub(crate) images: BTreeMap<String, Vec<u8>>,
     /// For the next call of that name, in order.
-    pub faults: HashMap<&'static str, Vec<Fault>>,
+    pub(crate) faults: HashMap<&'static str, Vec<Fault>>,
     /// Every call.
-    pub calls: Vec<String>,
+    pub(crate) calls: Vec<String>,
     /// The agent's clock minus the controller's.
-    pub clock_offset: Duration,
+    pub(crate) clock_offset: Duration,
 }
 
 /// The agent and what it was made of.
 #[derive(Clone)]
-pub struct FakeAgent {
-    pub node: String,
-    pub state: Arc<Mutex<State>>,
+pub(crate) struct FakeAgent {
+    pub(crate) node: String,
+    pub(crate) state: Arc<Mutex<State>>,
 }
 
 impl FakeAgent {
-    pub fn new(node: &str) -> Self {
-        Self { node: node.to_owned(), state: Arc::default() }
+    pub(crate) fn new(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            state: Arc::default(),
+        }
     }
 
     /// Serves with the files in `tls`; ends when the handle is aborted.
-    pub async fn serve(&self, tls: &std::path::Path) -> (u16, tokio::task::JoinHandle<()>) {
+    pub(crate) async fn serve(&self, tls: &std::path::Path) -> (u16, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         (port, self.serve_at(tls, listener))
     }
 
-    pub fn serve_at(&self, tls: &std::path::Path, listener: TcpListener) -> tokio::task::JoinHandle<()> {
+    pub(crate) fn serve_at(
+        &self,
+        tls: &std::path::Path,
+        listener: TcpListener,
+    ) -> tokio::task::JoinHandle<()> {
         let own: PeerId = PeerId::agent(tls.file_name().unwrap().to_str().unwrap()).unwrap();
         let files = TlsFiles::in_dir(tls, "controller-ca.crt");
-        let (credentials, reloader) = server_credentials(files, own, Peers::Only(PeerId::Controller)).unwrap();
+        let (credentials, reloader) =
+            server_credentials(files, own, Peers::Only(PeerId::Controller)).unwrap();
         let service = AgentServer::new(self.clone());
         tokio::spawn(async move {
             let _reloader = reloader;
             let server = http2::server(Server::builder()).add_service(service);
-            server.serve_with_incoming(incoming(listener, credentials)).await.unwrap();
+            server
+                .serve_with_incoming(incoming(listener, credentials))
+                .await
+                .unwrap();
         })
     }
 
     /// A container of a pod, as a kubelet names it, with a file system of `size` bytes.
-    pub fn add(&self, pod: (&str, &str, &str), name: &str, attempt: u32, size: usize) -> String {
+    pub(crate) fn add(
+        &self,
+        pod: (&str, &str, &str),
+        name: &str,
+        attempt: u32,
+        size: usize,
+    ) -> String {
         let (namespace, pod_name, uid) = pod;
         let id = Sha256::of(format!("{uid}/{name}/{attempt}").as_bytes()).to_string();
         let mut state = self.state.lock().unwrap();
-        state.containers.insert(0, Container {
-            id: id.clone(),
-            name: format!("k8s_{name}_{pod_name}_{namespace}_{uid}_{attempt}"),
-            image: "sha256:1234".into(),
-            image_id: "sha256:1234".into(),
-            state: ContainerState::Running.into(),
-            created: Some(SystemTime::now().into()),
-            pod_namespace: namespace.into(),
-            pod_name: pod_name.into(),
-            pod_uid: uid.into(),
-            container_name: name.into(),
-            sandbox: name == "POD",
-            attempt,
-        });
+        state.containers.insert(
+            0,
+            Container {
+                id: id.clone(),
+                name: format!("k8s_{name}_{pod_name}_{namespace}_{uid}_{attempt}"),
+                image: "sha256:1234".into(),
+                image_id: "sha256:1234".into(),
+                state: ContainerState::Running.into(),
+                created: Some(SystemTime::now().into()),
+                pod_namespace: namespace.into(),
+                pod_name: pod_name.into(),
+                pod_uid: uid.into(),
+                container_name: name.into(),
+                sandbox: name == "POD",
+                attempt,
+            },
+        );
         state.exports.insert(id.clone(), tar(size, id.as_bytes()));
         let changes = vec![
             (ChangeKind::Changed, "/tmp".to_owned()),
@@ -123,11 +143,24 @@ impl FakeAgent {
     }
 
     /// Lets the next call of that name go wrong.
-    pub fn fail(&self, call: &'static str, fault: Fault) {
-        self.state.lock().unwrap().faults.entry(call).or_default().push(fault);
+    pub(crate) fn fail(&self, call: &'static str, fault: Fault) {
+        self.state
+            .lock()
+            .unwrap()
+            .faults
+            .entry(call)
+            .or_default()
+            .push(fault);
     }
 
-    pub fn calls(&self) -> Vec<String> {
+    /// The container is removed after it was listed.
+    pub(crate) fn lose(&self, id: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.exports.remove(id);
+        state.diffs.remove(id);
+    }
+
+    pub(crate) fn calls(&self) -> Vec<String> {
         self.state.lock().unwrap().calls.clone()
     }
 
@@ -141,13 +174,29 @@ impl FakeAgent {
         }
     }
 
-    fn stream(&self, source: &str, media: &str, call: String, bytes: Vec<u8>, fault: Option<Fault>) -> Messages {
+    fn stream(
+        &self,
+        source: &str,
+        media: &str,
+        call: String,
+        bytes: Vec<u8>,
+        fault: Option<Fault>,
+    ) -> Messages {
         let bytes = match fault {
             Some(Fault::Truncated | Fault::TruncatedSilently) => bytes[..bytes.len() / 2].to_vec(),
             _ => bytes,
         };
-        let source_id = if matches!(fault, Some(Fault::OtherSource)) { "other".to_owned() } else { source.to_owned() };
-        let header = ArtifactHeader { source_id, media_type: media.into(), api_call: call, started: Some(SystemTime::now().into()) };
+        let source_id = if matches!(fault, Some(Fault::OtherSource)) {
+            "other".to_owned()
+        } else {
+            source.to_owned()
+        };
+        let header = ArtifactHeader {
+            source_id,
+            media_type: media.into(),
+            api_call: call,
+            started: Some(SystemTime::now().into()),
+        };
         let mut messages = vec![Ok(artifact_message::Message::Header(header))];
         for (n, data) in bytes.chunks(CHUNK).enumerate() {
             if matches!(fault, Some(Fault::BreakAfter(after)) if n == after) {
@@ -157,7 +206,10 @@ impl FakeAgent {
             if matches!(fault, Some(Fault::Gap)) && n == 1 {
                 continue;
             }
-            let chunk = ArtifactChunk { offset: (n * CHUNK) as u64, data: Bytes::copy_from_slice(data) };
+            let chunk = ArtifactChunk {
+                offset: (n * CHUNK) as u64,
+                data: Bytes::copy_from_slice(data),
+            };
             messages.push(Ok(artifact_message::Message::Chunk(chunk)));
         }
         let (mut size, mut sha256) = (bytes.len() as u64, Sha256::of(&bytes));
@@ -171,15 +223,30 @@ impl FakeAgent {
             messages.push(Ok(artifact_message::Message::Trailer(ArtifactTrailer {
                 size,
                 sha256: sha256.as_bytes().to_vec(),
-                completeness: if truncated { Completeness::Incomplete } else { Completeness::Complete }.into(),
-                reasons: if truncated { vec!["it ends in the middle of a member".into()] } else { vec![] },
+                completeness: if truncated {
+                    Completeness::Incomplete
+                } else {
+                    Completeness::Complete
+                }
+                .into(),
+                reasons: if truncated {
+                    vec!["it ends in the middle of a member".into()]
+                } else {
+                    vec![]
+                },
                 finished: Some(SystemTime::now().into()),
             })));
         }
         if matches!(fault, Some(Fault::ErrorBehindTrailer)) {
             messages.push(Err(Status::data_loss("it was not all after all")));
         }
-        stream::iter(messages).map(|message| message.map(|message| ArtifactMessage { message: Some(message) })).boxed()
+        stream::iter(messages)
+            .map(|message| {
+                message.map(|message| ArtifactMessage {
+                    message: Some(message),
+                })
+            })
+            .boxed()
     }
 }
 
@@ -200,39 +267,72 @@ impl Agent for FakeAgent {
         }))
     }
 
-    async fn list_containers(&self, request: Request<ListContainersRequest>) -> Result<Response<ListContainersResponse>, Status> {
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
         assert_eq!(request.metadata().get("impound-case").unwrap(), "INC-1");
         self.called("list", "")?;
-        Ok(Response::new(ListContainersResponse { containers: self.state.lock().unwrap().containers.clone() }))
+        Ok(Response::new(ListContainersResponse {
+            containers: self.state.lock().unwrap().containers.clone(),
+        }))
     }
 
     type InspectContainerStream = Messages;
 
-    async fn inspect_container(&self, request: Request<InspectContainerRequest>) -> Result<Response<Messages>, Status> {
+    async fn inspect_container(
+        &self,
+        request: Request<InspectContainerRequest>,
+    ) -> Result<Response<Messages>, Status> {
         let id = request.into_inner().container_id;
         let fault = self.called("inspect", &id)?;
-        self.state.lock().unwrap().exports.get(&id).ok_or_else(|| Status::not_found(format!("no container {id}")))?;
+        self.state
+            .lock()
+            .unwrap()
+            .exports
+            .get(&id)
+            .ok_or_else(|| Status::not_found(format!("no container {id}")))?;
         let json = format!("{{\"Id\":\"{id}\"}}").into_bytes();
-        Ok(Response::new(self.stream(&id, "application/json", format!("GET /containers/{id}/json"), json, fault)))
+        Ok(Response::new(self.stream(
+            &id,
+            "application/json",
+            format!("GET /containers/{id}/json"),
+            json,
+            fault,
+        )))
     }
 
     type DiffStream = Pin<Box<dyn Stream<Item = Result<DiffMessage, Status>> + Send>>;
 
-    async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<Self::DiffStream>, Status> {
+    async fn diff(
+        &self,
+        request: Request<DiffRequest>,
+    ) -> Result<Response<Self::DiffStream>, Status> {
         let id = request.into_inner().container_id;
         let fault = self.called("diff", &id)?;
         let state = self.state.lock().unwrap();
-        let changes = state.diffs.get(&id).ok_or_else(|| Status::not_found(format!("no container {id}")))?;
+        let changes = state
+            .diffs
+            .get(&id)
+            .ok_or_else(|| Status::not_found(format!("no container {id}")))?;
         let letter = |kind: &ChangeKind| match kind {
             ChangeKind::Added => "A",
             ChangeKind::Changed => "C",
             _ => "D",
         };
-        let text: String = changes.iter().map(|(kind, path)| format!("{} {path}\n", letter(kind))).collect();
+        let text: String = changes
+            .iter()
+            .map(|(kind, path)| format!("{} {path}\n", letter(kind)))
+            .collect();
         let mut messages = Vec::new();
         for (kind, path) in changes {
-            let change = Change { kind: (*kind).into(), path: path.clone() };
-            messages.push(Ok(diff_message::Message::Batch(DiffBatch { changes: vec![change] })));
+            let change = Change {
+                kind: (*kind).into(),
+                path: path.clone(),
+            };
+            messages.push(Ok(diff_message::Message::Batch(DiffBatch {
+                changes: vec![change],
+            })));
         }
         let mut sha256 = Sha256::of(text.as_bytes());
         match fault {
@@ -253,7 +353,15 @@ impl Agent for FakeAgent {
             })));
         }
         let messages = stream::iter(messages);
-        Ok(Response::new(messages.map(|message| message.map(|message| DiffMessage { message: Some(message) })).boxed()))
+        Ok(Response::new(
+            messages
+                .map(|message| {
+                    message.map(|message| DiffMessage {
+                        message: Some(message),
+                    })
+                })
+                .boxed(),
+        ))
     }
 
     type ExportStream = Messages;
@@ -263,19 +371,31 @@ impl Agent for FakeAgent {
         let fault = self.called("export", &id)?;
         let tar = self.state.lock().unwrap().exports.get(&id).cloned();
         let tar = tar.ok_or_else(|| Status::not_found(format!("no container {id}")))?;
-        Ok(Response::new(self.stream(&id, "application/x-tar", format!("GET /containers/{id}/export"), tar, fault)))
+        Ok(Response::new(self.stream(
+            &id,
+            "application/x-tar",
+            format!("GET /containers/{id}/export"),
+            tar,
+            fault,
+        )))
     }
 
-    async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
+    async fn commit(
+        &self,
+        request: Request<CommitRequest>,
+    ) -> Result<Response<CommitResponse>, Status> {
         let request = request.into_inner();
         let reference = format!("{}:{}", request.repository, request.tag);
         let fault = self.called("commit", &reference)?;
         let mut state = self.state.lock().unwrap();
         if state.images.contains_key(&reference) {
-            return Err(Status::failed_precondition(format!("image {reference} exists already")));
+            return Err(Status::failed_precondition(format!(
+                "image {reference} exists already"
+            )));
         }
         let tar = state.exports.get(&request.container_id).cloned();
-        let tar = tar.ok_or_else(|| Status::not_found(format!("no container {}", request.container_id)))?;
+        let tar =
+            tar.ok_or_else(|| Status::not_found(format!("no container {}", request.container_id)))?;
         state.images.insert(reference.clone(), tar);
         if let Some(Fault::BreakAfter(_)) = fault {
             return Err(Status::unavailable("the answer was lost"));
@@ -290,25 +410,73 @@ impl Agent for FakeAgent {
 
     type SaveImageStream = Messages;
 
-    async fn save_image(&self, request: Request<SaveImageRequest>) -> Result<Response<Messages>, Status> {
+    async fn save_image(
+        &self,
+        request: Request<SaveImageRequest>,
+    ) -> Result<Response<Messages>, Status> {
         let reference = request.into_inner().reference;
         let fault = self.called("save", &reference)?;
         let tar = self.state.lock().unwrap().images.get(&reference).cloned();
         let tar = tar.ok_or_else(|| Status::not_found(format!("no image {reference}")))?;
         let id = format!("sha256:{}", Sha256::of(reference.as_bytes()));
-        Ok(Response::new(self.stream(&id, "application/x-tar", format!("GET /images/{reference}/get"), tar, fault)))
+        Ok(Response::new(self.stream(
+            &id,
+            "application/x-tar",
+            format!("GET /images/{reference}/get"),
+            tar,
+            fault,
+        )))
     }
 
-    async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Result<Response<RemoveImageResponse>, Status> {
+    async fn remove_image(
+        &self,
+        request: Request<RemoveImageRequest>,
+    ) -> Result<Response<RemoveImageResponse>, Status> {
         let reference = request.into_inner().reference;
         self.called("remove", &reference)?;
-        let removed = self.state.lock().unwrap().images.remove(&reference).is_some();
+        let removed = self
+            .state
+            .lock()
+            .unwrap()
+            .images
+            .remove(&reference)
+            .is_some();
         Ok(Response::new(RemoveImageResponse { removed }))
+    }
+
+    // Collecting never isolates.
+
+    async fn isolate(
+        &self,
+        _: Request<IsolateRequest>,
+    ) -> Result<Response<IsolateResponse>, Status> {
+        Err(Status::unimplemented("not part of a collection"))
+    }
+
+    async fn inspect_isolation(
+        &self,
+        _: Request<InspectIsolationRequest>,
+    ) -> Result<Response<InspectIsolationResponse>, Status> {
+        Err(Status::unimplemented("not part of a collection"))
+    }
+
+    async fn lift_isolation(
+        &self,
+        _: Request<LiftIsolationRequest>,
+    ) -> Result<Response<LiftIsolationResponse>, Status> {
+        Err(Status::unimplemented("not part of a collection"))
+    }
+
+    async fn probe_isolation(
+        &self,
+        _: Request<ProbeIsolationRequest>,
+    ) -> Result<Response<ProbeIsolationResponse>, Status> {
+        Err(Status::unimplemented("not part of a collection"))
     }
 }
 
 /// A ustar with one member of `size` bytes, ended by two zero blocks.
-pub fn tar(size: usize, seed: &[u8]) -> Vec<u8> {
+pub(crate) fn tar(size: usize, seed: &[u8]) -> Vec<u8> {
     let mut header = [0_u8; 512];
     header[..4].copy_from_slice(b"file");
     header[100..108].copy_from_slice(b"0000644\0");

@@ -1,8 +1,8 @@
 //! What breaks on the way: nothing of it may be claimed, lost or passed over in silence.
 
+use impound_controller::collect::CollectError;
 use impound_controller::progress::ArtifactState;
 use impound_controller::store::StoreError;
-use impound_controller::collect::CollectError;
 use impound_evidence::{AlterationKind, Completeness, Event, Outcome};
 use tonic::Code;
 
@@ -13,7 +13,10 @@ use super::fixture::{DIRECTORY, Fixture, NODE, POD, names, pod};
 fn paths(fixture: &Fixture) -> (String, String) {
     let id = fixture.agent.state.lock().unwrap().containers[0].id.clone();
     let (export, image) = names("app", &id);
-    (format!("{DIRECTORY}/app/{export}"), format!("{DIRECTORY}/app/{image}"))
+    (
+        format!("{DIRECTORY}/app/{export}"),
+        format!("{DIRECTORY}/app/{image}"),
+    )
 }
 
 #[tokio::test]
@@ -37,13 +40,28 @@ async fn an_export_that_breaks_is_repeated_and_what_came_is_kept() {
         let sealed = fixture.run().await.unwrap();
         let manifest = fixture.manifest();
         assert_eq!(fixture.state(&export), ArtifactState::Stored, "{fault:?}");
-        let partial = manifest.artifacts.iter().find(|record| record.path.as_str() == format!("{export}.partial-1"));
+        let partial = manifest
+            .artifacts
+            .iter()
+            .find(|record| record.path.as_str() == format!("{export}.partial-1"));
         assert_eq!(partial.map(|record| record.size), kept, "{fault:?}");
         assert!(partial.is_none_or(|record| !record.completeness.is_complete()));
-        let expected = if kept.is_some() { Outcome::Partial } else { Outcome::Complete };
-        assert_eq!((sealed.outcome, manifest.outcome), (expected, expected), "{fault:?}");
+        let expected = if kept.is_some() {
+            Outcome::Partial
+        } else {
+            Outcome::Complete
+        };
+        assert_eq!(
+            (sealed.outcome, manifest.outcome),
+            (expected, expected),
+            "{fault:?}"
+        );
         assert_eq!(fixture.events(Event::Failed), 1, "{fault:?}");
-        let whole = manifest.artifacts.iter().find(|record| record.path.as_str() == export).unwrap();
+        let whole = manifest
+            .artifacts
+            .iter()
+            .find(|record| record.path.as_str() == export)
+            .unwrap();
         assert_eq!(whole.completeness, Completeness::Complete);
     }
 }
@@ -60,24 +78,48 @@ async fn after_the_last_attempt_the_artifact_is_missing_and_everything_else_is_t
     let manifest = fixture.manifest();
     assert_eq!(manifest.missing.len(), 1);
     assert_eq!(manifest.missing[0].path.as_str(), export);
-    assert!(manifest.missing[0].reason.contains("middle of a member"), "{}", manifest.missing[0].reason);
+    assert!(
+        manifest.missing[0].reason.contains("middle of a member"),
+        "{}",
+        manifest.missing[0].reason
+    );
     assert_eq!(fixture.state(&export), ArtifactState::Incomplete);
     assert_eq!(fixture.state(&image), ArtifactState::Stored);
-    let partials = fixture.files().iter().filter(|file| file.contains(".partial-")).count();
+    let partials = fixture
+        .files()
+        .iter()
+        .filter(|file| file.contains(".partial-"))
+        .count();
     assert_eq!(partials, 3);
     assert_eq!(sealed.missing.len(), 4);
 }
 
 #[tokio::test]
 async fn a_diff_that_breaks_is_repeated() {
-    for fault in [Fault::BreakAfter(1), Fault::NoTrailer, Fault::WrongDigest, Fault::WrongSize, Fault::Gap] {
+    for fault in [
+        Fault::BreakAfter(1),
+        Fault::NoTrailer,
+        Fault::WrongDigest,
+        Fault::WrongSize,
+        Fault::Gap,
+    ] {
         let fixture = Fixture::new().await;
         fixture.agent.fail("diff", fault.clone());
         fixture.run().await.unwrap();
         let manifest = fixture.manifest();
-        let of = |name: &str| manifest.artifacts.iter().filter(|record| record.path.as_str().contains(name)).count();
+        let of = |name: &str| {
+            manifest
+                .artifacts
+                .iter()
+                .filter(|record| record.path.as_str().contains(name))
+                .count()
+        };
         assert_eq!((of("diff.txt"), of("diff.jsonl")), (2, 2), "{fault:?}");
-        assert!(fixture.file(&format!("{DIRECTORY}/app/diff.txt")).starts_with(b"C /tmp\nA /tmp/dropped"));
+        assert!(
+            fixture
+                .file(&format!("{DIRECTORY}/app/diff.txt"))
+                .starts_with(b"C /tmp\nA /tmp/dropped")
+        );
     }
 }
 
@@ -100,22 +142,42 @@ async fn an_image_that_cannot_be_saved_is_not_left_behind_in_silence() {
     }
     let sealed = fixture.run().await.unwrap();
     assert_eq!(sealed.warnings.len(), 1);
-    assert!(sealed.warnings[0].contains("stays on node worker2"), "{}", sealed.warnings[0]);
+    assert!(
+        sealed.warnings[0].contains("stays on node worker2"),
+        "{}",
+        sealed.warnings[0]
+    );
     let manifest = fixture.manifest();
     assert_eq!(manifest.missing[0].path.as_str(), image);
-    assert_eq!(manifest.alterations.iter().map(|done| done.kind).collect::<Vec<_>>(), [AlterationKind::Commit]);
-    assert!(fixture.files().contains(&format!("{image}.partial-1")), "the last attempt's bytes are kept");
+    assert_eq!(
+        manifest
+            .alterations
+            .iter()
+            .map(|done| done.kind)
+            .collect::<Vec<_>>(),
+        [AlterationKind::Commit]
+    );
+    assert!(
+        fixture.files().contains(&format!("{image}.partial-1")),
+        "the last attempt's bytes are kept"
+    );
 }
 
 #[tokio::test]
 async fn an_image_that_cannot_be_removed_is_reported() {
     let fixture = Fixture::new().await;
     for _ in 0..3 {
-        fixture.agent.fail("remove", Fault::Status(Code::Unavailable));
+        fixture
+            .agent
+            .fail("remove", Fault::Status(Code::Unavailable));
     }
     let sealed = fixture.run().await.unwrap();
     assert_eq!(sealed.outcome, Outcome::Complete);
-    assert!(sealed.warnings[0].contains("could not be removed from node worker2"), "{:?}", sealed.warnings);
+    assert!(
+        sealed.warnings[0].contains("could not be removed from node worker2"),
+        "{:?}",
+        sealed.warnings
+    );
     assert_eq!(fixture.events(Event::Failed), 1);
 }
 
@@ -124,10 +186,28 @@ async fn an_older_image_of_the_same_name_is_made_anew() {
     let fixture = Fixture::new().await;
     let id = fixture.agent.state.lock().unwrap().containers[0].id.clone();
     let reference = format!("compromised-app-{}:latest", &id[..12]);
-    fixture.agent.state.lock().unwrap().images.insert(reference, b"stale".to_vec());
+    fixture
+        .agent
+        .state
+        .lock()
+        .unwrap()
+        .images
+        .insert(reference, b"stale".to_vec());
     assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Complete);
-    let kinds: Vec<_> = fixture.manifest().alterations.iter().map(|done| done.kind).collect();
-    assert_eq!(kinds, [AlterationKind::RemoveImage, AlterationKind::Commit, AlterationKind::RemoveImage]);
+    let kinds: Vec<_> = fixture
+        .manifest()
+        .alterations
+        .iter()
+        .map(|done| done.kind)
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            AlterationKind::RemoveImage,
+            AlterationKind::Commit,
+            AlterationKind::RemoveImage
+        ]
+    );
 }
 
 #[tokio::test]
@@ -142,30 +222,63 @@ async fn a_commit_whose_answer_was_lost_is_made_anew() {
 async fn a_node_without_room_for_an_image_costs_only_the_image() {
     let fixture = Fixture::new().await;
     let (export, image) = paths(&fixture);
-    fixture.agent.fail("commit", Fault::Status(Code::ResourceExhausted));
+    fixture
+        .agent
+        .fail("commit", Fault::Status(Code::ResourceExhausted));
     fixture.run().await.unwrap();
-    assert_eq!((fixture.state(&export), fixture.state(&image)), (ArtifactState::Stored, ArtifactState::Failed));
+    assert_eq!(
+        (fixture.state(&export), fixture.state(&image)),
+        (ArtifactState::Stored, ArtifactState::Failed)
+    );
     assert_eq!(fixture.manifest().missing[0].path.as_str(), image);
-    assert_eq!(fixture.agent.calls().iter().filter(|call| call.starts_with("commit")).count(), 1);
+    assert_eq!(
+        fixture
+            .agent
+            .calls()
+            .iter()
+            .filter(|call| call.starts_with("commit"))
+            .count(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn a_container_that_is_gone_is_missing_and_asked_for_once() {
     let fixture = Fixture::new().await;
     let gone = fixture.agent.add(POD, "gone", 0, 100);
-    let mut state = fixture.agent.state.lock().unwrap();
-    state.exports.remove(&gone);
-    state.diffs.remove(&gone);
-    drop(state);
+    fixture.agent.lose(&gone);
     let sealed = fixture.run().await.unwrap();
     assert_eq!(sealed.outcome, Outcome::Partial);
     let manifest = fixture.manifest();
     assert_eq!(manifest.missing.len(), 5, "{:#?}", manifest.missing);
-    assert!(manifest.missing.iter().all(|missing| missing.reason.contains(&format!("no container {gone}"))));
+    assert!(
+        manifest
+            .missing
+            .iter()
+            .all(|missing| missing.reason.contains(&format!("no container {gone}")))
+    );
     assert_eq!(manifest.artifacts.len(), 6, "the other container is there");
     // A failure of the quick stage is tried again in the full stage.
-    assert_eq!(fixture.agent.calls().iter().filter(|call| **call == format!("export {gone}")).count(), 1);
-    assert_eq!(fixture.progress.borrow().quick.as_ref().unwrap().failures.len(), 3);
+    assert_eq!(
+        fixture
+            .agent
+            .calls()
+            .iter()
+            .filter(|call| **call == format!("export {gone}"))
+            .count(),
+        1
+    );
+    assert_eq!(
+        fixture
+            .progress
+            .borrow()
+            .quick
+            .as_ref()
+            .unwrap()
+            .failures
+            .len(),
+        3
+    );
 }
 
 #[tokio::test]
@@ -175,7 +288,11 @@ async fn an_answer_about_another_container_is_refused() {
         fixture.agent.fail("export", Fault::OtherSource);
     }
     fixture.run().await.unwrap();
-    assert!(fixture.manifest().missing[0].reason.contains("the agent answered with \"other\""));
+    assert!(
+        fixture.manifest().missing[0]
+            .reason
+            .contains("the agent answered with \"other\"")
+    );
 }
 
 #[tokio::test]
@@ -190,11 +307,33 @@ async fn an_agent_that_is_down_makes_the_collection_partial_and_says_which_node(
     let manifest = fixture.manifest();
     assert_eq!(manifest.missing.len(), 2);
     for missing in &manifest.missing {
-        assert!(missing.reason.contains(NODE) && missing.reason.contains("127.0.0.1:1"), "{}", missing.reason);
-        assert!(missing.reason.contains("Connection refused"), "{}", missing.reason);
+        assert!(
+            missing.reason.contains(NODE) && missing.reason.contains("127.0.0.1:1"),
+            "{}",
+            missing.reason
+        );
+        assert!(
+            missing.reason.contains("Connection refused"),
+            "{}",
+            missing.reason
+        );
     }
-    assert_eq!(manifest.artifacts.len(), 1, "the Kubernetes objects are kept all the same");
-    assert_eq!(fixture.progress.borrow().quick.as_ref().unwrap().failures.len(), 2);
+    assert_eq!(
+        manifest.artifacts.len(),
+        1,
+        "the Kubernetes objects are kept all the same"
+    );
+    assert_eq!(
+        fixture
+            .progress
+            .borrow()
+            .quick
+            .as_ref()
+            .unwrap()
+            .failures
+            .len(),
+        2
+    );
 }
 
 #[tokio::test]
@@ -204,14 +343,19 @@ async fn an_agent_with_another_nodes_certificate_gets_no_call() {
     *fixture.nodes.0.lock().unwrap() = port;
     assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Partial);
     let reason = &fixture.manifest().missing[0].reason;
-    assert!(reason.contains("worker2.agent.impound.internal"), "{reason}");
+    assert!(
+        reason.contains("worker2.agent.impound.internal"),
+        "{reason}"
+    );
     assert!(fixture.agent.calls().is_empty());
 }
 
 #[tokio::test]
 async fn an_agent_that_comes_back_is_reached_again() {
     let fixture = Fixture::new().await;
-    fixture.agent.fail("export", Fault::Status(Code::Unavailable));
+    fixture
+        .agent
+        .fail("export", Fault::Status(Code::Unavailable));
     fixture.agent.fail("info", Fault::Status(Code::Unavailable));
     assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Complete);
 }
@@ -236,7 +380,10 @@ async fn a_collection_of_that_name_of_somebody_else_is_left_alone() {
     let mut job = fixture.job();
     job.reason = "another reason".into();
     let refused = fixture.run_job(job).await.unwrap_err();
-    assert!(matches!(refused, CollectError::OtherRequest { .. }), "{refused}");
+    assert!(
+        matches!(refused, CollectError::OtherRequest { .. }),
+        "{refused}"
+    );
     assert_eq!(fixture.file("custody.jsonl"), before);
 }
 
@@ -247,6 +394,15 @@ async fn two_runs_at_a_time_do_not_write_the_same_collection() {
     store.create_collection(&fixture.id()).await.unwrap();
     let _held = store.lock(&fixture.id()).await.unwrap();
     let refused = fixture.run().await.unwrap_err();
-    assert!(matches!(&refused, CollectError::Store { source: StoreError::Busy { .. }, .. }), "{refused}");
+    assert!(
+        matches!(
+            &refused,
+            CollectError::Store {
+                source: StoreError::Busy { .. },
+                ..
+            }
+        ),
+        "{refused}"
+    );
     assert!(refused.is_transient());
 }

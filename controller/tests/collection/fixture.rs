@@ -1,12 +1,14 @@
 //! One node with its agent, a store, and a collector between them.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use impound_controller::agents::{AgentConnector, AgentError, NodeAddress, NodeDirectory};
-use impound_controller::collect::{CollectError, CollectionJob, Collector, Retry, SealedCollection, TargetPod};
+use impound_controller::collect::{
+    CollectError, CollectionJob, Collector, Retry, SealedCollection, TargetPod,
+};
 use impound_controller::progress::{ArtifactState, CollectionProgress};
 use impound_controller::seal::CustodyAppender;
 use impound_controller::store::directory::DirectoryStore;
@@ -20,50 +22,62 @@ use tokio::sync::watch;
 
 use super::agent::FakeAgent;
 
-pub const NODE: &str = "worker2";
+pub(crate) const NODE: &str = "worker2";
 /// Namespace, name and uid of the suspect.
-pub const POD: (&str, &str, &str) = ("default", "web-5d4f", "uid-web");
-pub const DIRECTORY: &str = "artifacts/worker2/default_web-5d4f";
+pub(crate) const POD: (&str, &str, &str) = ("default", "web-5d4f", "uid-web");
+pub(crate) const DIRECTORY: &str = "artifacts/worker2/default_web-5d4f";
 
-pub struct Fixture {
-    pub dir: TempDir,
-    pub agent: FakeAgent,
-    pub server: Mutex<tokio::task::JoinHandle<()>>,
-    pub key: Arc<SigningKey>,
-    pub nodes: Arc<Nodes>,
-    pub progress: watch::Sender<CollectionProgress>,
+pub(crate) struct Fixture {
+    pub(crate) dir: TempDir,
+    pub(crate) agent: FakeAgent,
+    pub(crate) server: Mutex<tokio::task::JoinHandle<()>>,
+    pub(crate) key: Arc<SigningKey>,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) progress: watch::Sender<CollectionProgress>,
 }
 
 /// Where the one node's agent is.
-pub struct Nodes(pub Mutex<u16>);
+pub(crate) struct Nodes(pub(crate) Mutex<u16>);
 
 #[async_trait]
 impl NodeDirectory for Nodes {
     async fn address(&self, node: &str) -> Result<NodeAddress, AgentError> {
         if node != NODE {
-            return Err(AgentError::NoSuchNode { node: node.to_owned() });
+            return Err(AgentError::NoSuchNode {
+                node: node.to_owned(),
+            });
         }
         let port = *self.0.lock().unwrap();
-        Ok(NodeAddress { name: node.to_owned(), uid: "uid-node".into(), ip: [127, 0, 0, 1].into(), port })
+        Ok(NodeAddress {
+            name: node.to_owned(),
+            uid: "uid-node".into(),
+            ip: [127, 0, 0, 1].into(),
+            port,
+        })
     }
 }
 
 impl Fixture {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let fixture = Self::empty().await;
         fixture.agent.add(POD, "POD", 0, 10);
         fixture.agent.add(POD, "app", 0, 50_000);
         fixture
     }
 
+    /// With as few operations as possible, for tests that stop at each.
+    pub(crate) async fn small() -> Self {
+        let fixture = Self::empty().await;
+        fixture.agent.add(POD, "app", 0, 3_000);
+        fixture
+    }
+
     /// A node without containers.
-    pub async fn empty() -> Self {
+    pub(crate) async fn empty() -> Self {
         let dir = TempDir::new().unwrap();
-        let plan = Plan { nodes: vec![NODE.parse().unwrap(), "other".parse().unwrap()], ..Plan::default() };
-        init(&dir.path().join("pki"), &plan).unwrap();
         std::fs::create_dir(dir.path().join("store")).unwrap();
         let agent = FakeAgent::new(NODE);
-        let (port, server) = agent.serve(&dir.path().join("pki/agents").join(NODE)).await;
+        let (port, server) = agent.serve(&pki("agents").join(NODE)).await;
         Self {
             key: Arc::new(SigningKey::generate().unwrap()),
             nodes: Arc::new(Nodes(Mutex::new(port))),
@@ -74,21 +88,30 @@ impl Fixture {
         }
     }
 
-    pub fn store(&self) -> Arc<dyn Store> {
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
         Arc::new(DirectoryStore::open(&self.dir.path().join("store")).unwrap())
     }
 
     /// As a new process: nothing is remembered of earlier ones.
-    pub fn collector(&self, store: Arc<dyn Store>) -> Collector {
+    pub(crate) fn collector(&self, store: Arc<dyn Store>) -> Collector {
         let files = TlsFiles::in_dir(&self.pki("controller"), "agent-ca.crt");
         let (credentials, _) = client_credentials(files, Peers::Only(PeerId::Controller)).unwrap();
-        let agents = AgentConnector::new(credentials, Arc::clone(&self.nodes) as Arc<dyn NodeDirectory>);
-        let custody = Arc::new(CustodyAppender::new(Arc::clone(&store), Arc::clone(&self.key)));
+        let agents = AgentConnector::new(
+            credentials,
+            Arc::clone(&self.nodes) as Arc<dyn NodeDirectory>,
+        );
+        let custody = Arc::new(CustodyAppender::new(
+            Arc::clone(&store),
+            Arc::clone(&self.key),
+        ));
         let collector = Collector::new(store, agents, Arc::clone(&self.key), custody).unwrap();
-        collector.with_retry(Retry { attempts: 3, delay: Duration::from_millis(1) })
+        collector.with_retry(Retry {
+            attempts: 3,
+            delay: Duration::from_millis(1),
+        })
     }
 
-    pub fn job(&self) -> CollectionJob {
+    pub(crate) fn job(&self) -> CollectionJob {
         CollectionJob {
             case: "INC-1".parse().unwrap(),
             name: "web-1".parse().unwrap(),
@@ -96,81 +119,130 @@ impl Fixture {
             reason: "beacon to a known address".into(),
             cluster: "uid-kube-system".into(),
             target: pod(POD),
-            before: vec![("pod.json".into(), br#"{"kind":"Pod","metadata":{"uid":"uid-web"}}"#.to_vec())],
+            before: vec![(
+                "pod.json".into(),
+                br#"{"kind":"Pod","metadata":{"uid":"uid-web"}}"#.to_vec(),
+            )],
             neighbours: Vec::new(),
             pause: false,
             quarantine: None,
         }
     }
 
-    pub async fn run(&self) -> Result<SealedCollection, CollectError> {
+    pub(crate) async fn run(&self) -> Result<SealedCollection, CollectError> {
         self.run_job(self.job()).await
     }
 
-    pub async fn run_job(&self, job: CollectionJob) -> Result<SealedCollection, CollectError> {
+    pub(crate) async fn run_job(
+        &self,
+        job: CollectionJob,
+    ) -> Result<SealedCollection, CollectError> {
         let collector = self.collector(self.store());
         let progress = self.progress.clone();
         // Spawned as the controller does it, so that the future has to be `Send`.
-        tokio::spawn(async move { collector.run(job, &progress).await }).await.unwrap()
+        tokio::spawn(async move { collector.run(job, &progress).await })
+            .await
+            .unwrap()
     }
 
-    pub fn id(&self) -> CollectionId {
-        CollectionId { case: "INC-1".parse().unwrap(), name: "web-1".parse().unwrap() }
+    pub(crate) fn id(&self) -> CollectionId {
+        CollectionId {
+            case: "INC-1".parse().unwrap(),
+            name: "web-1".parse().unwrap(),
+        }
     }
 
-    pub fn collection(&self) -> PathBuf {
+    pub(crate) fn collection(&self) -> PathBuf {
         self.dir.path().join("store/INC-1/web-1")
     }
 
-    pub fn pki(&self, below: &str) -> PathBuf {
-        self.dir.path().join("pki").join(below)
+    pub(crate) fn pki(&self, below: &str) -> PathBuf {
+        pki(below)
     }
 
     /// Every file, ordered.
-    pub fn files(&self) -> Vec<String> {
+    pub(crate) fn files(&self) -> Vec<String> {
         let mut files = Vec::new();
         walk(&self.collection(), "", &mut files);
         files.sort();
         files
     }
 
-    pub fn file(&self, path: &str) -> Vec<u8> {
+    pub(crate) fn file(&self, path: &str) -> Vec<u8> {
         std::fs::read(self.collection().join(path)).unwrap()
     }
 
-    pub fn verdict(&self) -> Verdict {
-        verify(&DirSource::open(self.collection()).unwrap(), &[self.key.verifying_key().clone()])
+    pub(crate) fn verdict(&self) -> Verdict {
+        verify(
+            &DirSource::open(self.collection()).unwrap(),
+            &[self.key.verifying_key().clone()],
+        )
     }
 
     /// The manifest of a collection that is intact.
-    pub fn manifest(&self) -> Manifest {
+    pub(crate) fn manifest(&self) -> Manifest {
         let verdict = self.verdict();
         assert!(verdict.intact(), "{:#?}", verdict.problems);
         verdict.manifest.unwrap()
     }
 
-    pub fn custody(&self) -> Vec<Entry> {
-        self.file("custody.jsonl").split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| Entry::decode(line).unwrap()).collect()
+    pub(crate) fn custody(&self) -> Vec<Entry> {
+        self.file("custody.jsonl")
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| Entry::decode(line).unwrap())
+            .collect()
     }
 
-    pub fn events(&self, event: Event) -> usize {
-        self.custody().iter().filter(|entry| entry.event == event).count()
+    pub(crate) fn events(&self, event: Event) -> usize {
+        self.custody()
+            .iter()
+            .filter(|entry| entry.event == event)
+            .count()
     }
 
-    pub fn state(&self, path: &str) -> ArtifactState {
+    pub(crate) fn state(&self, path: &str) -> ArtifactState {
         let progress = self.progress.borrow();
-        progress.artifacts.iter().find(|artifact| artifact.path.as_str() == path).unwrap().state
+        progress
+            .artifacts
+            .iter()
+            .find(|artifact| artifact.path.as_str() == path)
+            .unwrap()
+            .state
     }
 }
 
-pub fn pod((namespace, name, uid): (&str, &str, &str)) -> TargetPod {
-    TargetPod { namespace: namespace.into(), name: name.into(), uid: uid.into(), node: NODE.into() }
+/// Made once: keys take time.
+fn pki(below: &str) -> PathBuf {
+    static PKI: OnceLock<TempDir> = OnceLock::new();
+    let pki = PKI.get_or_init(|| {
+        let dir = TempDir::new().unwrap();
+        let plan = Plan {
+            nodes: vec![NODE.parse().unwrap(), "other".parse().unwrap()],
+            ..Plan::default()
+        };
+        init(dir.path(), &plan).unwrap();
+        dir
+    });
+    pki.path().join(below)
+}
+
+pub(crate) fn pod((namespace, name, uid): (&str, &str, &str)) -> TargetPod {
+    TargetPod {
+        namespace: namespace.into(),
+        name: name.into(),
+        uid: uid.into(),
+        node: NODE.into(),
+    }
 }
 
 /// The export's and the image archive's file names.
-pub fn names(container: &str, id: &str) -> (String, String) {
+pub(crate) fn names(container: &str, id: &str) -> (String, String) {
     let short = &id[..12];
-    (format!("evidence-compromised-{container}-{short}.tar"), format!("compromised-{container}-{short}.tar"))
+    (
+        format!("evidence-compromised-{container}-{short}.tar"),
+        format!("compromised-{container}-{short}.tar"),
+    )
 }
 
 fn walk(directory: &Path, below: &str, files: &mut Vec<String>) {

@@ -10,12 +10,12 @@ use impound_evidence::{CaseId, CollectionName, EvidencePath};
 
 /// Counts what changes the store; the call after the last one that is allowed never returns, some
 /// of them after their work is done, some before it.
-pub struct Interrupted {
+pub(crate) struct Interrupted {
     inner: Arc<dyn Store>,
     gate: Arc<Gate>,
 }
 
-pub struct Gate {
+pub(crate) struct Gate {
     left: AtomicUsize,
     /// Whether the last operation is still carried out.
     after: bool,
@@ -23,24 +23,35 @@ pub struct Gate {
 }
 
 impl Interrupted {
-    pub fn new(inner: Arc<dyn Store>, allowed: usize, after: bool) -> Self {
-        let gate = Gate { left: AtomicUsize::new(allowed), after, reached: tokio::sync::Notify::new() };
-        Self { inner, gate: Arc::new(gate) }
+    pub(crate) fn new(inner: Arc<dyn Store>, allowed: usize, after: bool) -> Self {
+        let gate = Gate {
+            left: AtomicUsize::new(allowed),
+            after,
+            reached: tokio::sync::Notify::new(),
+        };
+        Self {
+            inner,
+            gate: Arc::new(gate),
+        }
     }
 
-    pub fn gate(&self) -> Arc<Gate> {
+    pub(crate) fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
     }
 }
 
 impl Gate {
     /// Returns once the store stands still.
-    pub async fn reached(&self) {
+    pub(crate) async fn reached(&self) {
         self.reached.notified().await;
     }
 
     async fn pass<T>(&self, operation: impl Future<Output = T>) -> T {
-        let last = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        let last = self
+            .left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            });
         if last.is_ok() {
             return operation.await;
         }
@@ -66,21 +77,42 @@ impl Store for Interrupted {
         self.inner.lock(at).await
     }
 
-    async fn writer(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Box<dyn ObjectWriter>, StoreError> {
+    async fn writer(
+        &self,
+        lock: &CollectionLock,
+        at: &EvidencePath,
+    ) -> Result<Box<dyn ObjectWriter>, StoreError> {
         let inner = self.gate.pass(self.inner.writer(lock, at)).await?;
-        Ok(Box::new(Writer { inner, gate: Arc::clone(&self.gate) }))
+        Ok(Box::new(Writer {
+            inner,
+            gate: Arc::clone(&self.gate),
+        }))
     }
 
     async fn leftovers(&self, lock: &CollectionLock) -> Result<Vec<EvidencePath>, StoreError> {
         self.inner.leftovers(lock).await
     }
 
-    async fn leftover(&self, lock: &CollectionLock, at: &EvidencePath) -> Result<Option<Box<dyn Unfinished>>, StoreError> {
+    async fn leftover(
+        &self,
+        lock: &CollectionLock,
+        at: &EvidencePath,
+    ) -> Result<Option<Box<dyn Unfinished>>, StoreError> {
         let left = self.inner.leftover(lock, at).await?;
-        Ok(left.map(|inner| Box::new(Left { inner, gate: Arc::clone(&self.gate) }) as Box<dyn Unfinished>))
+        Ok(left.map(|inner| {
+            Box::new(Left {
+                inner,
+                gate: Arc::clone(&self.gate),
+            }) as Box<dyn Unfinished>
+        }))
     }
 
-    async fn recheck(&self, lock: &CollectionLock, at: &EvidencePath, expected: Content) -> Result<Receipt, StoreError> {
+    async fn recheck(
+        &self,
+        lock: &CollectionLock,
+        at: &EvidencePath,
+        expected: Content,
+    ) -> Result<Receipt, StoreError> {
         self.inner.recheck(lock, at, expected).await
     }
 
@@ -88,24 +120,49 @@ impl Store for Interrupted {
         self.inner.list(at).await
     }
 
-    async fn size(&self, at: &CollectionId, path: &EvidencePath) -> Result<Option<u64>, StoreError> {
+    async fn size(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+    ) -> Result<Option<u64>, StoreError> {
         self.inner.size(at, path).await
     }
 
-    async fn read(&self, at: &CollectionId, path: &EvidencePath, offset: u64) -> Result<ObjectReader, StoreError> {
+    async fn read(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+        offset: u64,
+    ) -> Result<ObjectReader, StoreError> {
         self.inner.read(at, path, offset).await
     }
 
-    async fn read_small(&self, at: &CollectionId, path: &EvidencePath, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn read_small(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         self.inner.read_small(at, path, limit).await
     }
 
-    async fn append_log(&self, at: &CollectionId, size: u64, lines: Vec<u8>) -> Result<u64, StoreError> {
+    async fn append_log(
+        &self,
+        at: &CollectionId,
+        size: u64,
+        lines: Vec<u8>,
+    ) -> Result<u64, StoreError> {
         self.gate.pass(self.inner.append_log(at, size, lines)).await
     }
 
-    async fn replace_checkpoint(&self, at: &CollectionId, checkpoint: Vec<u8>) -> Result<(), StoreError> {
-        self.gate.pass(self.inner.replace_checkpoint(at, checkpoint)).await
+    async fn replace_checkpoint(
+        &self,
+        at: &CollectionId,
+        checkpoint: Vec<u8>,
+    ) -> Result<(), StoreError> {
+        self.gate
+            .pass(self.inner.replace_checkpoint(at, checkpoint))
+            .await
     }
 
     fn evidence(&self, at: &CollectionId) -> StoredEvidence {
@@ -146,7 +203,10 @@ impl ObjectWriter for Writer {
 
     async fn keep(self: Box<Self>) -> Result<Box<dyn Unfinished>, StoreError> {
         let inner = self.gate.pass(self.inner.keep()).await?;
-        Ok(Box::new(Left { inner, gate: self.gate }))
+        Ok(Box::new(Left {
+            inner,
+            gate: self.gate,
+        }))
     }
 
     async fn abort(self: Box<Self>) -> Result<(), StoreError> {

@@ -12,15 +12,27 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
     let fixture = Fixture::new().await;
     fixture.agent.state.lock().unwrap().clock_offset = Duration::from_secs(90);
     let sealed = fixture.run().await.unwrap();
-    assert_eq!((sealed.outcome, sealed.missing, sealed.warnings), (Outcome::Complete, vec![], vec![]));
+    assert_eq!(
+        (sealed.outcome, sealed.missing, sealed.warnings),
+        (Outcome::Complete, vec![], vec![])
+    );
     assert!(sealed.location.ends_with("/INC-1/web-1"));
-    assert_eq!(sealed.manifest_sha256, Sha256::of(&fixture.file("manifest.json")));
+    assert_eq!(
+        sealed.manifest_sha256,
+        Sha256::of(&fixture.file("manifest.json"))
+    );
 
     let id = fixture.agent.state.lock().unwrap().containers[0].id.clone();
     let (export, image) = names("app", &id);
-    let mut expected = ["before/pod.json", "custody.checkpoint", "custody.jsonl", "manifest.json", "manifest.sigstore.json"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut expected = [
+        "before/pod.json",
+        "custody.checkpoint",
+        "custody.jsonl",
+        "manifest.json",
+        "manifest.sigstore.json",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     for name in ["inspect.json", "diff.txt", "diff.jsonl", &export, &image] {
         expected.push(format!("{DIRECTORY}/app/{name}"));
     }
@@ -30,7 +42,10 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
     assert!(fixture.file(&format!("{DIRECTORY}/app/{export}")) == state.exports[&id]);
     assert!(state.images.is_empty(), "an image was left on the node");
     drop(state);
-    assert_eq!(fixture.file(&format!("{DIRECTORY}/app/diff.txt")), b"C /tmp\nA /tmp/dropped \"tool\"\nD /var/log/x\n");
+    assert_eq!(
+        fixture.file(&format!("{DIRECTORY}/app/diff.txt")),
+        b"C /tmp\nA /tmp/dropped \"tool\"\nD /var/log/x\n"
+    );
     assert_eq!(
         String::from_utf8(fixture.file(&format!("{DIRECTORY}/app/diff.jsonl"))).unwrap(),
         "{\"kind\":\"C\",\"path\":\"/tmp\"}\n{\"kind\":\"A\",\"path\":\"/tmp/dropped \\\"tool\\\"\"}\n{\"kind\":\"D\",\"path\":\"/var/log/x\"}\n"
@@ -41,34 +56,80 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
     assert_eq!(manifest.agents.len(), 1);
     assert!((89_000..91_000).contains(&manifest.agents[0].clock_offset_ms.unwrap()));
     assert_ne!(manifest.agents[0].certificate_sha256, Sha256::from([0; 32]));
-    assert_eq!(manifest.containers.len(), 1, "the sandbox is no container of the pod");
+    assert_eq!(
+        manifest.containers.len(),
+        1,
+        "the sandbox is no container of the pod"
+    );
     assert_eq!(manifest.node.uid.as_deref(), Some("uid-node"));
     let kinds: Vec<_> = manifest.alterations.iter().map(|done| done.kind).collect();
     assert_eq!(kinds, [AlterationKind::Commit, AlterationKind::RemoveImage]);
-    let methods: Vec<_> = manifest.artifacts.iter().map(|record| record.method).collect();
-    assert_eq!(methods, [Method::Commit, Method::Diff, Method::Diff, Method::Export, Method::Inspect, Method::KubernetesObject]);
+    let methods: Vec<_> = manifest
+        .artifacts
+        .iter()
+        .map(|record| record.method)
+        .collect();
+    assert_eq!(
+        methods,
+        [
+            Method::Commit,
+            Method::Diff,
+            Method::Diff,
+            Method::Export,
+            Method::Inspect,
+            Method::KubernetesObject
+        ]
+    );
 
     assert_eq!(fixture.custody()[0].event, Event::Requested);
     assert_eq!(fixture.events(Event::Read), 6);
     assert_eq!(fixture.events(Event::Stored), 6);
     assert_eq!(fixture.custody().last().unwrap().event, Event::Sealed);
-    assert_eq!(fixture.state(&format!("{DIRECTORY}/app/{export}")), ArtifactState::Stored);
-    assert!(fixture.progress.borrow().quick.as_ref().unwrap().failures.is_empty());
+    assert_eq!(
+        fixture.state(&format!("{DIRECTORY}/app/{export}")),
+        ArtifactState::Stored
+    );
+    assert!(
+        fixture
+            .progress
+            .borrow()
+            .quick
+            .as_ref()
+            .unwrap()
+            .failures
+            .is_empty()
+    );
 }
 
 #[tokio::test]
 async fn a_sealed_collection_is_only_described_and_its_log_still_grows() {
     let fixture = Fixture::new().await;
     let first = fixture.run().await.unwrap();
-    let (files, log, calls) = (fixture.files(), fixture.file("custody.jsonl"), fixture.agent.calls().len());
+    let (files, log, calls) = (
+        fixture.files(),
+        fixture.file("custody.jsonl"),
+        fixture.agent.calls().len(),
+    );
     let second = fixture.run().await.unwrap();
     assert_eq!(first.manifest_sha256, second.manifest_sha256);
-    assert_eq!((fixture.files(), fixture.file("custody.jsonl"), fixture.agent.calls().len()), (files, log, calls));
+    assert_eq!(
+        (
+            fixture.files(),
+            fixture.file("custody.jsonl"),
+            fixture.agent.calls().len()
+        ),
+        (files, log, calls)
+    );
 
-    let custody = impound_controller::seal::CustodyAppender::new(fixture.store(), fixture.key.clone());
+    let custody =
+        impound_controller::seal::CustodyAppender::new(fixture.store(), fixture.key.clone());
     let appends = (0..10).map(|n| {
         let (custody, at) = (&custody, fixture.id());
-        async move { custody.append(&at, Entry::new(Event::Accessed, "ada", format!("read {n}"))).await }
+        async move {
+            custody
+                .append(&at, Entry::new(Event::Accessed, "ada", format!("read {n}")))
+                .await
+        }
     });
     for appended in futures::future::join_all(appends).await {
         appended.unwrap();
@@ -85,10 +146,22 @@ async fn every_container_of_the_pod_gets_a_directory_of_its_own() {
     let init = fixture.agent.add(POD, "init", 0, 0);
     fixture.run().await.unwrap();
     let manifest = fixture.manifest();
-    for (id, directory, name) in [(&second, "app", "app"), (&first, "app.0", "app"), (&init, "init", "init")] {
+    for (id, directory, name) in [
+        (&second, "app", "app"),
+        (&first, "app.0", "app"),
+        (&init, "init", "init"),
+    ] {
         let path = format!("{DIRECTORY}/{directory}/{}", names(name, id).0);
-        let record = manifest.artifacts.iter().find(|record| record.path.as_str() == path);
-        assert_eq!(&record.unwrap_or_else(|| panic!("{path} is not there")).source_id, id);
+        let record = manifest
+            .artifacts
+            .iter()
+            .find(|record| record.path.as_str() == path);
+        assert_eq!(
+            &record
+                .unwrap_or_else(|| panic!("{path} is not there"))
+                .source_id,
+            id
+        );
     }
 }
 
@@ -103,22 +176,69 @@ async fn of_neighbours_only_what_is_quick_is_taken() {
     }
     let sealed = fixture.run_job(job).await.unwrap();
     assert_eq!(sealed.outcome, Outcome::Complete);
-    let below = fixture.files().into_iter().filter(|file| file.starts_with("artifacts/worker2/data_db-3/db/")).count();
+    let below = fixture
+        .files()
+        .into_iter()
+        .filter(|file| file.starts_with("artifacts/worker2/data_db-3/db/"))
+        .count();
     assert_eq!(below, 3);
     let manifest = fixture.manifest();
-    assert_eq!(manifest.containers.iter().filter(|container| container.role == ContainerRole::Neighbour).count(), 9);
+    assert_eq!(
+        manifest
+            .containers
+            .iter()
+            .filter(|container| container.role == ContainerRole::Neighbour)
+            .count(),
+        9
+    );
     let calls = fixture.agent.calls();
-    let quick = calls.iter().rposition(|call| call.starts_with("diff")).unwrap();
-    let full = calls.iter().position(|call| call.starts_with("export")).unwrap();
-    assert!(quick < full, "an export came before the neighbours were looked at");
+    let quick = calls
+        .iter()
+        .rposition(|call| call.starts_with("diff"))
+        .unwrap();
+    let full = calls
+        .iter()
+        .position(|call| call.starts_with("export"))
+        .unwrap();
+    assert!(
+        quick < full,
+        "an export came before the neighbours were looked at"
+    );
 }
 
 #[tokio::test]
 async fn a_static_pod_is_found_although_the_runtime_knows_another_uid() {
     let fixture = Fixture::empty().await;
-    fixture.agent.add(("default", "web-5d4f", "hash-of-its-file"), "app", 0, 100);
+    fixture.agent.add(
+        ("default", "web-5d4f", "8fb2a3c4d5e6f708192a3b4c5d6e7f80"),
+        "app",
+        0,
+        100,
+    );
     assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Complete);
     assert_eq!(fixture.manifest().containers[0].pod.uid, "uid-web");
+}
+
+#[tokio::test]
+async fn another_pod_of_the_same_name_is_not_touched() {
+    let fixture = Fixture::empty().await;
+    fixture.agent.add(
+        (
+            "default",
+            "web-5d4f",
+            "3f0c2c58-0000-4000-8000-000000000000",
+        ),
+        "app",
+        0,
+        100,
+    );
+    assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Partial);
+    assert!(fixture.manifest().containers.is_empty());
+    assert!(
+        fixture.manifest().missing[0]
+            .reason
+            .contains("has no container of pod default/web-5d4f")
+    );
 }
 
 #[tokio::test]
@@ -127,6 +247,11 @@ async fn a_name_of_the_agents_making_is_no_way_out_of_the_collection() {
     fixture.agent.add(POD, "../../../../etc", 0, 100);
     fixture.agent.add(POD, "a/b", 0, 100);
     assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Complete);
-    assert!(fixture.files().iter().any(|file| file.starts_with(&format!("{DIRECTORY}/unnamed/"))));
+    assert!(
+        fixture
+            .files()
+            .iter()
+            .any(|file| file.starts_with(&format!("{DIRECTORY}/unnamed/")))
+    );
     fixture.manifest();
 }

@@ -18,21 +18,33 @@ use crate::store::{CollectionId, StoreError};
 const NOTE_LIMIT: u64 = 16 << 20;
 
 /// Adds `lines` to a log of exactly `size` bytes and returns its new size. Blocks.
-pub(super) fn append(tree: &Tree, at: &CollectionId, size: u64, lines: &[u8]) -> Result<u64, StoreError> {
+pub(super) fn append(
+    tree: &Tree,
+    at: &CollectionId,
+    size: u64,
+    lines: &[u8],
+) -> Result<u64, StoreError> {
     let name = format!("{at}/{CUSTODY}");
     let failed = |step| {
         let name = name.clone();
         move |error| tree.failed(&name, step, error)
     };
     if !lines.ends_with(b"\n") {
-        return Err(StoreError::Reserved { at: name, reason: "the custody log takes whole lines only" });
+        return Err(StoreError::Reserved {
+            at: name,
+            reason: "the custody log takes whole lines only",
+        });
     }
     let directory = tree.collection(at)?;
     let log = locked_log(tree, at, &directory)?;
     let found = length(&log).map_err(failed("look at it"))?;
     if found != size {
         if found < size || !is_torn(&log, size, found).map_err(failed("read it"))? {
-            return Err(StoreError::LogMoved { at: at.to_string(), expected: size, found });
+            return Err(StoreError::LogMoved {
+                at: at.to_string(),
+                expected: size,
+                found,
+            });
         }
         tracing::warn!(collection = %at, bytes = found - size, "cutting off an unfinished custody line of a crash");
         fs::ftruncate(&log, size).map_err(failed("cut off an unfinished line"))?;
@@ -50,19 +62,33 @@ pub(super) fn append(tree: &Tree, at: &CollectionId, size: u64, lines: &[u8]) ->
 }
 
 /// Puts `checkpoint` in the place of the stored one. Blocks.
-pub(super) fn checkpoint(tree: &Tree, at: &CollectionId, checkpoint: &[u8]) -> Result<(), StoreError> {
+pub(super) fn checkpoint(
+    tree: &Tree,
+    at: &CollectionId,
+    checkpoint: &[u8],
+) -> Result<(), StoreError> {
     let name = format!("{at}/{CHECKPOINT}");
     let entries = |bytes: &[u8], which| {
-        entries(bytes).ok_or_else(|| StoreError::NotACheckpoint { at: at.to_string(), which })
+        entries(bytes).ok_or_else(|| StoreError::NotACheckpoint {
+            at: at.to_string(),
+            which,
+        })
     };
     let new = entries(checkpoint, "new")?;
     let directory = tree.collection(at)?;
     // The log's lock also keeps two checkpoints from racing.
     let _log = locked_log(tree, at, &directory)?;
     if let Some((file, _)) = tree.regular(&directory, CHECKPOINT, &name)? {
-        let stored = entries(&reader::all(tree, &name, &file, CHECKPOINT_LIMIT)?, "stored")?;
+        let stored = entries(
+            &reader::all(tree, &name, &file, CHECKPOINT_LIMIT)?,
+            "stored",
+        )?;
         if new < stored {
-            return Err(StoreError::CheckpointBackwards { at: at.to_string(), new, stored });
+            return Err(StoreError::CheckpointBackwards {
+                at: at.to_string(),
+                new,
+                stored,
+            });
         }
     }
     replace(tree, at, &name, (&directory, CHECKPOINT), checkpoint)
@@ -71,7 +97,9 @@ pub(super) fn checkpoint(tree: &Tree, at: &CollectionId, checkpoint: &[u8]) -> R
 /// The collector's note, if there is one. Blocks.
 pub(super) fn note(tree: &Tree, at: &CollectionId) -> Result<Option<Vec<u8>>, StoreError> {
     let name = format!("{at} (note)");
-    let Some(case) = tree.case(&at.case)? else { return Ok(None) };
+    let Some(case) = tree.case(&at.case)? else {
+        return Ok(None);
+    };
     match tree.regular(&case, &note_name(at), &name)? {
         Some((file, _)) => reader::all(tree, &name, &file, NOTE_LIMIT).map(Some),
         None => Ok(None),
@@ -81,7 +109,9 @@ pub(super) fn note(tree: &Tree, at: &CollectionId) -> Result<Option<Vec<u8>>, St
 /// Replaces the collector's note; removes it if `note` is empty. Blocks.
 pub(super) fn save_note(tree: &Tree, at: &CollectionId, note: &[u8]) -> Result<(), StoreError> {
     let name = format!("{at} (note)");
-    let case = tree.case(&at.case)?.ok_or_else(|| StoreError::NoCollection { at: at.to_string() })?;
+    let case = tree
+        .case(&at.case)?
+        .ok_or_else(|| StoreError::NoCollection { at: at.to_string() })?;
     if !note.is_empty() {
         return replace(tree, at, &name, (&case, &note_name(at)), note);
     }
@@ -103,9 +133,12 @@ fn replace(
     (directory, file_name): (&OwnedFd, &str),
     bytes: &[u8],
 ) -> Result<(), StoreError> {
-    let case = tree.case(&at.case)?.ok_or_else(|| StoreError::NoCollection { at: at.to_string() })?;
+    let case = tree
+        .case(&at.case)?
+        .ok_or_else(|| StoreError::NoCollection { at: at.to_string() })?;
     let temporary = format!("{TEMPORARY}{}-{file_name}", at.name);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let replace = || {
         let file = fs::openat(&case, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
         write_all(&file, 0, bytes)?;
@@ -119,14 +152,21 @@ fn replace(
 /// The log, made if there is none, under an exclusive lock that ends when it is closed.
 fn locked_log(tree: &Tree, at: &CollectionId, directory: &OwnedFd) -> Result<OwnedFd, StoreError> {
     let name = format!("{at}/{CUSTODY}");
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let flags =
+        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let opened = fs::openat(directory, CUSTODY, flags, Mode::RUSR | Mode::WUSR);
     let log = match opened {
-        Err(Errno::LOOP) => return Err(StoreError::Planted { at: name, expected: "regular file" }),
+        Err(Errno::LOOP) => {
+            return Err(StoreError::Planted {
+                at: name,
+                expected: "regular file",
+            });
+        }
         other => other.map_err(|error| tree.failed(&name, "open it", error))?,
     };
     // Held for one append, so waiting is short.
-    fs::flock(&log, FlockOperation::LockExclusive).map_err(|error| tree.failed(&name, "lock it", error))?;
+    fs::flock(&log, FlockOperation::LockExclusive)
+        .map_err(|error| tree.failed(&name, "lock it", error))?;
     Ok(log)
 }
 
@@ -142,7 +182,12 @@ fn is_torn(log: &OwnedFd, size: u64, found: u64) -> rustix::io::Result<bool> {
 
 /// The number of entries in a checkpoint: its second line.
 fn entries(checkpoint: &[u8]) -> Option<u64> {
-    std::str::from_utf8(checkpoint).ok()?.lines().nth(1)?.parse().ok()
+    std::str::from_utf8(checkpoint)
+        .ok()?
+        .lines()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 fn length(file: &OwnedFd) -> rustix::io::Result<u64> {

@@ -26,7 +26,9 @@ pub(super) fn open(
     offset: u64,
 ) -> Result<ObjectReader, StoreError> {
     let name = tree::name(at, path);
-    let (file, size) = tree.file(at, path)?.ok_or_else(|| StoreError::NotFound { at: name.clone() })?;
+    let (file, size) = tree
+        .file(at, path)?
+        .ok_or_else(|| StoreError::NotFound { at: name.clone() })?;
     let (sender, receiver) = mpsc::channel(AHEAD);
     let tree = Arc::clone(tree);
     tokio::task::spawn_blocking(move || {
@@ -42,7 +44,10 @@ pub(super) fn open(
             }
         }
     });
-    Ok(ObjectReader { size, chunks: ReceiverStream::new(receiver).boxed() })
+    Ok(ObjectReader {
+        size,
+        chunks: ReceiverStream::new(receiver).boxed(),
+    })
 }
 
 /// A whole file of at most `limit` bytes, if it is there. Blocks.
@@ -60,12 +65,21 @@ pub(super) fn small(
 }
 
 /// An open file of at most `limit` bytes. Blocks.
-pub(super) fn all(tree: &Tree, name: &str, file: &OwnedFd, limit: u64) -> Result<Vec<u8>, StoreError> {
+pub(super) fn all(
+    tree: &Tree,
+    name: &str,
+    file: &OwnedFd,
+    limit: u64,
+) -> Result<Vec<u8>, StoreError> {
     let mut bytes = Vec::new();
     while let Some(piece) = piece(tree, name, file, bytes.len() as u64)? {
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > limit {
-            return Err(StoreError::TooLarge { at: name.to_owned(), size: bytes.len() as u64, limit });
+            return Err(StoreError::TooLarge {
+                at: name.to_owned(),
+                size: bytes.len() as u64,
+                limit,
+            });
         }
     }
     Ok(bytes)

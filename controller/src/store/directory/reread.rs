@@ -67,7 +67,15 @@ struct Rehash<'a> {
 impl<'a> Rehash<'a> {
     fn new(tree: &'a Tree, name: &'a str, file: OwnedFd) -> Self {
         let direct = fs::fcntl_setfl(&file, OFlags::DIRECT).is_ok();
-        Self { tree, name, file, direct, block: Block::new(), at: 0, hasher: Sha256Hasher::new() }
+        Self {
+            tree,
+            name,
+            file,
+            direct,
+            block: Block::new(),
+            at: 0,
+            hasher: Sha256Hasher::new(),
+        }
     }
 
     /// Hashes up to `to` or the end of the file.
@@ -78,7 +86,9 @@ impl<'a> Rehash<'a> {
         while self.at < to {
             let read = self.read()?;
             let wanted = usize::try_from(to - self.at).unwrap_or(usize::MAX);
-            let Some(bytes) = self.block.space().get(..read.min(wanted)) else { break };
+            let Some(bytes) = self.block.space().get(..read.min(wanted)) else {
+                break;
+            };
             if bytes.is_empty() {
                 break;
             }
@@ -91,13 +101,17 @@ impl<'a> Rehash<'a> {
     /// Fails if the file goes on.
     fn end(mut self) -> Result<Content, StoreError> {
         // Not behind a short last block: direct I/O can only ask at multiples of the block size.
-        let stat = fs::fstat(&self.file).map_err(|error| self.tree.failed(self.name, "look at it", error))?;
+        let stat = fs::fstat(&self.file)
+            .map_err(|error| self.tree.failed(self.name, "look at it", error))?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         if size != self.at {
             // Hash all of it, so that the digest can't be mistaken for that of the expected bytes.
             self.advance(u64::MAX)?;
         }
-        Ok(Content { size: self.at, sha256: self.hasher.finish() })
+        Ok(Content {
+            size: self.at,
+            sha256: self.hasher.finish(),
+        })
     }
 
     fn read(&mut self) -> Result<usize, StoreError> {
@@ -108,8 +122,9 @@ impl<'a> Rehash<'a> {
                 // Another alignment than ours, or a file system that only finds out now.
                 Err(Errno::INVAL) if self.direct => {
                     self.direct = false;
-                    fs::fcntl_setfl(&self.file, OFlags::empty())
-                        .map_err(|error| self.tree.failed(self.name, "turn direct I/O off", error))?;
+                    fs::fcntl_setfl(&self.file, OFlags::empty()).map_err(|error| {
+                        self.tree.failed(self.name, "turn direct I/O off", error)
+                    })?;
                     self.drop_pages(u64::MAX);
                 }
                 Err(error) => return Err(self.tree.failed(self.name, "read it back", error)),
@@ -119,6 +134,11 @@ impl<'a> Rehash<'a> {
 
     /// Advice only: nothing follows from its failure.
     fn drop_pages(&self, to: u64) {
-        let _ = fs::fadvise(&self.file, self.at, NonZeroU64::new(to - self.at), Advice::DontNeed);
+        let _ = fs::fadvise(
+            &self.file,
+            self.at,
+            NonZeroU64::new(to - self.at),
+            Advice::DontNeed,
+        );
     }
 }

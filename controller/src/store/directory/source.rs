@@ -32,8 +32,15 @@ impl EvidenceSource for Source {
     }
 
     fn open(&self, path: &EvidencePath) -> io::Result<OpenFile> {
-        let (file, size) = self.tree.file(&self.at, path).map_err(io_error)?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(OpenFile { size, reader: Box::new(File::from(file)) })
+        let (file, size) = self
+            .tree
+            .file(&self.at, path)
+            .map_err(io_error)?
+            .ok_or(io::ErrorKind::NotFound)?;
+        Ok(OpenFile {
+            size,
+            reader: Box::new(File::from(file)),
+        })
     }
 }
 

@@ -33,9 +33,17 @@ impl Fixture {
 
     async fn at(root: &Path) -> Self {
         let store = DirectoryStore::open(root).unwrap();
-        let at = CollectionId { case: "INC-1".parse().unwrap(), name: "web-1".parse().unwrap() };
+        let at = CollectionId {
+            case: "INC-1".parse().unwrap(),
+            name: "web-1".parse().unwrap(),
+        };
         store.create_collection(&at).await.unwrap();
-        Self { store, at, collection: root.join("INC-1/web-1"), _root: None }
+        Self {
+            store,
+            at,
+            collection: root.join("INC-1/web-1"),
+            _root: None,
+        }
     }
 
     /// The lock, as soon as writers that were dropped have ended.
@@ -82,7 +90,9 @@ fn at(path: &str) -> EvidencePath {
 }
 
 fn bytes(size: usize) -> Vec<u8> {
-    (0..size).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    (0..size)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
 }
 
 /// A file system of its own for one test, unmounted at its end.
@@ -91,33 +101,64 @@ struct Mount(TempDir);
 impl Mount {
     fn new(kind: &str, options: &str) -> Self {
         let directory = TempDir::new().unwrap();
-        let mounted = Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(directory.path()).status();
-        assert!(mounted.is_ok_and(|status| status.success()), "mounting a {kind} needs root; run this test as root");
+        let mounted = Command::new("mount")
+            .args(["-t", kind, "-o", options, kind])
+            .arg(directory.path())
+            .status();
+        assert!(
+            mounted.is_ok_and(|status| status.success()),
+            "mounting a {kind} needs root; run this test as root"
+        );
         Self(directory)
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status();
     }
 }
 
 #[tokio::test]
 async fn what_was_written_is_what_is_read_whatever_its_size() {
     let fixture = Fixture::new().await;
-    for size in [0, 1, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 3 * MIB + 17, 64 * MIB, 65 * MIB + 1] {
+    for size in [
+        0,
+        1,
+        4095,
+        4096,
+        4097,
+        4 * MIB - 1,
+        4 * MIB,
+        4 * MIB + 1,
+        9 * MIB + 17,
+        64 * MIB,
+        65 * MIB + 1,
+    ] {
         let content = bytes(size);
-        let receipt = fixture.put(&format!("artifacts/x/{size}"), &content).await.unwrap();
+        let receipt = fixture
+            .put(&format!("artifacts/x/{size}"), &content)
+            .await
+            .unwrap();
         assert_eq!(receipt.content(), Content::of(&content));
         let path = fixture.collection.join(format!("artifacts/x/{size}"));
         assert!(std::fs::read(path).unwrap() == content, "{size} bytes");
-        let mut reader = fixture.store.read(&fixture.at, receipt.at(), (size / 2) as u64).await.unwrap();
+        let mut reader = fixture
+            .store
+            .read(&fixture.at, receipt.at(), (size / 2) as u64)
+            .await
+            .unwrap();
         let mut read = Vec::new();
         while let Some(chunk) = reader.chunks.next().await {
             read.extend_from_slice(&chunk.unwrap());
         }
-        assert!(reader.size == size as u64 && read == content[size / 2..], "{size} bytes");
+        assert!(
+            reader.size == size as u64 && read == content[size / 2..],
+            "{size} bytes"
+        );
     }
 }
 
@@ -126,9 +167,15 @@ async fn a_name_is_never_given_twice() {
     let fixture = Fixture::new().await;
     let lock = fixture.lock().await;
     let first = fixture.store.writer(&lock, &at("a")).await.unwrap();
-    assert!(matches!(fixture.store.writer(&lock, &at("a")).await, Err(StoreError::Leftover { .. })));
+    assert!(matches!(
+        fixture.store.writer(&lock, &at("a")).await,
+        Err(StoreError::Leftover { .. })
+    ));
     first.finish(Content::of(b"")).await.unwrap();
-    assert!(matches!(fixture.store.writer(&lock, &at("a")).await, Err(StoreError::ObjectExists { .. })));
+    assert!(matches!(
+        fixture.store.writer(&lock, &at("a")).await,
+        Err(StoreError::ObjectExists { .. })
+    ));
     let again = fixture.store.create_collection(&fixture.at).await;
     assert!(matches!(again, Err(StoreError::CollectionExists { .. })));
 }
@@ -136,17 +183,31 @@ async fn a_name_is_never_given_twice() {
 #[tokio::test]
 async fn a_name_that_is_taken_meanwhile_is_not_replaced() {
     let fixture = Fixture::new().await;
-    let mut writer = fixture.store.writer(&fixture.lock().await, &at("a")).await.unwrap();
+    let mut writer = fixture
+        .store
+        .writer(&fixture.lock().await, &at("a"))
+        .await
+        .unwrap();
     writer.write(Bytes::from_static(b"ours")).await.unwrap();
     std::fs::write(fixture.collection.join("a"), b"theirs").unwrap();
-    assert!(matches!(writer.finish(Content::of(b"ours")).await, Err(StoreError::ObjectExists { .. })));
-    assert_eq!(std::fs::read(fixture.collection.join("a")).unwrap(), b"theirs");
+    assert!(matches!(
+        writer.finish(Content::of(b"ours")).await,
+        Err(StoreError::ObjectExists { .. })
+    ));
+    assert_eq!(
+        std::fs::read(fixture.collection.join("a")).unwrap(),
+        b"theirs"
+    );
 }
 
 #[tokio::test]
 async fn abort_leaves_nothing() {
     let fixture = Fixture::new().await;
-    let mut writer = fixture.store.writer(&fixture.lock().await, &at("a")).await.unwrap();
+    let mut writer = fixture
+        .store
+        .writer(&fixture.lock().await, &at("a"))
+        .await
+        .unwrap();
     writer.write(bytes(3 * MIB).into()).await.unwrap();
     writer.abort().await.unwrap();
     assert!(fixture.names().is_empty());
@@ -157,11 +218,22 @@ async fn abort_leaves_nothing() {
 async fn bytes_that_differ_from_what_arrived_get_no_name() {
     let fixture = Fixture::new().await;
     let lock = fixture.lock().await;
-    for (name, expected) in [("digest", Content { size: 3, ..Content::of(b"abd") }), ("size", Content::of(b"abcd"))] {
+    for (name, expected) in [
+        (
+            "digest",
+            Content {
+                size: 3,
+                ..Content::of(b"abd")
+            },
+        ),
+        ("size", Content::of(b"abcd")),
+    ] {
         let mut writer = fixture.store.writer(&lock, &at(name)).await.unwrap();
         writer.write(Bytes::from_static(b"abc")).await.unwrap();
         let refused = writer.finish(expected).await.unwrap_err();
-        assert!(matches!(refused, StoreError::Mismatch { found, .. } if found == Content::of(b"abc")));
+        assert!(
+            matches!(refused, StoreError::Mismatch { found, .. } if *found == Content::of(b"abc"))
+        );
     }
     assert!(fixture.store.list(&fixture.at).await.unwrap().is_empty());
     assert_eq!(fixture.store.leftovers(&lock).await.unwrap().len(), 2);
@@ -173,14 +245,27 @@ async fn bytes_that_changed_in_the_store_are_found() {
     let content = bytes(2 * MIB);
     let receipt = fixture.put("a", &content).await.unwrap();
     let lock = fixture.lock().await;
-    assert_eq!(fixture.store.recheck(&lock, &at("a"), receipt.content()).await.unwrap(), receipt);
+    assert_eq!(
+        fixture
+            .store
+            .recheck(&lock, &at("a"), receipt.content())
+            .await
+            .unwrap(),
+        receipt
+    );
     let mut changed = content.clone();
     changed[MIB] ^= 1;
     std::fs::write(fixture.collection.join("a"), changed).unwrap();
-    let found = fixture.store.recheck(&lock, &at("a"), receipt.content()).await;
+    let found = fixture
+        .store
+        .recheck(&lock, &at("a"), receipt.content())
+        .await;
     assert!(matches!(found, Err(StoreError::Mismatch { .. })));
     std::fs::write(fixture.collection.join("a"), [content, vec![0]].concat()).unwrap();
-    let found = fixture.store.recheck(&lock, &at("a"), receipt.content()).await;
+    let found = fixture
+        .store
+        .recheck(&lock, &at("a"), receipt.content())
+        .await;
     assert!(matches!(found, Err(StoreError::Mismatch { .. })));
 }
 
@@ -188,21 +273,36 @@ async fn bytes_that_changed_in_the_store_are_found() {
 async fn a_cut_off_writer_leaves_its_bytes_and_holds_the_lock_until_they_are_safe() {
     let fixture = Fixture::new().await;
     let content = bytes(5 * MIB + 3);
-    let mut writer = fixture.store.writer(&fixture.lock().await, &at("artifacts/a")).await.unwrap();
+    let mut writer = fixture
+        .store
+        .writer(&fixture.lock().await, &at("artifacts/a"))
+        .await
+        .unwrap();
     for chunk in content.chunks(MIB) {
         writer.write(Bytes::copy_from_slice(chunk)).await.unwrap();
     }
     drop(writer);
     let lock = fixture.lock().await;
     assert_eq!(fixture.names(), ["artifacts/.tmp-a"]);
-    assert!(fixture.store.list(&fixture.at).await.unwrap().is_empty(), "an unfinished object was listed");
-    assert!(matches!(fixture.store.writer(&lock, &at("artifacts/a")).await, Err(StoreError::Leftover { .. })));
+    assert!(
+        fixture.store.list(&fixture.at).await.unwrap().is_empty(),
+        "an unfinished object was listed"
+    );
+    assert!(matches!(
+        fixture.store.writer(&lock, &at("artifacts/a")).await,
+        Err(StoreError::Leftover { .. })
+    ));
 
     let left = fixture.left(&lock).await.unwrap();
-    assert_eq!((left.intended(), left.content()), (&at("artifacts/a"), Content::of(&content)));
+    assert_eq!(
+        (left.intended(), left.content()),
+        (&at("artifacts/a"), Content::of(&content))
+    );
     assert!(left.keep_as(&at("elsewhere/a")).await.is_err());
     let left = fixture.left(&lock).await.unwrap();
-    left.keep_as(&partial_path(&at("artifacts/a"), 1).unwrap()).await.unwrap();
+    left.keep_as(&partial_path(&at("artifacts/a"), 1).unwrap())
+        .await
+        .unwrap();
     fixture.put_with(&lock, "artifacts/a", b"whole").await;
     assert_eq!(fixture.names(), ["artifacts/a", "artifacts/a.partial-1"]);
 }
@@ -210,7 +310,13 @@ async fn a_cut_off_writer_leaves_its_bytes_and_holds_the_lock_until_they_are_saf
 impl Fixture {
     /// The first leftover.
     async fn left(&self, lock: &CollectionLock) -> Option<Box<dyn Unfinished>> {
-        let first = self.store.leftovers(lock).await.unwrap().into_iter().next()?;
+        let first = self
+            .store
+            .leftovers(lock)
+            .await
+            .unwrap()
+            .into_iter()
+            .next()?;
         self.store.leftover(lock, &first).await.unwrap()
     }
 
@@ -239,13 +345,20 @@ async fn a_crash_between_any_two_steps_leaves_the_object_whole_or_nameless() {
     }
     fixture.store.recheck(&lock, &at("a"), whole).await.unwrap();
     // Between hard link and removal, where rename can't refuse to replace.
-    std::fs::hard_link(fixture.collection.join("a"), fixture.collection.join(".tmp-a")).unwrap();
+    std::fs::hard_link(
+        fixture.collection.join("a"),
+        fixture.collection.join(".tmp-a"),
+    )
+    .unwrap();
     assert!(fixture.left(&lock).await.is_none());
     assert_eq!(fixture.names(), ["a"]);
     // A leftover beside another object of that name stays apart from it.
     std::fs::write(fixture.collection.join(".tmp-a"), b"other").unwrap();
     let left = fixture.left(&lock).await.unwrap();
-    assert!(matches!(left.keep_as(&at("a")).await, Err(StoreError::ObjectExists { .. })));
+    assert!(matches!(
+        left.keep_as(&at("a")).await,
+        Err(StoreError::ObjectExists { .. })
+    ));
     fixture.store.recheck(&lock, &at("a"), whole).await.unwrap();
 }
 
@@ -268,7 +381,10 @@ async fn a_full_volume_is_reported_with_what_is_free_and_keeps_no_false_claim() 
             Some(error) if keep => {
                 let left = writer.keep().await.unwrap();
                 assert!(left.content().size < 9 * MIB as u64);
-                assert_eq!(left.content(), Content::of(&content[..left.content().size as usize]));
+                assert_eq!(
+                    left.content(),
+                    Content::of(&content[..left.content().size as usize])
+                );
                 left.discard().await.unwrap();
                 error
             }
@@ -301,7 +417,12 @@ async fn planted_links_and_special_files_are_refused() {
     let outside = TempDir::new().unwrap();
     let lock = fixture.lock().await;
     symlink(outside.path(), fixture.collection.join("artifacts")).unwrap();
-    let refused = fixture.store.writer(&lock, &at("artifacts/a")).await.err().unwrap();
+    let refused = fixture
+        .store
+        .writer(&lock, &at("artifacts/a"))
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(refused, StoreError::Planted { .. }), "{refused}");
     assert!(fixture.store.list(&fixture.at).await.is_err());
     std::fs::remove_file(fixture.collection.join("artifacts")).unwrap();
@@ -309,20 +430,43 @@ async fn planted_links_and_special_files_are_refused() {
     for name in ["a", ".tmp-a", CUSTODY, CHECKPOINT] {
         symlink(outside.path().join("target"), fixture.collection.join(name)).unwrap();
         let tried = match name {
-            CUSTODY => fixture.store.append_log(&fixture.at, 0, b"{}\n".to_vec()).await.err(),
-            CHECKPOINT => fixture.store.replace_checkpoint(&fixture.at, b"o\n1\nr\n".to_vec()).await.err(),
+            CUSTODY => fixture
+                .store
+                .append_log(&fixture.at, 0, b"{}\n".to_vec())
+                .await
+                .err(),
+            CHECKPOINT => fixture
+                .store
+                .replace_checkpoint(&fixture.at, b"o\n1\nr\n".to_vec())
+                .await
+                .err(),
             _ => fixture.store.writer(&lock, &at("a")).await.err(),
         };
         assert!(tried.is_some(), "{name} was followed");
-        assert!(fixture.store.list(&fixture.at).await.is_err(), "{name} was listed");
+        assert!(
+            fixture.store.list(&fixture.at).await.is_err(),
+            "{name} was listed"
+        );
         std::fs::remove_file(fixture.collection.join(name)).unwrap();
     }
-    assert!(std::fs::read_dir(outside.path()).unwrap().next().is_none(), "something was written outside");
+    assert!(
+        std::fs::read_dir(outside.path()).unwrap().next().is_none(),
+        "something was written outside"
+    );
 
     let fifo = fixture.collection.join("fifo");
-    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
     assert!(std::fs::metadata(&fifo).unwrap().file_type().is_fifo());
-    assert!(matches!(fixture.store.size(&fixture.at, &at("fifo")).await, Err(StoreError::Planted { .. })));
+    assert!(matches!(
+        fixture.store.size(&fixture.at, &at("fifo")).await,
+        Err(StoreError::Planted { .. })
+    ));
 }
 
 #[tokio::test]
@@ -345,7 +489,10 @@ async fn names_of_the_store_itself_are_refused() {
     let long = "a".repeat(236);
     for name in [".tmp-a", "x/.tmp-a/b", CUSTODY, CHECKPOINT, &long] {
         let refused = fixture.store.writer(&lock, &at(name)).await.err().unwrap();
-        assert!(matches!(refused, StoreError::Reserved { .. }), "{name}: {refused}");
+        assert!(
+            matches!(refused, StoreError::Reserved { .. }),
+            "{name}: {refused}"
+        );
     }
 }
 
@@ -353,15 +500,28 @@ async fn names_of_the_store_itself_are_refused() {
 async fn only_one_task_writes_to_a_collection() {
     let fixture = Fixture::new().await;
     let lock = fixture.lock().await;
-    let again = DirectoryStore::open(fixture.collection.parent().unwrap().parent().unwrap()).unwrap();
-    assert!(matches!(again.lock(&fixture.at).await, Err(StoreError::Busy { .. })));
+    let again =
+        DirectoryStore::open(fixture.collection.parent().unwrap().parent().unwrap()).unwrap();
+    assert!(matches!(
+        again.lock(&fixture.at).await,
+        Err(StoreError::Busy { .. })
+    ));
     let writer = fixture.store.writer(&lock, &at("a")).await.unwrap();
     drop(lock);
-    assert!(matches!(again.lock(&fixture.at).await, Err(StoreError::Busy { .. })), "a writer is still at work");
+    assert!(
+        matches!(again.lock(&fixture.at).await, Err(StoreError::Busy { .. })),
+        "a writer is still at work"
+    );
     writer.finish(Content::of(b"")).await.unwrap();
     fixture.lock().await;
-    let other = CollectionId { name: "other".parse().unwrap(), ..fixture.at.clone() };
-    assert!(matches!(again.lock(&other).await, Err(StoreError::NoCollection { .. })));
+    let other = CollectionId {
+        name: "other".parse().unwrap(),
+        ..fixture.at.clone()
+    };
+    assert!(matches!(
+        again.lock(&other).await,
+        Err(StoreError::NoCollection { .. })
+    ));
 }
 
 #[tokio::test]
@@ -372,8 +532,18 @@ async fn the_log_only_grows_from_where_the_writer_knew_it() {
         async move { store.append_log(&at, size, lines).await }
     };
     assert_eq!(append(0, b"{1}\n").await.unwrap(), 4);
-    assert!(matches!(append(0, b"{x}\n").await, Err(StoreError::LogMoved { expected: 0, found: 4, .. })));
-    assert!(matches!(append(9, b"{x}\n").await, Err(StoreError::LogMoved { .. })));
+    assert!(matches!(
+        append(0, b"{x}\n").await,
+        Err(StoreError::LogMoved {
+            expected: 0,
+            found: 4,
+            ..
+        })
+    ));
+    assert!(matches!(
+        append(9, b"{x}\n").await,
+        Err(StoreError::LogMoved { .. })
+    ));
     assert!(append(4, b"{no line end}").await.is_err());
     let log = fixture.collection.join(CUSTODY);
     // A crash in the middle of a line that was never acknowledged.
@@ -386,18 +556,40 @@ async fn the_log_only_grows_from_where_the_writer_knew_it() {
 async fn the_checkpoint_never_goes_back() {
     let fixture = Fixture::new().await;
     let put = |text: &str| {
-        let (store, at, text) = (fixture.store.clone(), fixture.at.clone(), text.as_bytes().to_vec());
+        let (store, at, text) = (
+            fixture.store.clone(),
+            fixture.at.clone(),
+            text.as_bytes().to_vec(),
+        );
         async move { store.replace_checkpoint(&at, text).await }
     };
     put("origin\n1\nroot\n\nsignature\n").await.unwrap();
     put("origin\n3\nroot\n\nsignature\n").await.unwrap();
     put("origin\n3\nroot\n\nanother\n").await.unwrap();
-    assert!(matches!(put("origin\n2\nroot\n").await, Err(StoreError::CheckpointBackwards { new: 2, stored: 3, .. })));
-    assert!(matches!(put("no checkpoint").await, Err(StoreError::NotACheckpoint { .. })));
+    assert!(matches!(
+        put("origin\n2\nroot\n").await,
+        Err(StoreError::CheckpointBackwards {
+            new: 2,
+            stored: 3,
+            ..
+        })
+    ));
+    assert!(matches!(
+        put("no checkpoint").await,
+        Err(StoreError::NotACheckpoint { .. })
+    ));
     let path = at(CHECKPOINT);
-    let read = fixture.store.read_small(&fixture.at, &path, 1000).await.unwrap().unwrap();
+    let read = fixture
+        .store
+        .read_small(&fixture.at, &path, 1000)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(read, b"origin\n3\nroot\n\nanother\n");
-    assert!(matches!(fixture.store.read_small(&fixture.at, &path, 3).await, Err(StoreError::TooLarge { .. })));
+    assert!(matches!(
+        fixture.store.read_small(&fixture.at, &path, 3).await,
+        Err(StoreError::TooLarge { .. })
+    ));
     assert_eq!(fixture.names(), [CHECKPOINT, CUSTODY]);
 }
 
@@ -405,8 +597,18 @@ async fn the_checkpoint_never_goes_back() {
 async fn files_are_the_owners_and_final_ones_read_only() {
     let fixture = Fixture::new().await;
     fixture.put("artifacts/a", b"x").await.unwrap();
-    fixture.store.append_log(&fixture.at, 0, b"{}\n".to_vec()).await.unwrap();
-    let mode = |path: &str| std::fs::metadata(fixture.collection.join(path)).unwrap().permissions().mode() & 0o7777;
+    fixture
+        .store
+        .append_log(&fixture.at, 0, b"{}\n".to_vec())
+        .await
+        .unwrap();
+    let mode = |path: &str| {
+        std::fs::metadata(fixture.collection.join(path))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o7777
+    };
     assert_eq!((mode("."), mode("artifacts")), (0o700, 0o700));
     assert_eq!((mode("artifacts/a"), mode(CUSTODY)), (0o400, 0o600));
 }
@@ -418,11 +620,29 @@ async fn listings_are_ordered_and_complete() {
         fixture.put(path, path.as_bytes()).await.unwrap();
     }
     let listed = fixture.store.list(&fixture.at).await.unwrap();
-    let listed: Vec<_> = listed.iter().map(|file| (file.path.as_str(), file.size)).collect();
+    let listed: Vec<_> = listed
+        .iter()
+        .map(|file| (file.path.as_str(), file.size))
+        .collect();
     assert_eq!(listed, [("a/a", 3), ("a/b/c", 5), ("b", 1)]);
-    assert_eq!(fixture.store.collections(&fixture.at.case).await.unwrap(), [fixture.at.name.clone()]);
-    assert_eq!(fixture.store.collections(&"none".parse().unwrap()).await.unwrap(), []);
-    assert!(fixture.store.location(&fixture.at).ends_with("/INC-1/web-1"));
+    assert_eq!(
+        fixture.store.collections(&fixture.at.case).await.unwrap(),
+        std::slice::from_ref(&fixture.at.name)
+    );
+    assert_eq!(
+        fixture
+            .store
+            .collections(&"none".parse().unwrap())
+            .await
+            .unwrap(),
+        []
+    );
+    assert!(
+        fixture
+            .store
+            .location(&fixture.at)
+            .ends_with("/INC-1/web-1")
+    );
 }
 
 #[tokio::test]
@@ -432,10 +652,21 @@ async fn a_note_lies_beside_the_collection_and_is_replaced_whole() {
     let lock = fixture.lock().await;
     for note in [&b"first"[..], b"second"] {
         fixture.store.save_note(&lock, note.to_vec()).await.unwrap();
-        assert_eq!(fixture.store.note(&fixture.at).await.unwrap().unwrap(), note);
+        assert_eq!(
+            fixture.store.note(&fixture.at).await.unwrap().unwrap(),
+            note
+        );
     }
     assert!(fixture.names().is_empty());
-    assert_eq!(fixture.store.collections(&fixture.at.case).await.unwrap().len(), 1);
+    assert_eq!(
+        fixture
+            .store
+            .collections(&fixture.at.case)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     fixture.store.save_note(&lock, Vec::new()).await.unwrap();
     assert_eq!(fixture.store.note(&fixture.at).await.unwrap(), None);
 }
@@ -452,8 +683,16 @@ async fn the_verifier_sees_everything_that_is_there() {
     assert_eq!(listing.files, [at(".tmp-b"), at("artifacts/a")]);
     assert_eq!(listing.refused.len(), 2, "{:?}", listing.refused);
     assert!(source.open(&at("link")).is_err());
-    assert_eq!(source.open(&at("artifacts/none")).err().unwrap().kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(
+        source.open(&at("artifacts/none")).err().unwrap().kind(),
+        std::io::ErrorKind::NotFound
+    );
     let mut read = String::new();
-    source.open(&at("artifacts/a")).unwrap().reader.read_to_string(&mut read).unwrap();
+    source
+        .open(&at("artifacts/a"))
+        .unwrap()
+        .reader
+        .read_to_string(&mut read)
+        .unwrap();
     assert_eq!(read, "x");
 }

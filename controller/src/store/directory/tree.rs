@@ -20,9 +20,15 @@ const LONGEST_NAME: usize = 235;
 /// somebody fills must not fill our memory.
 const MOST_FILES: usize = 1_000_000;
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 /// `NONBLOCK`: opening a planted FIFO must not hang; it has no effect on regular files.
-const FILE: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const FILE: OFlags = OFlags::RDONLY
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// The root of a store.
 pub(super) struct Tree {
@@ -37,7 +43,10 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match fs::open(root, flags, Mode::empty()) {
             Ok(root) => Ok(Self { root, path }),
-            Err(error) => Err(StoreError::Open { path, source: error.into() }),
+            Err(error) => Err(StoreError::Open {
+                path,
+                source: error.into(),
+            }),
         }
     }
 
@@ -47,7 +56,8 @@ impl Tree {
 
     /// Bytes that can still be written by this user.
     pub(super) fn free(&self) -> Result<u64, StoreError> {
-        let stat = fs::fstatvfs(&self.root).map_err(|error| self.failed("", "ask for its free space", error))?;
+        let stat = fs::fstatvfs(&self.root)
+            .map_err(|error| self.failed("", "ask for its free space", error))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
@@ -63,10 +73,14 @@ impl Tree {
 
     /// The open directory of a collection.
     pub(super) fn collection(&self, at: &CollectionId) -> Result<OwnedFd, StoreError> {
-        let case = self.case(&at.case)?.ok_or_else(|| StoreError::NoCollection { at: at.to_string() })?;
+        let case = self
+            .case(&at.case)?
+            .ok_or_else(|| StoreError::NoCollection { at: at.to_string() })?;
         match fs::openat(&case, at.name.as_str(), DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) => Err(StoreError::NoCollection { at: at.to_string() }),
-            other => other.map_err(|error| self.failed(&at.to_string(), "open its directory", error)),
+            other => {
+                other.map_err(|error| self.failed(&at.to_string(), "open its directory", error))
+            }
         }
     }
 
@@ -87,7 +101,10 @@ impl Tree {
         for (name, _) in self.entries(case.as_str(), &directory)? {
             // Lock files and checkpoints on their way; a collection's name begins with no dot.
             if !name.starts_with('.') {
-                let foreign = |source| StoreError::ForeignName { at: case.to_string(), source };
+                let foreign = |source| StoreError::ForeignName {
+                    at: case.to_string(),
+                    source: Box::new(source),
+                };
                 found.push(name.parse().map_err(foreign)?);
             }
         }
@@ -100,10 +117,18 @@ impl Tree {
     pub(super) fn lock(&self, at: &CollectionId) -> Result<OwnedFd, StoreError> {
         let name = at.to_string();
         self.collection(at)?;
-        let case = self.case(&at.case)?.ok_or_else(|| StoreError::NoCollection { at: name.clone() })?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(&case, format!("{LOCK}{}", at.name), flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| self.failed(&name, "open its lock", error))?;
+        let case = self
+            .case(&at.case)?
+            .ok_or_else(|| StoreError::NoCollection { at: name.clone() })?;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = fs::openat(
+            &case,
+            format!("{LOCK}{}", at.name),
+            flags,
+            Mode::RUSR | Mode::WUSR,
+        )
+        .map_err(|error| self.failed(&name, "open its lock", error))?;
         match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(file),
             Err(Errno::WOULDBLOCK) => Err(StoreError::Busy { at: name }),
@@ -112,7 +137,12 @@ impl Tree {
     }
 
     /// The open directory that holds `path`; with `make` it and its parents are made, durably.
-    pub(super) fn parent(&self, at: &CollectionId, path: &EvidencePath, make: bool) -> Result<OwnedFd, StoreError> {
+    pub(super) fn parent(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+        make: bool,
+    ) -> Result<OwnedFd, StoreError> {
         let name = name(at, path);
         let mut directory = self.collection(at)?;
         let mut segments = path.segments().peekable();
@@ -125,7 +155,11 @@ impl Tree {
     }
 
     /// The open regular file `path` and its size, if it is there.
-    pub(super) fn file(&self, at: &CollectionId, path: &EvidencePath) -> Result<Option<(OwnedFd, u64)>, StoreError> {
+    pub(super) fn file(
+        &self,
+        at: &CollectionId,
+        path: &EvidencePath,
+    ) -> Result<Option<(OwnedFd, u64)>, StoreError> {
         match self.parent(at, path, false) {
             Ok(directory) => self.regular(&directory, path.file_name(), &name(at, path)),
             Err(StoreError::NotFound { .. }) => Ok(None),
@@ -134,18 +168,29 @@ impl Tree {
     }
 
     /// The open regular file `file` of `directory`, if it is there.
-    pub(super) fn regular(&self, directory: &OwnedFd, file: &str, name: &str) -> Result<Option<(OwnedFd, u64)>, StoreError> {
+    pub(super) fn regular(
+        &self,
+        directory: &OwnedFd,
+        file: &str,
+        name: &str,
+    ) -> Result<Option<(OwnedFd, u64)>, StoreError> {
         let fd = match fs::openat(directory, file, FILE, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP | Errno::NXIO) => {
-                return Err(StoreError::Planted { at: name.to_owned(), expected: "regular file" });
+                return Err(StoreError::Planted {
+                    at: name.to_owned(),
+                    expected: "regular file",
+                });
             }
             Err(error) => return Err(self.failed(name, "open it", error)),
         };
         let stat = fs::fstat(&fd).map_err(|error| self.failed(name, "look at it", error))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(StoreError::Planted { at: name.to_owned(), expected: "regular file" });
+            return Err(StoreError::Planted {
+                at: name.to_owned(),
+                expected: "regular file",
+            });
         }
         Ok(Some((fd, u64::try_from(stat.st_size).unwrap_or(0))))
     }
@@ -162,8 +207,15 @@ impl Tree {
         let mut found = Vec::new();
         for file in self.walk(at)?.all_regular(at)? {
             if let Some(intended) = file.path.file_name().strip_prefix(TEMPORARY) {
-                let parent = file.path.as_str().strip_suffix(file.path.file_name()).unwrap_or_default();
-                let foreign = |_| StoreError::Planted { at: name(at, &file.path), expected: "object of ours" };
+                let parent = file
+                    .path
+                    .as_str()
+                    .strip_suffix(file.path.file_name())
+                    .unwrap_or_default();
+                let foreign = |_| StoreError::Planted {
+                    at: name(at, &file.path),
+                    expected: "object of ours",
+                };
                 found.push(format!("{parent}{intended}").parse().map_err(foreign)?);
             }
         }
@@ -178,18 +230,26 @@ impl Tree {
             for (entry, kind) in self.entries(&format!("{at}/{below}"), &directory)? {
                 let shown = format!("{below}{}", entry.escape_default());
                 let Ok(path) = format!("{below}{entry}").parse::<EvidencePath>() else {
-                    walk.refused.push((shown, "file with a name that evidence can have"));
+                    walk.refused
+                        .push((shown, "file with a name that evidence can have"));
                     continue;
                 };
                 match kind {
                     FileType::Directory => {
-                        let inner = self.below(directory.as_fd(), &entry, &name(at, &path), false)?;
+                        let inner =
+                            self.below(directory.as_fd(), &entry, &name(at, &path), false)?;
                         open.push((format!("{path}/"), inner));
                     }
                     FileType::RegularFile => {
-                        let stat = fs::statat(&directory, entry.as_str(), AtFlags::SYMLINK_NOFOLLOW)
-                            .map_err(|error| self.failed(&name(at, &path), "look at it", error))?;
-                        walk.files.push(StoredFile { path, size: u64::try_from(stat.st_size).unwrap_or(0) });
+                        let stat =
+                            fs::statat(&directory, entry.as_str(), AtFlags::SYMLINK_NOFOLLOW)
+                                .map_err(|error| {
+                                    self.failed(&name(at, &path), "look at it", error)
+                                })?;
+                        walk.files.push(StoredFile {
+                            path,
+                            size: u64::try_from(stat.st_size).unwrap_or(0),
+                        });
                     }
                     _ => walk.refused.push((shown, "file or directory")),
                 }
@@ -215,35 +275,57 @@ impl Tree {
     /// What a system call's error means for the object `name`.
     pub(super) fn failed(&self, name: &str, step: &'static str, error: Errno) -> StoreError {
         match error {
-            Errno::NOSPC | Errno::DQUOT => {
-                StoreError::Full { at: name.to_owned(), free: self.free().unwrap_or(0), root: self.path.clone() }
-            }
-            Errno::LOOP | Errno::NOTDIR => StoreError::Planted { at: name.to_owned(), expected: "directory" },
-            error => StoreError::Io { at: name.to_owned(), step, source: error.into() },
+            Errno::NOSPC | Errno::DQUOT => StoreError::Full {
+                at: name.to_owned(),
+                free: self.free().unwrap_or(0),
+                root: self.path.clone(),
+            },
+            Errno::LOOP | Errno::NOTDIR => StoreError::Planted {
+                at: name.to_owned(),
+                expected: "directory",
+            },
+            error => StoreError::Io {
+                at: name.to_owned(),
+                step,
+                source: error.into(),
+            },
         }
     }
 
     /// The directory `segment` of an open one.
-    fn below(&self, parent: impl AsFd, segment: &str, name: &str, make: bool) -> Result<OwnedFd, StoreError> {
+    fn below(
+        &self,
+        parent: impl AsFd,
+        segment: &str,
+        name: &str,
+        make: bool,
+    ) -> Result<OwnedFd, StoreError> {
         let opened = match fs::openat(&parent, segment, DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) if make => {
                 match fs::mkdirat(&parent, segment, Mode::RWXU) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(self.failed(name, "make its directory", error)),
                 }
-                fs::fsync(&parent).map_err(|error| self.failed(name, "sync its directory", error))?;
+                fs::fsync(&parent)
+                    .map_err(|error| self.failed(name, "sync its directory", error))?;
                 fs::openat(&parent, segment, DIRECTORY, Mode::empty())
             }
             other => other,
         };
         match opened {
-            Err(Errno::NOENT) => Err(StoreError::NotFound { at: name.to_owned() }),
+            Err(Errno::NOENT) => Err(StoreError::NotFound {
+                at: name.to_owned(),
+            }),
             other => other.map_err(|error| self.failed(name, "open its directory", error)),
         }
     }
 
     /// Names and types of a directory's entries, in no order.
-    fn entries(&self, name: &str, directory: &OwnedFd) -> Result<Vec<(String, FileType)>, StoreError> {
+    fn entries(
+        &self,
+        name: &str,
+        directory: &OwnedFd,
+    ) -> Result<Vec<(String, FileType)>, StoreError> {
         let failed = |error| self.failed(name, "list its directory", error);
         let mut entries = Vec::new();
         for entry in fs::Dir::read_from(directory).map_err(failed)? {
@@ -255,7 +337,8 @@ impl Tree {
             let kind = match entry.file_type() {
                 // Some file systems don't say.
                 FileType::Unknown => {
-                    let stat = fs::statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+                    let stat = fs::statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+                        .map_err(failed)?;
                     FileType::from_raw_mode(stat.st_mode)
                 }
                 kind => kind,
@@ -286,7 +369,10 @@ impl Walk {
     /// The files, if there is nothing else.
     fn all_regular(self, at: &CollectionId) -> Result<Vec<StoredFile>, StoreError> {
         match self.refused.into_iter().next() {
-            Some((path, expected)) => Err(StoreError::Planted { at: format!("{at}/{path}"), expected }),
+            Some((path, expected)) => Err(StoreError::Planted {
+                at: format!("{at}/{path}"),
+                expected,
+            }),
             None => Ok(self.files),
         }
     }
@@ -299,8 +385,16 @@ pub(super) fn name(at: &CollectionId, path: &EvidencePath) -> String {
 
 /// Refuses names that belong to the store itself.
 pub(super) fn writable(at: &CollectionId, path: &EvidencePath) -> Result<(), StoreError> {
-    let reserved = |reason| Err(StoreError::Reserved { at: name(at, path), reason });
-    if path.segments().any(|segment| segment.starts_with(TEMPORARY)) {
+    let reserved = |reason| {
+        Err(StoreError::Reserved {
+            at: name(at, path),
+            reason,
+        })
+    };
+    if path
+        .segments()
+        .any(|segment| segment.starts_with(TEMPORARY))
+    {
         return reserved("names that begin with .tmp- are those of unfinished objects");
     }
     if path.as_str() == CUSTODY || path.as_str() == CHECKPOINT {

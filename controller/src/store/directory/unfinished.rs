@@ -32,7 +32,13 @@ impl Left {
         let Some((file, _)) = tree.regular(&directory, &temporary_name(&path), &name)? else {
             return Ok(None);
         };
-        let temporary = Temporary { tree: Arc::clone(tree), directory, file, path, lock: lock.clone() };
+        let temporary = Temporary {
+            tree: Arc::clone(tree),
+            directory,
+            file,
+            path,
+            lock: lock.clone(),
+        };
         if is_named(&temporary)? {
             // Cut off between the hard link and the removal of the first name.
             temporary.remove()?;
@@ -40,7 +46,10 @@ impl Left {
         }
         temporary.settle()?;
         let content = reread::whole(tree, &name, temporary.reopen()?)?;
-        Ok(Some(Box::new(Self { temporary: Arc::new(temporary), content })))
+        Ok(Some(Box::new(Self {
+            temporary: Arc::new(temporary),
+            content,
+        })))
     }
 }
 
@@ -57,26 +66,45 @@ impl Unfinished for Left {
     async fn keep_as(self: Box<Self>, at: &EvidencePath) -> Result<Receipt, StoreError> {
         let name = tree::name(self.temporary.lock.collection(), at);
         tree::writable(self.temporary.lock.collection(), at)?;
-        let parent = |path: &EvidencePath| path.as_str().rsplit_once('/').map(|(parent, _)| parent.to_owned());
+        let parent = |path: &EvidencePath| {
+            path.as_str()
+                .rsplit_once('/')
+                .map(|(parent, _)| parent.to_owned())
+        };
         if parent(at) != parent(&self.temporary.path) {
-            return Err(StoreError::Reserved { at: name, reason: "an unfinished object stays in its directory" });
+            return Err(StoreError::Reserved {
+                at: name,
+                reason: "an unfinished object stays in its directory",
+            });
         }
         let at = at.clone();
         let publish = move || self.temporary.publish(&at, self.content);
-        tokio::task::spawn_blocking(publish).await.map_err(|_| StoreError::WriterLost { at: name })?
+        tokio::task::spawn_blocking(publish)
+            .await
+            .map_err(|_| StoreError::WriterLost { at: name })?
     }
 
     async fn discard(self: Box<Self>) -> Result<(), StoreError> {
         let name = self.temporary.name();
         let remove = move || self.temporary.remove();
-        tokio::task::spawn_blocking(remove).await.map_err(|_| StoreError::WriterLost { at: name })?
+        tokio::task::spawn_blocking(remove)
+            .await
+            .map_err(|_| StoreError::WriterLost { at: name })?
     }
 }
 
 /// Whether the file already has its final name as well.
 fn is_named(temporary: &Temporary) -> Result<bool, StoreError> {
-    let failed = |error| temporary.tree.failed(&temporary.name(), "look at it", error);
-    let named = match fs::statat(&temporary.directory, temporary.path.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+    let failed = |error| {
+        temporary
+            .tree
+            .failed(&temporary.name(), "look at it", error)
+    };
+    let named = match fs::statat(
+        &temporary.directory,
+        temporary.path.file_name(),
+        AtFlags::SYMLINK_NOFOLLOW,
+    ) {
         Ok(stat) => stat,
         Err(Errno::NOENT) => return Ok(false),
         Err(error) => return Err(failed(error)),

@@ -1,7 +1,7 @@
 //! Writes one object: a thread that writes and syncs, and one that reads back behind it.
 //!
 //! ```text
-//! write() -> queue of 4 chunks -> block of 1 MiB -> pwrite (direct) -> fdatasync each 64 MiB
+//! write() -> queue of 4 chunks -> block of 4 MiB -> pwrite (direct) -> fdatasync each 64 MiB
 //!                                                                         -> reread thread
 //! ```
 //! Direct I/O halves the processor time of writing (no copy through the page cache), does not count
@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::aligned::{BLOCK, Block};
+use super::aligned::Block;
 use super::reread::{self, Mark};
 use super::tree::{self, TEMPORARY, Tree};
 use super::unfinished::Left;
@@ -28,7 +28,7 @@ use crate::store::{CollectionLock, Content, ObjectWriter, Receipt, StoreError, U
 /// Chunks that wait for the disk: 4 of at most 1 MiB ride out a sync without stalling the stream.
 const QUEUE: usize = 4;
 /// Bytes between syncs: what remains to be re-read at the end, well under a second of disk time.
-const SYNC_EVERY: u64 = 64 * BLOCK as u64;
+const SYNC_EVERY: u64 = 64 << 20;
 
 /// An object's file while it has no name. The lock lives as long as any thread that uses the file.
 pub(super) struct Temporary {
@@ -41,7 +41,11 @@ pub(super) struct Temporary {
 
 impl Temporary {
     /// Makes the file. Blocks.
-    pub(super) fn create(tree: Arc<Tree>, lock: CollectionLock, path: EvidencePath) -> Result<Self, StoreError> {
+    pub(super) fn create(
+        tree: Arc<Tree>,
+        lock: CollectionLock,
+        path: EvidencePath,
+    ) -> Result<Self, StoreError> {
         let at = lock.collection();
         tree::writable(at, &path)?;
         let name = tree::name(at, &path);
@@ -51,16 +55,32 @@ impl Temporary {
             Ok(_) => return Err(StoreError::ObjectExists { at: name }),
             Err(error) => return Err(tree.failed(&name, "look for it", error)),
         }
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match fs::openat(&directory, temporary_name(&path), flags, Mode::RUSR | Mode::WUSR) {
-            Ok(file) => Ok(Self { tree, directory, file, path, lock }),
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match fs::openat(
+            &directory,
+            temporary_name(&path),
+            flags,
+            Mode::RUSR | Mode::WUSR,
+        ) {
+            Ok(file) => Ok(Self {
+                tree,
+                directory,
+                file,
+                path,
+                lock,
+            }),
             Err(Errno::EXIST) => Err(StoreError::Leftover { at: name }),
             Err(error) => Err(tree.failed(&name, "create it", error)),
         }
     }
 
     /// Gives the file a name in its directory. Its bytes must be durable and re-read. Blocks.
-    pub(super) fn publish(&self, at: &EvidencePath, content: Content) -> Result<Receipt, StoreError> {
+    pub(super) fn publish(
+        &self,
+        at: &EvidencePath,
+        content: Content,
+    ) -> Result<Receipt, StoreError> {
         let name = tree::name(self.lock.collection(), at);
         let temporary = temporary_name(&self.path);
         let renamed = fs::renameat_with(
@@ -93,16 +113,24 @@ impl Temporary {
 
     /// Removes the file. Blocks.
     pub(super) fn remove(&self) -> Result<(), StoreError> {
-        match fs::unlinkat(&self.directory, temporary_name(&self.path), AtFlags::empty()) {
+        match fs::unlinkat(
+            &self.directory,
+            temporary_name(&self.path),
+            AtFlags::empty(),
+        ) {
             Ok(()) | Err(Errno::NOENT) => self.tree.sync(&self.name(), &self.directory),
-            Err(error) => Err(self.tree.failed(&self.name(), "remove what there is of it", error)),
+            Err(error) => Err(self
+                .tree
+                .failed(&self.name(), "remove what there is of it", error)),
         }
     }
 
     /// A second descriptor of the same file, for reading.
     pub(super) fn reopen(&self) -> Result<OwnedFd, StoreError> {
         let name = self.name();
-        let opened = self.tree.regular(&self.directory, &temporary_name(&self.path), &name)?;
+        let opened = self
+            .tree
+            .regular(&self.directory, &temporary_name(&self.path), &name)?;
         let (file, _) = opened.ok_or_else(|| StoreError::NotFound { at: name.clone() })?;
         let inode = |fd: &OwnedFd| {
             fs::fstat(fd)
@@ -112,7 +140,10 @@ impl Temporary {
         if inode(&file)? == inode(&self.file)? {
             Ok(file)
         } else {
-            Err(StoreError::Planted { at: name, expected: "file that was written" })
+            Err(StoreError::Planted {
+                at: name,
+                expected: "file that was written",
+            })
         }
     }
 
@@ -155,16 +186,33 @@ impl Writer {
         let (of, reread_of) = (Arc::clone(&temporary), Arc::clone(&temporary));
         let writing = tokio::task::spawn_blocking(move || Sink::new(&of, mark).run(commands));
         let rereading = tokio::task::spawn_blocking(move || {
-            reread::follow(&reread_of.tree, &reread_of.name(), reread_of.reopen()?, &marks)
+            reread::follow(
+                &reread_of.tree,
+                &reread_of.name(),
+                reread_of.reopen()?,
+                &marks,
+            )
         });
-        Self { temporary, queue, writing, rereading }
+        Self {
+            temporary,
+            queue,
+            writing,
+            rereading,
+        }
     }
 
     /// Waits for both threads; the bytes are then durable unless an error says otherwise.
     async fn stop(self) -> Result<(Arc<Temporary>, Option<Content>), StoreError> {
-        let Self { temporary, queue, writing, rereading } = self;
+        let Self {
+            temporary,
+            queue,
+            writing,
+            rereading,
+        } = self;
         drop(queue);
-        let lost = |_| StoreError::WriterLost { at: temporary.name() };
+        let lost = |_| StoreError::WriterLost {
+            at: temporary.name(),
+        };
         let written = writing.await.map_err(lost)?;
         // A writer that finds nobody reading behind it stops: the reader knows why.
         let reread = rereading.await.map_err(lost)??;
@@ -180,7 +228,9 @@ impl ObjectWriter for Writer {
             return Ok(());
         }
         // The thread has ended, so it has failed: say why, once.
-        let lost = || StoreError::WriterLost { at: self.temporary.name() };
+        let lost = || StoreError::WriterLost {
+            at: self.temporary.name(),
+        };
         let again = lost();
         let writing = std::mem::replace(&mut self.writing, tokio::spawn(async { Err(again) }));
         match writing.await {
@@ -196,10 +246,16 @@ impl ObjectWriter for Writer {
         let name = temporary.name();
         let found = found.ok_or_else(|| StoreError::WriterLost { at: name.clone() })?;
         if found != expected {
-            return Err(StoreError::Mismatch { at: name, expected, found });
+            return Err(StoreError::Mismatch {
+                at: name,
+                expected: expected.into(),
+                found: found.into(),
+            });
         }
         let publish = move || temporary.publish(&temporary.path, found);
-        tokio::task::spawn_blocking(publish).await.map_err(|_| StoreError::WriterLost { at: name })?
+        tokio::task::spawn_blocking(publish)
+            .await
+            .map_err(|_| StoreError::WriterLost { at: name })?
     }
 
     async fn keep(self: Box<Self>) -> Result<Box<dyn Unfinished>, StoreError> {
@@ -207,13 +263,22 @@ impl ObjectWriter for Writer {
         let temporary = Arc::clone(&self.temporary);
         // What the disk has taken is kept, also after it failed.
         if let Err(error) = self.stop().await {
-            tracing::warn!(object = name, error = &error as &dyn std::error::Error, "keeping an object that failed");
+            tracing::warn!(
+                object = name,
+                error = &error as &dyn std::error::Error,
+                "keeping an object that failed"
+            );
         }
         let settle = move || {
-            Left::settle(&temporary.tree, &temporary.lock, temporary.path.clone())?
-                .ok_or_else(|| StoreError::NotFound { at: temporary.name() })
+            Left::settle(&temporary.tree, &temporary.lock, temporary.path.clone())?.ok_or_else(
+                || StoreError::NotFound {
+                    at: temporary.name(),
+                },
+            )
         };
-        tokio::task::spawn_blocking(settle).await.map_err(|_| StoreError::WriterLost { at: name })?
+        tokio::task::spawn_blocking(settle)
+            .await
+            .map_err(|_| StoreError::WriterLost { at: name })?
     }
 
     async fn abort(self: Box<Self>) -> Result<(), StoreError> {
@@ -222,7 +287,9 @@ impl ObjectWriter for Writer {
         // Only that the threads have ended counts: what they wrote is not wanted.
         let _ = self.stop().await;
         let remove = move || temporary.remove();
-        tokio::task::spawn_blocking(remove).await.map_err(|_| StoreError::WriterLost { at: name })?
+        tokio::task::spawn_blocking(remove)
+            .await
+            .map_err(|_| StoreError::WriterLost { at: name })?
     }
 }
 
@@ -239,7 +306,14 @@ struct Sink<'a> {
 impl<'a> Sink<'a> {
     fn new(of: &'a Temporary, marks: marks::Sender<Mark>) -> Self {
         let direct = fs::fcntl_setfl(&of.file, OFlags::DIRECT).is_ok();
-        Self { of, marks, direct, block: Block::new(), written: 0, synced: 0 }
+        Self {
+            of,
+            marks,
+            direct,
+            block: Block::new(),
+            written: 0,
+            synced: 0,
+        }
     }
 
     /// Until the end is said, or the sender is gone: then what came is made durable all the same.
@@ -282,7 +356,12 @@ impl<'a> Sink<'a> {
 
     fn flush(&mut self) -> Result<(), StoreError> {
         let mut from = 0;
-        while let Some(bytes) = self.block.bytes().get(from..).filter(|bytes| !bytes.is_empty()) {
+        while let Some(bytes) = self
+            .block
+            .bytes()
+            .get(from..)
+            .filter(|bytes| !bytes.is_empty())
+        {
             match rustix::io::pwrite(&self.of.file, bytes, self.written) {
                 Ok(taken) => {
                     from += taken;
@@ -300,7 +379,8 @@ impl<'a> Sink<'a> {
 
     fn buffered(&mut self) -> Result<(), StoreError> {
         self.direct = false;
-        fs::fcntl_setfl(&self.of.file, OFlags::empty()).map_err(|error| self.failed("turn direct I/O off", error))
+        fs::fcntl_setfl(&self.of.file, OFlags::empty())
+            .map_err(|error| self.failed("turn direct I/O off", error))
     }
 
     fn failed(&self, step: &'static str, error: Errno) -> StoreError {
