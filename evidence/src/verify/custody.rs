@@ -1,10 +1,12 @@
 //! The custody log against its checkpoint and the manifest.
 
 use std::io::{BufReader, Read};
+use std::time::Duration;
 
 use super::{Verdict, read};
 use crate::custody::{
-    CHECKPOINT_LIMIT, Checkpoint, CustodyLog, ENTRY_LIMIT, Entry, Event, LINE_LIMIT, origin,
+    CHECKPOINT_LIMIT, Checkpoint, CustodyError, CustodyLog, ENTRY_LIMIT, Entry, Event, LINE_LIMIT,
+    origin,
 };
 use crate::manifest::Manifest;
 use crate::names::EvidencePath;
@@ -15,12 +17,41 @@ use crate::{CHECKPOINT, CUSTODY};
 /// Most problems reported of single entries: a forged log could have a million.
 const SHOWN: usize = 1000;
 
+/// How long a log is given that is ahead of its checkpoint, and how often. The controller appends,
+/// also when somebody reads evidence, and signs right after: milliseconds, seconds on a busy disk.
+const PAUSE: Duration = Duration::from_millis(100);
+const READS: u32 = 20;
+
+/// The log and its checkpoint are two files: while the log grows they are read until they fit.
 pub(super) fn check(
     source: &impl EvidenceSource,
     keys: &[VerifyingKey],
     manifest: &Manifest,
     verdict: &mut Verdict,
 ) {
+    let mut reads = 1;
+    loop {
+        let mut found = Verdict::default();
+        let growing = once(source, keys, manifest, &mut found);
+        if !growing || reads == READS {
+            verdict.files += found.files;
+            verdict.bytes += found.bytes;
+            verdict.problems.extend(found.problems);
+            verdict.custody = found.custody;
+            return;
+        }
+        reads += 1;
+        source.pause(PAUSE);
+    }
+}
+
+/// Reads both once. Whether the log looks like one that is being written to.
+fn once(
+    source: &impl EvidenceSource,
+    keys: &[VerifyingKey],
+    manifest: &Manifest,
+    verdict: &mut Verdict,
+) -> bool {
     let origin = origin(&manifest.case, &manifest.collection);
     let checkpoint = read(source, CHECKPOINT, CHECKPOINT_LIMIT, verdict).and_then(|bytes| {
         Checkpoint::open(&bytes, keys)
@@ -28,21 +59,26 @@ pub(super) fn check(
             .ok()
     });
     let mut stored = Stored::new(manifest);
-    let Some(log) = read_log(source, origin, &mut stored, verdict) else {
-        return;
+    let log = match read_log(source, origin, &mut stored, verdict) {
+        Ok(log) => log,
+        Err(torn) => return torn,
     };
+    let mut growing = false;
     verdict.custody = Some(log.head());
     if let Some(checkpoint) = &checkpoint {
         match log.check(checkpoint) {
             Err(error) => verdict.problem(CUSTODY, error.to_string()),
-            Ok(()) if checkpoint.head.size < log.size() => verdict.problem(
-                CHECKPOINT,
-                format!(
-                    "covers {} of {} entries; either entries were added without a signature or an older checkpoint was put back",
-                    checkpoint.head.size,
-                    log.size()
-                ),
-            ),
+            Ok(()) if checkpoint.head.size < log.size() => {
+                growing = true;
+                verdict.problem(
+                    CHECKPOINT,
+                    format!(
+                        "covers {} of {} entries; either entries were added without a signature or an older checkpoint was put back",
+                        checkpoint.head.size,
+                        log.size()
+                    ),
+                );
+            }
             Ok(()) => {}
         }
     }
@@ -65,14 +101,16 @@ pub(super) fn check(
         ),
         Some(_) => stored.report(verdict),
     }
+    growing
 }
 
+/// The log; or, after a problem, whether only its last line is torn.
 fn read_log(
     source: &impl EvidenceSource,
     origin: String,
     stored: &mut Stored<'_>,
     verdict: &mut Verdict,
-) -> Option<CustodyLog> {
+) -> Result<CustodyLog, bool> {
     let opened = CUSTODY
         .parse()
         .map_err(std::io::Error::other)
@@ -81,11 +119,11 @@ fn read_log(
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             verdict.problem(CUSTODY, "is not there");
-            return None;
+            return Err(false);
         }
         Err(error) => {
             verdict.problem(CUSTODY, format!("can't be read: {error}"));
-            return None;
+            return Err(false);
         }
     };
     verdict.files += 1;
@@ -94,10 +132,10 @@ fn read_log(
     let limit = ENTRY_LIMIT.saturating_mul(LINE_LIMIT as u64);
     let lines = BufReader::with_capacity(LINE_LIMIT, file.reader.take(limit));
     match CustodyLog::read(origin, lines, |entry| stored.take(&entry)) {
-        Ok(log) => Some(log),
+        Ok(log) => Ok(log),
         Err(error) => {
             verdict.problem(CUSTODY, error.to_string());
-            None
+            Err(matches!(error, CustodyError::Torn { .. }))
         }
     }
 }

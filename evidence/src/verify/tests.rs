@@ -4,13 +4,15 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::*;
 use crate::custody::{CustodyLog, Entry, Event};
 use crate::manifest::Missing;
 use crate::manifest::tests::{record, sample};
 use crate::sign::SigningKey;
-use crate::source::DirSource;
+use crate::source::{DirSource, OpenFile};
 use crate::tar_end::Completeness;
 use crate::{ArtifactRecord, LogHead, origin, sign_manifest};
 
@@ -175,14 +177,41 @@ impl Collection {
     }
 
     fn verdict_by(&self, key: &SigningKey) -> Verdict {
-        verify(
-            &DirSource::open(self.directory.path()).unwrap(),
-            &[key.verifying_key().clone()],
-        )
+        verify(&self.copy(|_| ()), &[key.verifying_key().clone()])
+    }
+
+    /// The collection as a source in which, instead of time passing, `writer` is told how often it
+    /// was waited for.
+    fn copy<W: Fn(u32) + Sync>(&self, writer: W) -> Copied<W> {
+        Copied {
+            directory: DirSource::open(self.directory.path()).unwrap(),
+            pauses: AtomicU32::new(0),
+            writer,
+        }
     }
 
     fn problems(&self) -> Vec<String> {
         problems(&self.verdict())
+    }
+}
+
+struct Copied<W> {
+    directory: DirSource,
+    pauses: AtomicU32,
+    writer: W,
+}
+
+impl<W: Fn(u32) + Sync> EvidenceSource for Copied<W> {
+    fn list(&self) -> std::io::Result<Listing> {
+        self.directory.list()
+    }
+
+    fn open(&self, path: &EvidencePath) -> std::io::Result<OpenFile> {
+        self.directory.open(path)
+    }
+
+    fn pause(&self, _: Duration) {
+        (self.writer)(self.pauses.fetch_add(1, Ordering::Relaxed) + 1);
     }
 }
 
@@ -571,6 +600,45 @@ fn a_log_and_checkpoint_rolled_back_together_to_before_the_seal() {
             "custody.jsonl: the manifest was made over 9 entries, and only 3 are there; the log was cut"
         ]
     );
+}
+
+#[test]
+fn a_log_that_grows_while_it_is_checked_is_waited_for() {
+    let collection = Collection::sealed();
+    let mut log = collection.log.clone();
+    let line = log.append(Entry::new(Event::Accessed, "ada", TAR)).unwrap();
+    let whole = [collection.bytes(CUSTODY), line].concat();
+    // Torn first, then whole and not signed yet, then signed.
+    collection.put(CUSTODY, &whole[..whole.len() - 7]);
+    let source = collection.copy(|pauses| match pauses {
+        3 => collection.put(CUSTODY, &whole),
+        5 => collection.put(CHECKPOINT, log.checkpoint(&collection.key)),
+        _ => {}
+    });
+    let verdict = verify(&source, &[collection.key.verifying_key().clone()]);
+    assert_eq!(verdict.problems, []);
+    assert_eq!(verdict.custody, Some(log.head()));
+    assert_eq!(source.pauses.into_inner(), 5);
+    assert_eq!(verdict.files, 8);
+}
+
+#[test]
+fn an_entry_that_nobody_signs_is_waited_for_only_so_long() {
+    let collection = Collection::sealed();
+    let line = collection
+        .log
+        .clone()
+        .append(Entry::new(Event::Accessed, "eve", TAR));
+    collection.put(CUSTODY, [collection.bytes(CUSTODY), line.unwrap()].concat());
+    let source = collection.copy(|_| ());
+    let verdict = verify(&source, &[collection.key.verifying_key().clone()]);
+    assert_eq!(
+        problems(&verdict),
+        [
+            "custody.checkpoint: covers 10 of 11 entries; either entries were added without a signature or an older checkpoint was put back"
+        ]
+    );
+    assert_eq!(source.pauses.into_inner(), 19);
 }
 
 #[test]
