@@ -1,8 +1,9 @@
 //! Certificates in use, and their replacement while the process runs.
 //!
 //! The directory is polled by content: Kubernetes replaces a mounted Secret by swapping a symbolic
-//! link, which file watchers miss. A set of files that does not check out is reported once and
-//! never replaces a working one.
+//! link, which file watchers miss. A set of files that does not check out never replaces a working
+//! one. It is reported once and tried again at every look: a certificate that is not valid yet is one
+//! later, without its file changing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,14 +28,17 @@ pub struct Reloader<C> {
     files: TlsFiles,
     own: Peers,
     build: Build<C>,
-    seen: [u8; 32],
+    /// Fingerprint of the files in use.
+    in_use: [u8; 32],
+    /// Fingerprint of the files that were last refused, until usable ones are there.
+    reported: Option<[u8; 32]>,
     publish: watch::Sender<Published<C>>,
 }
 
 /// What a look at the files led to.
 #[derive(Debug)]
 pub enum Reload {
-    /// They are as they were at the last look.
+    /// They are those in use, or still those that were refused before.
     Unchanged,
     /// New ones are in use now.
     Replaced,
@@ -92,7 +96,8 @@ fn load<C>(
         files,
         own: Peers::Only(own.clone()),
         build,
-        seen: snapshot.fingerprint(),
+        in_use: snapshot.fingerprint(),
+        reported: None,
         publish,
     };
     Ok((Credentials { own, published }, reloader))
@@ -155,30 +160,35 @@ impl<C: Send + Sync + 'static> Reloader<C> {
     pub fn check(&mut self) -> Reload {
         let snapshot = match Snapshot::read(&self.files) {
             Ok(snapshot) => snapshot,
-            // Reported once, until the files can be read again.
-            Err(_) if self.seen == UNREADABLE => return Reload::Unchanged,
-            Err(error) => {
-                self.seen = UNREADABLE;
-                return Reload::Refused(error);
-            }
+            Err(error) => return self.refused(UNREADABLE, error),
         };
         let fingerprint = snapshot.fingerprint();
-        if fingerprint == self.seen {
+        if fingerprint == self.in_use {
+            self.reported = None;
             return Reload::Unchanged;
         }
-        self.seen = fingerprint;
         let built = snapshot
             .check(&self.files, &self.own)
             .and_then(|material| Ok(((self.build)(&material)?, material.not_after())));
         match built {
             Ok((config, not_after)) => {
+                self.in_use = fingerprint;
+                self.reported = None;
                 self.publish.send_replace(Published {
                     config: Arc::new(config),
                     not_after,
                 });
                 Reload::Replaced
             }
-            Err(error) => Reload::Refused(error),
+            Err(error) => self.refused(fingerprint, error),
+        }
+    }
+
+    /// Reports an error once for the same files.
+    fn refused(&mut self, fingerprint: [u8; 32], error: MaterialError) -> Reload {
+        match self.reported.replace(fingerprint) {
+            Some(reported) if reported == fingerprint => Reload::Unchanged,
+            _ => Reload::Refused(error),
         }
     }
 }

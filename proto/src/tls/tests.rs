@@ -384,6 +384,56 @@ async fn new_handshakes_use_the_new_certificate_without_a_restart() {
     assert_eq!(call(before).await, Code::Unimplemented);
 }
 
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_yet_is_used_once_it_is() {
+    let world = World::new();
+    let fresh = Validity::from_now(LEAF_LIFE);
+    let first = world.issue(&world.controller, &PeerId::Controller, fresh);
+    let files = world.files("early", &first, world.agent.certificate());
+    let (credentials, mut reloader) =
+        client_credentials(files.clone(), Peers::Only(PeerId::Controller)).unwrap();
+    let working = credentials.current();
+
+    let soon = Validity {
+        // Whole seconds in the certificate: at least one is left.
+        not_before: OffsetDateTime::now_utc() + time::Duration::seconds(2),
+        not_after: fresh.not_after,
+    };
+    let next = world.issue(&world.controller, &PeerId::Controller, soon);
+    std::fs::write(&files.certificate, &next.certificate).unwrap();
+    std::fs::write(&files.key, next.key.as_bytes()).unwrap();
+    assert!(matches!(reloader.check(), Reload::Refused(_)));
+    assert!(Arc::ptr_eq(&credentials.current(), &working));
+    let replaced = async {
+        loop {
+            match reloader.check() {
+                Reload::Unchanged => tokio::time::sleep(Duration::from_millis(50)).await,
+                other => return other,
+            }
+        }
+    };
+    let replaced = tokio::time::timeout(Duration::from_secs(30), replaced).await;
+    assert!(matches!(replaced, Ok(Reload::Replaced)), "{replaced:?}");
+    assert!(!Arc::ptr_eq(&credentials.current(), &working));
+}
+
+#[tokio::test]
+async fn broken_files_are_reported_again_after_the_working_ones_were_back() {
+    let world = World::new();
+    let fresh = Validity::from_now(LEAF_LIFE);
+    let first = world.issue(&world.controller, &PeerId::Controller, fresh);
+    let files = world.files("back", &first, world.agent.certificate());
+    let (_credentials, mut reloader) =
+        client_credentials(files.clone(), Peers::Only(PeerId::Controller)).unwrap();
+    for _ in 0..2 {
+        std::fs::write(&files.certificate, "broken").unwrap();
+        assert!(matches!(reloader.check(), Reload::Refused(_)));
+        assert!(matches!(reloader.check(), Reload::Unchanged));
+        std::fs::write(&files.certificate, &first.certificate).unwrap();
+        assert!(matches!(reloader.check(), Reload::Unchanged));
+    }
+}
+
 #[test]
 fn an_address_must_be_host_and_port() {
     let world = World::new();
