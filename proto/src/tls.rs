@@ -6,7 +6,8 @@
 //!
 //! Server: [`server_credentials`] -> [`incoming`] -> tonic's `serve_with_incoming`; each request then
 //! carries a [`Peer`]. Client: [`client_credentials`] -> [`channel`]. The [`Reloader`] that comes with
-//! the credentials re-reads the files; new handshakes use what it publishes.
+//! the credentials re-reads the files; new handshakes use what it publishes, and servers ask clients for
+//! a new handshake every hour, see [`http2`].
 
 mod accept;
 mod connect;

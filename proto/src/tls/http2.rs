@@ -37,6 +37,12 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest time for TCP connect and handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// A server asks its clients to connect anew after this long, so that a connection outlives the
+/// certificates it was opened with by little: certificates and roots are looked at in handshakes only.
+/// Calls that run then, exports above all, may end on the old connection however long they take;
+/// tonic has no grace period that would not cut them off.
+const CONNECTION_AGE: Duration = Duration::from_secs(60 * 60);
+
 /// Applies the client's settings.
 #[must_use]
 pub fn endpoint(endpoint: Endpoint) -> Endpoint {
@@ -53,7 +59,12 @@ pub fn endpoint(endpoint: Endpoint) -> Endpoint {
 /// Applies the server's settings.
 #[must_use]
 pub fn server(server: Server) -> Server {
+    server_of_age(server, CONNECTION_AGE)
+}
+
+pub(super) fn server_of_age(server: Server, age: Duration) -> Server {
     server
+        .max_connection_age(age)
         .max_concurrent_streams(CONCURRENT_STREAMS)
         .http2_max_header_list_size(HEADER_LIST)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
