@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -58,6 +59,9 @@ pub struct Serve {
     /// Name of the deny-all NetworkPolicy.
     #[arg(long, env = "IMPOUND_POLICY_NAME", default_value = "deny-all-suspectpod", value_name = "NAME")]
     pub policy_name: String,
+    /// Seconds that a collection waits for an agent that can't be reached, before it goes on without [default: 120]
+    #[arg(long, env = "IMPOUND_AGENT_PATIENCE", value_parser = seconds, value_name = "SECONDS")]
+    pub agent_patience: Option<Duration>,
     /// Format of the log on standard error.
     #[arg(long, env = "IMPOUND_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -82,6 +86,11 @@ impl Serve {
             policy_name: self.policy_name.clone(),
         }
     }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|_| format!("expected whole seconds, came {text:?}"))?;
+    Ok(Duration::from_secs(seconds))
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

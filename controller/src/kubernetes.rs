@@ -1,5 +1,7 @@
 //! The Kubernetes API as the steps use it: objects read as they are, planned calls sent as planned.
 
+use std::time::Duration;
+
 use http::{Method, Request};
 use kube::core::Status;
 use kube::{Client, Config};
@@ -50,6 +52,17 @@ impl ApiError {
         }
     }
 
+    /// How long the server wants to be left alone; zero if it did not say.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        match self {
+            Self::Refused { retry_after, .. } => {
+                Duration::from_secs(retry_after.unwrap_or_default().into())
+            }
+            Self::NoAnswer { .. } => Duration::ZERO,
+        }
+    }
+
     /// A stale resourceVersion or a uid precondition: observe again.
     /// (A wrong uid in a patch body is 422, not 409.)
     #[must_use]
@@ -64,6 +77,10 @@ impl ApiError {
     }
 }
 
+/// How long an answer may take. A connection that is black-holed must not stop containment, nor keep
+/// a replica at work that has lost its lease meanwhile.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
 /// A client for the cluster that `KUBECONFIG`, `~/.kube/config` or the pod's service account name.
 ///
 /// kube's default policy silently retries 429, 503 and 504 up to 15 times with delays up to
@@ -73,9 +90,24 @@ impl ApiError {
 /// # Errors
 /// If no configuration is found or it can't be used.
 pub async fn client() -> Result<Client, kube::Error> {
+    let mut config = configuration().await?;
+    config.read_timeout = Some(ANSWER_LIMIT);
+    config.reset_reader_on_write = true;
+    Client::try_from(config)
+}
+
+/// As [`client`], for watches: they are silent for minutes by nature and have a limit of their own.
+///
+/// # Errors
+/// As [`client`].
+pub async fn watch_client() -> Result<Client, kube::Error> {
+    Client::try_from(configuration().await?)
+}
+
+async fn configuration() -> Result<Config, kube::Error> {
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
     config.default_retry = false;
-    Client::try_from(config)
+    Ok(config)
 }
 
 /// The object at `path` exactly as the API server gives it, `None` if it does not exist.

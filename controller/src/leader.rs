@@ -1,8 +1,8 @@
 //! One replica works at a time: the holder of a Lease.
 //!
 //! The holder renews well before the lease runs out, and stops working when it could not renew in
-//! time, so two replicas never act on the same object. Guards on every write (uid,
-//! resourceVersion) protect against a replica that was merely slow to notice.
+//! time, so two replicas never act on the same object. Guards on the writes that contain and release
+//! (uid, resourceVersion) protect against a replica that was merely slow to notice.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, PostParams};
 use kube::Client;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube};
@@ -69,13 +69,14 @@ impl Leadership {
         let mut renewed = Instant::now();
         loop {
             sleep(RETRY).await;
-            match self.try_take().await {
-                Ok(None) => renewed = Instant::now(),
-                Ok(Some(other)) => return format!("{other} has taken the lease"),
-                Err(error) if renewed.elapsed() > RENEW_WITHIN => {
-                    return format!("the lease could not be renewed: {error}");
-                }
-                Err(error) => {
+            // Counted from before the write: an answer that is late says when it was true at the latest.
+            let begun = Instant::now();
+            let left = RENEW_WITHIN.saturating_sub(renewed.elapsed());
+            match timeout(left, self.try_take()).await {
+                Err(_) => return "the lease could not be renewed in time".into(),
+                Ok(Ok(None)) => renewed = begun,
+                Ok(Ok(Some(other))) => return format!("{other} has taken the lease"),
+                Ok(Err(error)) => {
                     tracing::warn!(error = %describe(&error), "lease not renewed, trying again");
                 }
             }

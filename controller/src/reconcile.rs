@@ -19,13 +19,15 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::{Controller, watcher};
+use kube::runtime::utils::Backoff;
+use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Mutex;
 
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
@@ -54,6 +56,11 @@ pub struct Context {
     pub custody: Arc<CustodyAppender>,
     /// Collections that this process is working on.
     pub running: collection::Running,
+    /// Held while shared things (a node, a namespace's policy) are looked at and planned with, or
+    /// looked at and undone. One process works at a time, so a lock in it is enough.
+    pub shared: Mutex<()>,
+    /// How long a collection waits for an agent; the default if none.
+    pub agent_patience: Option<SignedDuration>,
 }
 
 /// Why a reconciliation is tried again.
@@ -65,35 +72,78 @@ pub enum ReconcileError {
     /// A read failed.
     #[error(transparent)]
     Observe(#[from] ObserveError),
-    /// The status could not be serialised.
-    #[error("the status could not be written as JSON")]
-    Json(#[from] serde_json::Error),
 }
 
 /// Delay before a failed reconciliation is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// Watches both resources and reconciles them until `stop` is cancelled.
-pub async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let quarantines = Api::<Quarantine>::all(context.client.clone());
-    let collections = Api::<Collection>::all(context.client.clone());
-    let controller = Controller::new(quarantines, watcher::Config::default());
-    let known = controller.store();
-    let watched = guarded_objects(controller, &context.client, &known);
-    let quarantine_controller = watched
-        .watches(collections.clone(), watcher::Config::default(), |collection| {
+/// Watches both resources and reconciles them, for ever. `client` is for the watches alone. May be
+/// dropped at any point, as a crash may come at any point.
+pub async fn run(client: Client, context: Arc<Context>) {
+    let quarantines = Api::<Quarantine>::all(client.clone());
+    let collections = Api::<Collection>::all(client.clone());
+    let (known, writer) = reflector::store();
+    let asked = watcher(quarantines, watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(wish, Default::default());
+    let controller = Controller::for_stream(asked, known.clone()).trigger_backoff(Steady);
+    let controller = guarded_objects(controller, &client, &known);
+    let ended = watcher(collections.clone(), watcher::Config::default())
+        .default_backoff()
+        .touched_objects()
+        .predicate_filter(progress, Default::default());
+    let quarantine_controller = controller
+        .watches_stream(ended, |collection: Collection| {
             let quarantine = collection.spec.quarantine.clone();
             let namespace = collection.namespace().unwrap_or_default();
             quarantine.map(|name| ObjectRef::<Quarantine>::new(&name).within(&namespace))
         })
-        .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(quarantine::reconcile, retry, context.clone())
         .for_each(log_outcome);
-    let collection_controller = Controller::new(collections, watcher::Config::default())
-        .graceful_shutdown_on(stop.cancelled_owned())
+    let (known, writer) = reflector::store();
+    let asked = watcher(collections, watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(wish, Default::default());
+    let collection_controller = Controller::for_stream(asked, known)
+        .trigger_backoff(Steady)
         .run(collection::reconcile, retry, context)
         .for_each(log_outcome);
     futures::join!(quarantine_controller, collection_controller);
+}
+
+/// What somebody wants of an object: its spec, or its deletion. Our own status writes are no reason to
+/// look again; a pause would otherwise last no longer than the write that records it.
+fn wish<K: ResourceExt>(object: &K) -> Option<u64> {
+    let deleting = u64::from(object.meta().deletion_timestamp.is_some());
+    let generation = object.meta().generation.and_then(|generation| u64::try_from(generation).ok());
+    Some(generation.unwrap_or_default() * 2 + deleting)
+}
+
+/// What a quarantine wants to know of its collection: the end of its quick part, and its end.
+fn progress(collection: &Collection) -> Option<u64> {
+    let status = collection.status.as_ref();
+    let phase = status.map_or(0, |status| status.phase as u64);
+    Some(phase * 2 + u64::from(status.is_some_and(|status| status.quick_done)))
+}
+
+/// kube-runtime holds all watches of a controller back while one of them fails. Each has a backoff of
+/// its own here, so the common one stays short.
+struct Steady;
+
+impl Iterator for Steady {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::from_millis(200))
+    }
+}
+
+impl Backoff for Steady {
+    fn reset(&mut self) {}
 }
 
 /// Watches what a quarantine has changed, so that whoever changes it back is noticed at once. Only

@@ -11,8 +11,10 @@ use impound_proto::controller::v1::FILE_DESCRIPTOR_SET;
 use impound_proto::PeerId;
 use impound_proto::tls::{self, Peers, TlsFiles};
 use kube::runtime::events::{Recorder, Reporter};
+use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
@@ -42,16 +44,20 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// If something that is needed is missing or wrong at start, or a part ends by itself.
 pub fn serve(config: Serve) -> Result<()> {
     start_log(config.log_format);
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
-        .build()?
-        .block_on(run(config))
+        .build()?;
+    let outcome = runtime.block_on(run(config));
+    // A hash or a verification that is under way does not hold the end up.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
 }
 
 async fn run(config: Serve) -> Result<()> {
     let stop = CancellationToken::new();
     let client = kubernetes::client().await.context("no way to the Kubernetes API")?;
+    let watch_client = kubernetes::watch_client().await.context("no way to the Kubernetes API")?;
     let key = Arc::new(signing_key(&config)?);
     let store: Arc<dyn Store> = Arc::new(
         DirectoryStore::open(&config.store)
@@ -69,8 +75,9 @@ async fn run(config: Serve) -> Result<()> {
         Peers::AnyResponder,
     )
     .context("credentials towards responders")?;
-    tokio::spawn(agent_reloader.run(tls::RELOAD_INTERVAL));
-    tokio::spawn(reloader.run(tls::RELOAD_INTERVAL));
+    let mut reloaders = tokio::spawn(async move {
+        tokio::join!(agent_reloader.run(tls::RELOAD_INTERVAL), reloader.run(tls::RELOAD_INTERVAL));
+    });
 
     let nodes = Arc::new(NodeAddresses::new(client.clone(), config.agent_port));
     let agents = AgentConnector::new(agent_credentials, nodes);
@@ -84,12 +91,15 @@ async fn run(config: Serve) -> Result<()> {
         collector: Arc::new(collector),
         custody,
         running: Running::default(),
+        shared: Mutex::default(),
+        agent_patience: config.agent_patience.and_then(|limit| limit.try_into().ok()),
     });
 
     let service = Service {
         context: context.clone(),
         store,
         keys: vec![key.verifying_key().clone()],
+        verifying: Semaphore::new(1),
     };
     let listener = TcpListener::bind(config.listen)
         .await
@@ -110,12 +120,13 @@ async fn run(config: Serve) -> Result<()> {
         );
 
     let mut server = tokio::spawn(server);
-    let mut reconcilers = tokio::spawn(lead(context, stop.clone()));
+    let mut reconcilers = tokio::spawn(lead(watch_client, context, stop.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        ended = &mut reloaders => return Err(anyhow!("the certificates are not watched any more: {ended:?}")),
         ended = &mut server => return Err(anyhow!("the gRPC server ended by itself: {ended:?}")),
         ended = &mut reconcilers => return Err(ended?.context("the reconcilers ended by themselves")),
     }
@@ -132,7 +143,11 @@ async fn run(config: Serve) -> Result<()> {
 }
 
 /// Works while this replica holds the lease. Every replica serves gRPC; one reconciles.
-async fn lead(context: Arc<Context>, stop: CancellationToken) -> anyhow::Error {
+async fn lead(
+    watch_client: Client,
+    context: Arc<Context>,
+    stop: CancellationToken,
+) -> anyhow::Error {
     let client = context.client.clone();
     let namespace = client.default_namespace().to_owned();
     let holder = format!(
@@ -146,8 +161,10 @@ async fn lead(context: Arc<Context>, stop: CancellationToken) -> anyhow::Error {
         () = stop.cancelled() => return anyhow!("stopped"),
     }
     let lost = tokio::select! {
-        () = reconcile::run(context, stop.clone()) => None,
+        () = reconcile::run(watch_client, context) => Some("the watches ended".to_owned()),
         lost = leadership.keep() => Some(lost),
+        // Dropped at once, as a crash would: the next holder goes on from what is recorded.
+        () = stop.cancelled() => None,
     };
     if let Some(lost) = lost {
         // Dropped above, so nothing more is begun; what is on its way is guarded by uid and version.

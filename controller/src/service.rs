@@ -18,6 +18,7 @@ use futures::Stream;
 use impound_evidence::VerifyingKey;
 use impound_proto::controller::v1 as wire;
 use impound_proto::controller::v1::controller_server::Controller;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::reconcile::Context;
@@ -32,6 +33,8 @@ pub struct Service {
     pub store: Arc<dyn Store>,
     /// Keys that a manifest may be signed with.
     pub keys: Vec<VerifyingKey>,
+    /// Whoever verifies holds the one permit.
+    pub verifying: Semaphore,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -144,7 +147,11 @@ impl Controller for Service {
         &self,
         request: Request<wire::VerifyEvidenceRequest>,
     ) -> Result<Response<wire::VerifyEvidenceResponse>, Status> {
-        let who = requester(&request, Need::Look)?;
+        let who = requester(&request, Need::Respond)?;
+        // Each re-reads a whole collection: one at a time, so that nobody starves the store.
+        let _alone = self.verifying.try_acquire().map_err(|_| {
+            Status::resource_exhausted("a verification is running already: try again when it has ended")
+        })?;
         evidence::verify(self, who, request.into_inner()).await.map(Response::new)
     }
 

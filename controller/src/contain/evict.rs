@@ -20,17 +20,22 @@ pub fn candidates(observed: &Observed, spec: &QuarantineSpec) -> Vec<EvictionSta
         .pods_on_node
         .iter()
         .filter(|pod| pod.metadata.uid.as_deref() != suspect)
-        .map(|pod| {
-            let kept = reason_to_keep(pod, spec);
-            EvictionStatus {
-                namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-                pod: pod.metadata.name.clone().unwrap_or_default(),
-                uid: pod.metadata.uid.clone().unwrap_or_default(),
-                state: if kept.is_some() { EvictionState::Kept } else { EvictionState::Pending },
-                message: kept.unwrap_or_default(),
-            }
-        })
+        .map(|pod| candidate(pod, spec))
         .collect()
+}
+
+/// One pod, to be evicted or to stay.
+#[must_use]
+pub fn candidate(pod: &Pod, spec: &QuarantineSpec) -> EvictionStatus {
+    let kept = reason_to_keep(pod, spec);
+    EvictionStatus {
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        pod: pod.metadata.name.clone().unwrap_or_default(),
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        state: if kept.is_some() { EvictionState::Kept } else { EvictionState::Pending },
+        message: kept.unwrap_or_default(),
+        tried: None,
+    }
 }
 
 /// The eviction of exactly the pod with this uid, through `policy/v1`, which respects budgets.
@@ -53,13 +58,16 @@ pub fn call(eviction: &EvictionStatus) -> ApiCall {
     }
 }
 
-/// What the answer to an eviction means for the pod.
+/// What the answer to an eviction means for the pod. That it is gone is never concluded from an
+/// answer: only the list of the node's pods says so.
 #[must_use]
 pub fn outcome(answer: Result<(), &ApiError>) -> (EvictionState, String) {
     match answer {
         Ok(()) => (EvictionState::Evicting, "eviction granted; the pod is terminating".into()),
         // 404: gone. 409 with a uid precondition: the name belongs to another pod now.
-        Err(error) if matches!(error.code(), 404 | 409) => (EvictionState::Gone, String::new()),
+        Err(error) if matches!(error.code(), 404 | 409) => {
+            (EvictionState::Evicting, "the pod is ending".into())
+        }
         Err(error) if error.code() == 429 => {
             let message = match error {
                 ApiError::Refused { message, .. } => message.clone(),
@@ -75,7 +83,9 @@ pub fn outcome(answer: Result<(), &ApiError>) -> (EvictionState, String) {
     }
 }
 
-fn reason_to_keep(pod: &Pod, spec: &QuarantineSpec) -> Option<String> {
+/// Why a pod stays on the node, `None` if it is to leave.
+#[must_use]
+pub fn reason_to_keep(pod: &Pod, spec: &QuarantineSpec) -> Option<String> {
     let labels = pod.metadata.labels.clone().unwrap_or_default();
     let annotations = pod.metadata.annotations.clone().unwrap_or_default();
     let owner = controller_of(pod.metadata.owner_references.as_ref());

@@ -71,6 +71,12 @@ pub enum ObserveError {
     /// The API did not answer as it should.
     #[error("the Kubernetes API could not be read")]
     Api(#[from] ApiError),
+    /// An API that every cluster has is not there: this is no Kubernetes API, or not all of it.
+    #[error("{path} is not served: check which API server the controller talks to")]
+    NotServed {
+        /// Path that was read.
+        path: String,
+    },
     /// The API's answer has not the expected shape.
     #[error("{path}: the answer is not a {expected}")]
     Shape {
@@ -203,7 +209,7 @@ pub async fn list<T: DeserializeOwned>(client: &Client, path: &str) -> Result<Ve
     struct Items<T> {
         items: Vec<T>,
     }
-    let raw = read(client, path).await?.unwrap_or_else(|| serde_json::json!({"items": []}));
+    let raw = read(client, path).await?.ok_or_else(|| ObserveError::NotServed { path: path.to_owned() })?;
     let items: Items<T> = typed(path, "list", raw)?;
     Ok(items.items)
 }
@@ -227,7 +233,10 @@ async fn owner(client: &Client, namespace: &str, pod: &Pod) -> Result<Option<Own
     let Some(reference) = controller_of(pod.metadata.owner_references.as_ref()) else {
         return Ok(None);
     };
-    let Some((_, group)) = ADOPTERS.iter().find(|(kind, _)| *kind == reference.kind) else {
+    let same = |(kind, group): &&(&str, &str)| {
+        *kind == reference.kind && group.trim_start_matches("apis/").trim_start_matches("api/") == reference.api_version
+    };
+    let Some((_, group)) = ADOPTERS.iter().find(same) else {
         return Ok(Some(Owner { reference: reference.clone(), raw: None, parent: None }));
     };
     let path = format!(

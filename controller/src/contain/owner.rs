@@ -33,7 +33,8 @@ pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
     };
     let described = format!("{} {}", owner.reference.kind, owner.reference.name);
     let known = ["ReplicaSet", "StatefulSet", "DaemonSet", "Job", "ReplicationController"];
-    if !known.contains(&owner.reference.kind.as_str()) {
+    let built_in = ["v1", "apps/v1", "batch/v1"].contains(&owner.reference.api_version.as_str());
+    if !built_in || !known.contains(&owner.reference.kind.as_str()) {
         return Err(Refusal::UnknownOwner { pod, owner: described });
     }
     if owner.raw.is_none() {

@@ -1,6 +1,7 @@
 //! The plan of a containment: every call in order, the consequences in words, and the undo data.
 //! Pure: the same observation gives the same plan, which a dry run prints and a real run sends.
 
+use impound_evidence::{CaseId, CollectionName};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
@@ -44,7 +45,7 @@ pub fn plan(
     settings: &Settings,
 ) -> Result<Plan, Refusal> {
     let namespace = observed.pod.metadata.namespace.as_deref().unwrap_or_default();
-    refuse_name(quarantine)?;
+    refuse_name(quarantine, &spec.case)?;
     refuse_uid(&observed.pod, spec.pod_uid.as_deref())?;
     refuse_other_quarantine(&observed.pod, quarantine, others)?;
     refuse_state(&observed.pod)?;
@@ -118,14 +119,14 @@ pub(crate) fn delete_call(step: StepName, path: String, uid: Option<&str>, purpo
     }
 }
 
-fn refuse_name(quarantine: &str) -> Result<(), Refusal> {
-    if quarantine.len() <= NAME_LIMIT {
-        return Ok(());
+/// Names that the store would refuse are refused before the pod is contained, not after.
+fn refuse_name(quarantine: &str, case: &str) -> Result<(), Refusal> {
+    if quarantine.len() > NAME_LIMIT {
+        return Err(Refusal::NameTooLong { name: quarantine.to_owned(), limit: NAME_LIMIT });
     }
-    Err(Refusal::NameTooLong {
-        name: quarantine.to_owned(),
-        limit: NAME_LIMIT,
-    })
+    let case = case.parse::<CaseId>().map(drop);
+    let name = quarantine.parse::<CollectionName>().map(drop);
+    case.and(name).map_err(|error| Refusal::BadName { reason: error.to_string() })
 }
 
 fn refuse_uid(pod: &Pod, expected: Option<&str>) -> Result<(), Refusal> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use impound_evidence::{CaseId, CollectionName, Entry, Event, Outcome};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use kube::api::{Api, Patch};
 use kube::runtime::controller::Action;
@@ -13,6 +14,7 @@ use kube::runtime::reflector::ObjectRef;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use super::record::manager;
 use super::{Context, ReconcileError};
@@ -31,10 +33,14 @@ use crate::store::CollectionId;
 /// Between two reports of progress in the object's status. Watchers over gRPC see more.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// Attempts before a collection that can't be worked on at all is given up, and the pause before
-/// the next one: an agent that is being restarted is back within that time.
+/// Failed attempts before a collection that can't be written or sealed is given up, and the pause
+/// before the next one.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the first byte waits for an agent that can't be reached: one whose pod is being replaced
+/// is back within that time, and a collection is sealed only once.
+const AGENT_PATIENCE: SignedDuration = SignedDuration::from_secs(120);
 
 /// Collections that this process is working on, with how far they are.
 #[derive(Default)]
@@ -73,9 +79,8 @@ pub async fn reconcile(
     if status.phase.is_final() {
         return Ok(Action::await_change());
     }
-    status.attempts += 1;
     status.started.get_or_insert_with(now);
-    let job = match prepare(&object, &context).await {
+    let job = match prepare(&object, &status, &context).await {
         Ok(job) => job,
         Err(Unready::Never(reason)) => {
             fail(&mut status, reason);
@@ -85,7 +90,7 @@ pub async fn reconcile(
         Err(Unready::Now(error)) => return Err(error),
     };
     status.phase = CollectionPhase::Collecting;
-    if let Some(reason) = unreachable(&context, &job.target.node, status.attempts).await {
+    if let Some(reason) = unreachable(&context, &job.target.node, &status).await {
         status.message = format!("tried again in {} s: {reason}", PAUSE.as_secs());
         save(&context, &object, &status).await?;
         return Ok(Action::requeue(PAUSE));
@@ -98,7 +103,7 @@ pub async fn reconcile(
     // One reconciliation of an object runs at a time, so nobody else is at it in this process.
     let outcome = work(&context, &object, &mut status, job).await;
     let pause = conclude(&mut status, outcome);
-    save_surely(&context, &object, &status).await;
+    save_surely(&context, &object, &status).await?;
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
 }
 
@@ -152,33 +157,55 @@ async fn work(
     status: &mut CollectionStatus,
     job: CollectionJob,
 ) -> Result<SealedCollection, CollectError> {
-    let (sink, mut seen) = watch::channel(CollectionProgress::default());
+    let (sink, seen) = watch::channel(CollectionProgress::default());
     let key = ObjectRef::from_obj(object);
     context.running.locked().insert(key.clone(), seen.clone());
     let collector = context.collector.clone();
-    let mut run = std::pin::pin!(collector.run(job, &sink));
-    let mut report = interval(REPORT_EVERY);
-    report.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let outcome = loop {
-        let at_once = tokio::select! {
-            outcome = &mut run => break outcome,
-            changed = seen.changed() => {
-                changed.is_ok() && seen.borrow_and_update().quick_done() && !status.quick_done
-            }
-            _ = report.tick() => true,
-        };
-        if at_once {
-            take_over(status, &seen.borrow());
-            // The next report says it again.
-            if let Err(error) = save(context, object, status).await {
-                tracing::warn!(case = object.spec.case, error = %describe(&error), "progress not recorded");
-                status.quick_done = false;
-            }
-        }
-    };
+    let done = CancellationToken::new();
+    // Side by side: an API that is slow must not stop the evidence.
+    let (outcome, ()) = futures::join!(
+        async {
+            let outcome = collector.run(job, &sink).await;
+            done.cancel();
+            outcome
+        },
+        report(context, object, status, seen, &done),
+    );
     take_over(status, &sink.borrow());
     context.running.locked().remove(&key);
     outcome
+}
+
+/// Saves what has changed until the work is done. A save that was begun ends first, so none comes
+/// after the last word.
+async fn report(
+    context: &Context,
+    object: &Collection,
+    status: &mut CollectionStatus,
+    mut seen: watch::Receiver<CollectionProgress>,
+    done: &CancellationToken,
+) {
+    let mut tick = interval(REPORT_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let at_once = tokio::select! {
+            () = done.cancelled() => return,
+            changed = seen.changed() => {
+                changed.is_ok() && seen.borrow_and_update().quick_done() && !status.quick_done
+            }
+            _ = tick.tick() => artifacts(&seen.borrow()) != status.artifacts,
+        };
+        if !at_once {
+            continue;
+        }
+        take_over(status, &seen.borrow());
+        if let Err(error) = save(context, object, status).await {
+            tracing::warn!(case = object.spec.case, error = %describe(&error), "progress not recorded");
+            // The next report says it again.
+            status.quick_done = false;
+            status.artifacts.clear();
+        }
+    }
 }
 
 fn take_over(status: &mut CollectionStatus, progress: &CollectionProgress) {
@@ -214,11 +241,13 @@ fn conclude(
             status.finished = Some(now());
             None
         }
-        Err(error) if error.is_transient() && status.attempts < ATTEMPTS => {
+        Err(error) if error.is_transient() && status.attempts + 1 < ATTEMPTS => {
+            status.attempts += 1;
             status.message = format!("tried again in {} s: {}", PAUSE.as_secs(), describe(&error));
             Some(PAUSE)
         }
         Err(error) => {
+            status.attempts += 1;
             fail(status, format!("given up after {} attempts: {}", status.attempts, describe(&error)));
             None
         }
@@ -233,9 +262,12 @@ fn fail(status: &mut CollectionStatus, reason: String) {
 
 /// Why the node's agent can't be asked at the moment. An agent that is being restarted must not
 /// turn into a collection that is sealed without the evidence, so the first bytes wait for it;
-/// after some attempts the collection goes on and names what is missing.
-async fn unreachable(context: &Context, node: &str, attempts: u32) -> Option<String> {
-    if attempts >= ATTEMPTS {
+/// after [`AGENT_PATIENCE`] the collection goes on and names what is missing.
+async fn unreachable(context: &Context, node: &str, status: &CollectionStatus) -> Option<String> {
+    let since = status.started.as_ref().map_or(SignedDuration::MAX, |started| {
+        Timestamp::now().duration_since(started.0)
+    });
+    if since > context.agent_patience.unwrap_or(AGENT_PATIENCE) || !status.artifacts.is_empty() {
         return None;
     }
     let error = context.agents.connect(node).await.err().filter(AgentError::is_transient)?;
@@ -259,7 +291,11 @@ impl From<ObserveError> for Unready {
     }
 }
 
-async fn prepare(object: &Collection, context: &Context) -> Result<CollectionJob, Unready> {
+async fn prepare(
+    object: &Collection,
+    status: &CollectionStatus,
+    context: &Context,
+) -> Result<CollectionJob, Unready> {
     let namespace = object.namespace().unwrap_or_default();
     let spec = &object.spec;
     let at = collection_id(&spec.case, &object.name_any())
@@ -272,13 +308,20 @@ async fn prepare(object: &Collection, context: &Context) -> Result<CollectionJob
             let before = status.before.unwrap_or_default();
             (before, status.pod_uid.unwrap_or_default(), status.node.unwrap_or_default())
         }
-        None => {
-            let seen = observe::observe(&context.client, &namespace, &spec.pod).await?;
-            let uid = seen.pod.metadata.uid.clone().unwrap_or_default();
-            let node = seen.node.metadata.name.clone().unwrap_or_default();
-            let owner = seen.owner.and_then(|owner| owner.raw);
-            (Before { pod: seen.pod_raw, node: seen.node_raw, owner }, uid, node)
-        }
+        None => match observe::observe(&context.client, &namespace, &spec.pod).await {
+            Ok(seen) => {
+                let uid = seen.pod.metadata.uid.clone().unwrap_or_default();
+                let node = seen.node.metadata.name.clone().unwrap_or_default();
+                let owner = seen.owner.and_then(|owner| owner.raw);
+                (Before { pod: seen.pod_raw, node: seen.node_raw, owner }, uid, node)
+            }
+            // It was begun: what is stored, an image on the node and the seal must still be settled.
+            Err(ObserveError::Refused(_)) if status.pod_uid.is_some() => {
+                let uid = status.pod_uid.clone().unwrap_or_default();
+                (Before::default(), uid, status.node.clone().unwrap_or_default())
+            }
+            Err(error) => return Err(error.into()),
+        },
     };
     if let Some(expected) = spec.pod_uid.as_ref().filter(|expected| **expected != uid) {
         return Err(Unready::Never(format!(
@@ -305,11 +348,13 @@ async fn prepare(object: &Collection, context: &Context) -> Result<CollectionJob
     })
 }
 
-/// The node's other pods that the API knows: they are to be evicted, and with them goes what they
-/// would have told.
+/// The node's other pods that have containers there: they are to be evicted, and with them goes what
+/// they would have told. A pod that never had a container (evicted before, image not pulled) has
+/// nothing to tell and is not missed.
 async fn neighbours(context: &Context, node: &str, suspect: &str) -> Result<Vec<TargetPod>, Unready> {
     let pods = observe::pods_on_node(&context.client, node).await?;
     let others = pods.into_iter().filter(|pod| pod.metadata.uid.as_deref() != Some(suspect));
+    let others = others.filter(|pod| !super::guarding::container_ids(pod).is_empty());
     Ok(others.map(|pod| target(pod, node)).collect())
 }
 
@@ -332,6 +377,7 @@ fn files(before: &Before) -> Vec<(String, Vec<u8>)> {
         .into_iter()
         .filter_map(|(name, object)| {
             // Pretty, because people read it; a Value is always serialisable.
+            let object = object.filter(|object| !object.is_null());
             object.and_then(|object| serde_json::to_vec_pretty(object).ok()).map(|bytes| (name.to_owned(), bytes))
         })
         .collect()
@@ -376,14 +422,20 @@ async fn save(
 
 /// The end of a collection is recorded however long the API is away: a restart would otherwise
 /// do the whole work again.
-async fn save_surely(context: &Context, object: &Collection, status: &CollectionStatus) {
+async fn save_surely(
+    context: &Context,
+    object: &Collection,
+    status: &CollectionStatus,
+) -> Result<(), ReconcileError> {
     let mut attempts = 0;
-    while let Err(error) = save(context, object, status).await {
-        attempts += 1;
-        tracing::warn!(case = object.spec.case, error = %describe(&error), "the collection's end is not recorded yet");
-        if matches!(&error, ReconcileError::Api(error) if !error.is_transient()) {
-            return;
+    loop {
+        match save(context, object, status).await {
+            Err(ReconcileError::Api(error)) if error.is_transient() => {
+                attempts += 1;
+                tracing::warn!(case = object.spec.case, error = %describe(&error), "the collection's end is not recorded yet");
+                tokio::time::sleep(super::containing::backoff(attempts)).await;
+            }
+            outcome => return outcome,
         }
-        tokio::time::sleep(super::containing::backoff(attempts)).await;
     }
 }

@@ -23,6 +23,9 @@ pub const FINALIZER: &str = "impound.dev/undo";
 /// Tries of one call within one attempt: conflicts with somebody else's writes end quickly.
 const TRIES: usize = 5;
 
+/// Longest Retry-After that containment follows to the letter.
+const MERCY: Duration = Duration::from_secs(5);
+
 /// Attempts before a step that only helps containment is given up and reported as failed.
 const HELPER_ATTEMPTS: u32 = 5;
 
@@ -53,6 +56,8 @@ pub async fn record_plan(
     context: &Context,
 ) -> Result<Option<Observed>, ReconcileError> {
     hold(record, context).await?;
+    // Node and policy are shared: nobody releases them between our look and our record.
+    let _alone = context.shared.lock().await;
     let prepared = prepare(context, &record.namespace(), &record.name(), &record.object.spec).await;
     let (observed, plan) = match prepared {
         Ok(prepared) => prepared,
@@ -61,7 +66,11 @@ pub async fn record_plan(
             record.save().await?;
             return Ok(None);
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => {
+            record.status.message = format!("not planned yet, nothing is changed: {}", describe(&error));
+            record.save().await?;
+            return Err(error.into());
+        }
     };
     let status = &mut record.status;
     status.pod_uid.clone_from(&observed.pod.metadata.uid);
@@ -97,20 +106,21 @@ pub async fn carry_out(
     let undo = record.status.undo.clone().unwrap_or_default();
     match attempt(record, context, step, fresh, &undo).await {
         Ok(message) => record.end(step, StepState::Done, message),
-        Err(StepError::Permanent(message)) => record.end(step, StepState::Failed, message),
-        Err(StepError::Transient(message)) if is_helper(step) && attempts >= HELPER_ATTEMPTS => {
+        Err(StepError::Hopeless(message)) => record.end(step, StepState::Failed, message),
+        Err(StepError::Refused(message) | StepError::Transient(message)) if is_helper(step) && attempts >= HELPER_ATTEMPTS => {
             let message = format!("given up after {attempts} attempts: {message}");
             record.end(step, StepState::Failed, message);
         }
-        Err(StepError::Transient(message)) => {
-            record.wait(step, format!("tried again: {message}"));
+        Err(StepError::Refused(message) | StepError::Transient(message)) => {
+            record.wait(step, format!("NOT done, tried again: {message}"));
             return Ok(Some(backoff(attempts)));
         }
     }
     Ok(None)
 }
 
-/// Quarantines whose changes are in force, of all namespaces.
+/// Quarantines whose changes are in force, of all namespaces; also those that are being undone, which
+/// still have something to undo.
 ///
 /// # Errors
 /// If the API does not answer.
@@ -134,7 +144,7 @@ fn is_in_force(quarantine: &Quarantine) -> bool {
         status.undo.is_some()
             && !matches!(
                 status.phase,
-                QuarantinePhase::Refused | QuarantinePhase::Releasing | QuarantinePhase::Released
+                QuarantinePhase::Refused | QuarantinePhase::Released
             )
     })
 }
@@ -150,8 +160,10 @@ fn is_helper(step: StepName) -> bool {
 pub enum StepError {
     /// It can succeed later.
     Transient(String),
-    /// It can't.
-    Permanent(String),
+    /// The API does not allow it: only somebody's help (rights, a webhook) changes that.
+    Refused(String),
+    /// What it is about is gone, or is another thing.
+    Hopeless(String),
 }
 
 impl From<ApiError> for StepError {
@@ -159,7 +171,7 @@ impl From<ApiError> for StepError {
         if error.is_transient() {
             Self::Transient(describe(&error))
         } else {
-            Self::Permanent(describe(&error))
+            Self::Refused(describe(&error))
         }
     }
 }
@@ -168,15 +180,15 @@ impl From<ObserveError> for StepError {
     fn from(error: ObserveError) -> Self {
         match error {
             ObserveError::Api(error) => error.into(),
-            ObserveError::Refused(refusal) => Self::Permanent(refusal.to_string()),
-            ObserveError::Shape { .. } => Self::Permanent(describe(&error)),
+            ObserveError::Refused(refusal) => Self::Hopeless(refusal.to_string()),
+            ObserveError::Shape { .. } | ObserveError::NotServed { .. } => Self::Refused(describe(&error)),
         }
     }
 }
 
 impl From<Refusal> for StepError {
     fn from(refusal: Refusal) -> Self {
-        Self::Permanent(refusal.to_string())
+        Self::Hopeless(refusal.to_string())
     }
 }
 
@@ -197,7 +209,11 @@ async fn attempt(
             Ok(_) => return Ok(call.purpose),
             // Somebody else wrote in between, or (422) the object is another one: look again.
             Err(error) if error.is_conflict() || error.code() == 422 => last = Some(error),
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // What the server asked for is kept within this attempt; longer pauses are the caller's.
+                tokio::time::sleep(error.retry_after().min(MERCY)).await;
+                return Err(error.into());
+            }
         }
     }
     Err(last.map_or_else(
@@ -279,7 +295,7 @@ async fn next_call(
             };
             Ok(Effect::of(pod::strip(suspect, &undo.pod), "the pod was stripped and labelled already"))
         }
-        other => Err(StepError::Permanent(format!("{other} is not a containment step"))),
+        other => Err(StepError::Hopeless(format!("{other} is not a containment step"))),
     }
 }
 
@@ -305,7 +321,7 @@ async fn current_node(
     let name = record.status.node.clone().unwrap_or_default();
     observe::node(&context.client, &name)
         .await?
-        .ok_or_else(|| StepError::Permanent(format!("node {name} does not exist any more")))
+        .ok_or_else(|| StepError::Hopeless(format!("node {name} does not exist any more")))
 }
 
 /// Puts the finalizer on before anything is changed.
@@ -338,8 +354,10 @@ async fn patch_finalizers(
     context: &Context,
     finalizers: &Value,
 ) -> Result<(), ReconcileError> {
+    // The list is written whole: the version guards what others put into it.
     let patch = json!({ "metadata": {
         "uid": record.object.metadata.uid,
+        "resourceVersion": record.object.metadata.resource_version,
         "finalizers": finalizers,
     } });
     let api = Api::<Quarantine>::namespaced(context.client.clone(), &record.namespace());

@@ -1,15 +1,20 @@
 //! Evicts the node's other pods, one round at a time, and says what blocks them.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+
 use super::record::Record;
 use super::{Context, ReconcileError};
+use crate::contain::observe::ObserveError;
 use crate::contain::{evict, observe};
-use crate::kubernetes::send;
-use crate::resources::{EvictionState, EvictionStatus, StepName, StepState};
+use crate::kubernetes::{from_kube, send};
+use crate::resources::{EvictionState, EvictionStatus, Quarantine, StepName, StepState, now};
 
 /// How long blocked evictions are tried before they are reported as failed.
 const DEADLINE: SignedDuration = SignedDuration::from_secs(300);
@@ -29,29 +34,35 @@ pub async fn round(
 ) -> Result<Option<Duration>, ReconcileError> {
     record.begin(StepName::Evict);
     let node = record.status.node.clone().unwrap_or_default();
-    let first = record.status.evictions.iter().all(|eviction| eviction.state != EvictionState::Evicting);
+    let (present, quarantined) =
+        futures::try_join!(observe::pods_on_node(&context.client, &node), quarantined(context))?;
     let mut evictions = std::mem::take(&mut record.status.evictions);
-    if !first {
-        let present = observe::pods_on_node(&context.client, &node).await;
-        match present {
-            Ok(present) => mark_gone(&mut evictions, &present),
-            Err(error) => {
-                record.status.evictions = evictions;
-                return Err(error.into());
-            }
-        }
-    }
+    mark_gone(&mut evictions, &present);
+    add_new(&mut evictions, &present, record);
     for eviction in evictions.iter_mut().filter(|eviction| is_to_be_tried(eviction.state)) {
-        let answer = send(&context.client, &evict::call(eviction)).await;
-        (eviction.state, eviction.message) = evict::outcome(answer.as_ref().map(|_| ()));
-        tracing::info!(
-            case = record.object.spec.case,
-            pod = eviction.pod,
-            namespace = eviction.namespace,
-            state = ?eviction.state,
-            message = eviction.message,
-            "eviction answered"
-        );
+        let Some(pod) = present.iter().find(|pod| pod.metadata.uid.as_deref() == Some(&eviction.uid)) else {
+            continue;
+        };
+        let suspect = quarantined.contains(&(eviction.namespace.clone(), eviction.pod.clone()));
+        let stays = evict::reason_to_keep(pod, &record.object.spec)
+            .or_else(|| suspect.then(|| "it is quarantined itself".to_owned()));
+        if let Some(why) = stays {
+            (eviction.state, eviction.message) = (EvictionState::Kept, why);
+        } else if pod.metadata.deletion_timestamp.is_some() {
+            (eviction.state, eviction.message) = (EvictionState::Evicting, "the pod is terminating".into());
+        } else if is_due(eviction) {
+            let answer = send(&context.client, &evict::call(eviction)).await;
+            (eviction.state, eviction.message) = evict::outcome(answer.as_ref().map(|_| ()));
+            eviction.tried = Some(now());
+            tracing::info!(
+                case = record.object.spec.case,
+                pod = eviction.pod,
+                namespace = eviction.namespace,
+                state = ?eviction.state,
+                message = eviction.message,
+                "eviction answered"
+            );
+        }
     }
     if is_overdue(record) {
         for eviction in evictions.iter_mut().filter(|eviction| is_open(eviction.state)) {
@@ -104,6 +115,37 @@ fn summary(evictions: &[EvictionStatus]) -> String {
         return "no other pod is on the node".into();
     }
     parts.join(", ")
+}
+
+/// Pods that somebody asked to quarantine, planned or not: they must never be evicted, also in the
+/// moment before they carry a label that says so.
+async fn quarantined(context: &Context) -> Result<HashSet<(String, String)>, ObserveError> {
+    let list = Api::<Quarantine>::all(context.client.clone())
+        .list(&ListParams::default())
+        .await
+        .map_err(|error| from_kube("GET", "/apis/impound.dev/v1alpha1/quarantines", error))?;
+    let open = list.items.into_iter().filter(|quarantine| {
+        quarantine.status.as_ref().is_none_or(|status| !status.phase.is_over())
+    });
+    Ok(open.map(|quarantine| (quarantine.namespace().unwrap_or_default(), quarantine.spec.pod)).collect())
+}
+
+/// Pods that came to the node between the plan and the cordon.
+fn add_new(evictions: &mut Vec<EvictionStatus>, present: &[Pod], record: &Record) {
+    for pod in present {
+        let uid = pod.metadata.uid.as_deref();
+        let known = uid == record.status.pod_uid.as_deref()
+            || evictions.iter().any(|eviction| uid == Some(&eviction.uid));
+        if !known {
+            evictions.push(evict::candidate(pod, &record.object.spec));
+        }
+    }
+}
+
+/// A blocked eviction is asked for again after a while, however often there is another reason to look.
+fn is_due(eviction: &EvictionStatus) -> bool {
+    let pause = SignedDuration::try_from(BLOCKED_PAUSE).unwrap_or_default();
+    eviction.tried.as_ref().is_none_or(|tried| Timestamp::now().duration_since(tried.0) >= pause)
 }
 
 /// A pod that is not on the node any more, or whose name belongs to another uid, is gone.

@@ -5,11 +5,13 @@
 //! something that has drifted.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::jiff::Timestamp;
 
 use super::record::Record;
-use super::{Context, ReconcileError};
+use super::{Context, ReconcileError, verifying};
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::refusal::Refusal;
 use crate::contain::{node, pod, policy, protect};
@@ -23,20 +25,32 @@ const KEPT: usize = 50;
 
 const RESTORED: &str = "Restored";
 
+/// Pause before a write that met a conflict, and before one that was refused, is tried again.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(500);
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+
+/// Somebody (a controller, an intruder) who takes the same thing away again and again is answered more
+/// and more slowly, up to this.
+const SLOWEST: Duration = Duration::from_secs(60);
+
 /// Whether a quarantine in this phase is in force and not about to end.
 #[must_use]
 pub fn applies(phase: QuarantinePhase) -> bool {
     matches!(
         phase,
-        QuarantinePhase::Contained | QuarantinePhase::Complete | QuarantinePhase::Incomplete
+        QuarantinePhase::Contained
+            | QuarantinePhase::Complete
+            | QuarantinePhase::Incomplete
+            | QuarantinePhase::Failed
     )
 }
 
-/// Looks at pod, node, policy and budget, puts back what is missing, and records it.
+/// Looks at pod, node, policy and budget, puts back what is missing, and states the facts anew.
+/// Returns a delay if something could not be put back.
 ///
 /// # Errors
-/// If the API can't be read; a refused write is recorded and tried again at the next look.
-pub async fn look(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
+/// If the API can't be read.
+pub async fn look(record: &mut Record, context: &Context) -> Result<Option<Duration>, ReconcileError> {
     let namespace = record.namespace();
     let suspect = match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await {
         Ok((_, pod)) if pod.metadata.uid == record.status.pod_uid => Some(pod),
@@ -45,22 +59,50 @@ pub async fn look(record: &mut Record, context: &Context) -> Result<(), Reconcil
     };
     let Some(suspect) = suspect else {
         note(record, "PodGone", "the suspect pod is gone: its containers can't be collected any more".into());
-        return Ok(());
+        return Ok(None);
     };
     restarts(record, &suspect);
+    let mut again = None;
     for call in missing(record, context, &suspect).await? {
+        if let Some(wait) = too_soon(record, &call) {
+            again = Some(wait);
+            continue;
+        }
         match send(&context.client, &call).await {
-            Ok(_) => note(record, RESTORED, format!("{}: taken away by somebody, put back", call.purpose)),
-            // Somebody else writes at the same moment: their change triggers the next look.
-            Err(error) if error.is_conflict() => {}
-            Err(error) => note(record, "NotRestored", format!("{}: {}", call.purpose, describe(&error))),
+            Ok(_) => {
+                note(record, RESTORED, restored(&call));
+                // A node is put back in two patches, and what was put back is to be seen.
+                again.get_or_insert(CONFLICT_PAUSE);
+            }
+            // Somebody else wrote at the same moment.
+            Err(error) if error.is_conflict() => again = Some(CONFLICT_PAUSE),
+            Err(error) => {
+                note(record, "NotRestored", format!("{}: {}", call.purpose, describe(&error)));
+                again = Some(REFUSED_PAUSE);
+            }
         }
     }
-    Ok(())
+    verifying::state_again(record, context).await?;
+    Ok(again)
+}
+
+/// How long to leave a thing alone that was put back before, by how often that was.
+fn too_soon(record: &Record, call: &ApiCall) -> Option<Duration> {
+    let what = restored(call);
+    let times = record.status.drift.iter().filter(|drift| drift.what == what);
+    let last = times.clone().map(|drift| drift.time.0).max()?;
+    let doubled = 1_u64 << times.count().min(6);
+    let pause = Duration::from_millis(250 * doubled).min(SLOWEST);
+    let since = Duration::try_from(Timestamp::now().duration_since(last)).unwrap_or_default();
+    pause.checked_sub(since).filter(|left| !left.is_zero())
+}
+
+fn restored(call: &ApiCall) -> String {
+    format!("{}: taken away by somebody, put back", call.purpose)
 }
 
 async fn missing(
-    record: &Record,
+    record: &mut Record,
     context: &Context,
     suspect: &Pod,
 ) -> Result<Vec<ApiCall>, ReconcileError> {
@@ -81,9 +123,10 @@ async fn missing(
     if budget.is_none() {
         calls.push(protect::create(&namespace, &record.name()));
     }
-    // A foreign policy of our name was refused at the start; now it can only be told.
-    if let Ok(call) = policy::deny_all(&namespace, &policies, &context.settings) {
-        calls.extend(call);
+    match policy::deny_all(&namespace, &policies, &context.settings) {
+        Ok(call) => calls.extend(call),
+        // It may be somebody's own by now: it is told, and left alone.
+        Err(refusal) => note(record, "PolicyChanged", refusal.to_string()),
     }
     calls.extend(pod::strip(suspect, &undo.pod));
     Ok(calls)
@@ -110,7 +153,9 @@ fn restarts(record: &mut Record, suspect: &Pod) {
     }
 }
 
-fn container_ids(pod: &Pod) -> BTreeMap<String, (String, i32)> {
+/// Id and restarts of each container that the API knows, by container name.
+#[must_use]
+pub fn container_ids(pod: &Pod) -> BTreeMap<String, (String, i32)> {
     let statuses = pod.status.iter().flat_map(|status| {
         let all = [
             &status.init_container_statuses,

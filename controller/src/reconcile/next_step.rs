@@ -88,9 +88,12 @@ pub fn evidence_is_safe(spec: &QuarantineSpec, collection: Option<&CollectionSta
 /// A fact that could not be checked is no proof, and one that is seen to be untrue counts against it.
 #[must_use]
 pub fn is_contained(status: &QuarantineStatus) -> bool {
-    let open_network =
-        status.facts.iter().any(|fact| fact.name == "TrafficBlocked" && fact.state == FactState::False);
-    if open_network {
+    let traffic = ["TrafficBlocked", "NoPolicyAllows"];
+    let flows = status
+        .facts
+        .iter()
+        .any(|fact| traffic.contains(&fact.name.as_str()) && fact.state == FactState::False);
+    if flows {
         return false;
     }
     ["Labelled", "OwnerReleased", "NoEndpoints", "PolicySelectsPod"].iter().all(|name| {

@@ -14,12 +14,19 @@ use super::record::Record;
 use super::{Context, ReconcileError, containing, evicting, guarding, releasing, verifying};
 use crate::kubernetes::from_kube;
 use crate::resources::{
-    Collection, CollectionPhase, CollectionSpec, CollectionStatus, Fact, FactState, Quarantine,
+    Collection, CollectionPhase, CollectionSpec, CollectionStatus, FactState, Quarantine,
     QuarantinePhase, StepName, StepState,
 };
 
 /// Looks again although nothing was heard: a lost watch event must not stop the work.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// A contained pod is looked at this often also when nothing was heard: a watch shows what carries our
+/// labels, and what others add (a policy that allows, a Service) carries none.
+const WATCH_OVER: Duration = Duration::from_secs(60);
+
+/// Pauses this long leave time for a look at what is in force.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// Brings a quarantine as far as it gets without waiting.
 ///
@@ -40,6 +47,7 @@ pub async fn reconcile(
         return Ok(Action::await_change());
     };
     let mut record = Record::new(object, context.clone());
+    withdraw(&mut record);
     let mut fresh = None;
     loop {
         let collection = collection(&record, &context).await?;
@@ -65,6 +73,9 @@ pub async fn reconcile(
             Next::Neighbours => neighbours(&mut record, &context, collection.as_ref()).await?,
             Next::Evict => {
                 let delay = evicting::round(&mut record, &context).await?;
+                if delay.is_none_or(|delay| delay >= SLOW) {
+                    guarding::look(&mut record, &context).await?;
+                }
                 record.save().await?;
                 delay
             }
@@ -74,10 +85,15 @@ pub async fn reconcile(
                 None
             }
             Next::AwaitCollection => {
-                record.wait(StepName::Collect, "evidence is on its way");
-                guarding::look(&mut record, &context).await?;
+                if collection.is_none() {
+                    let what = "its Collection object was deleted; what was stored is still in the store";
+                    record.end(StepName::Collect, StepState::Failed, what);
+                } else {
+                    record.wait(StepName::Collect, "evidence is on its way");
+                }
+                let again = guarding::look(&mut record, &context).await?;
                 record.save().await?;
-                Some(HEARTBEAT)
+                if collection.is_none() { None } else { Some(again.unwrap_or(HEARTBEAT)) }
             }
             Next::Finish => {
                 finish(&mut record);
@@ -90,31 +106,55 @@ pub async fn reconcile(
                 delay
             }
             Next::FinishRelease => {
-                let logged = log_release(&record, &context).await;
-                releasing::finish(&mut record, logged.err());
+                match log_release(&record, &context).await {
+                    Ok(()) => releasing::finish(&mut record),
+                    Err(problem) => {
+                        record.status.message = format!("everything is undone; {problem}");
+                        record.save().await?;
+                        return Ok(Action::requeue(HEARTBEAT));
+                    }
+                }
                 record.save().await?;
                 None
             }
             Next::RefuseRelease => {
+                let again = guarding::look(&mut record, &context).await?;
                 record.status.message = releasing::refusal();
-                guarding::look(&mut record, &context).await?;
                 record.save().await?;
-                return Ok(Action::await_change());
+                return Ok(Action::requeue(again.unwrap_or(WATCH_OVER)));
             }
             Next::Rest => {
+                let mut again = None;
                 if guarding::applies(record.status.phase) {
-                    guarding::look(&mut record, &context).await?;
+                    again = Some(guarding::look(&mut record, &context).await?.unwrap_or(WATCH_OVER));
+                    // What is called contained, complete or failed follows the facts of now.
+                    finish(&mut record);
+                    withdraw(&mut record);
                 }
                 record.save().await?;
                 if matches!(record.status.phase, QuarantinePhase::Released | QuarantinePhase::Refused) {
                     containing::let_go(&record, &context).await?;
                 }
-                return Ok(Action::await_change());
+                return Ok(again.map_or_else(Action::await_change, Action::requeue));
             }
         };
         if let Some(delay) = delay {
             return Ok(Action::requeue(delay));
         }
+    }
+}
+
+/// A quarantine that is deleted or released before anything was changed ends there; one that is
+/// deleted later says what its deletion waits for.
+fn withdraw(record: &mut Record) {
+    let deleting = record.object.metadata.deletion_timestamp.is_some();
+    let release = record.object.spec.release.is_some();
+    if record.status.undo.is_none() {
+        if (deleting || release) && record.status.phase == QuarantinePhase::Pending {
+            record.enter(QuarantinePhase::Released, "withdrawn before anything was changed");
+        }
+    } else if deleting && !release && !record.status.phase.is_over() {
+        record.status.message = "deletion waits until it is released: `impound release`".into();
     }
 }
 
@@ -198,7 +238,7 @@ async fn collection(
     record: &Record,
     context: &Context,
 ) -> Result<Option<Collection>, ReconcileError> {
-    // It can't exist before containment is verified, and containment has no time for the read.
+    // It can't exist before containment is verified (Verify), and containment has no time for the read.
     if next_step::state(&record.status, StepName::Verify).is_none() {
         return Ok(None);
     }
@@ -238,9 +278,11 @@ fn finish(record: &mut Record) {
         .map(|step| format!("{}: {}", step.name, step.message))
         .collect();
     let failed = failed.join("; ");
-    let unproved = unproved(&record.status.facts);
+    let unproved = verifying::sentences(&record.status.facts, FactState::Unverified);
     if !is_contained(&record.status) {
-        record.enter(QuarantinePhase::Failed, format!("NOT contained. {failed}"));
+        let untrue = verifying::sentences(&record.status.facts, FactState::False);
+        let message = [untrue, failed].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
+        record.enter(QuarantinePhase::Failed, format!("NOT contained: {message}"));
     } else if failed.is_empty() {
         let location = if record.object.spec.skip_collection { "; no evidence was wanted" } else { "; evidence is sealed" };
         record.enter(
@@ -253,11 +295,6 @@ fn finish(record: &mut Record) {
             format!("contained at the Kubernetes API, but not all is done: {failed}; not proved: {unproved}"),
         );
     }
-}
-
-fn unproved(facts: &[Fact]) -> String {
-    let open = facts.iter().filter(|fact| fact.state == FactState::Unverified);
-    open.map(|fact| fact.message.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 /// The custody log says when and how far the pod was contained; the log exists once the
@@ -292,5 +329,6 @@ async fn log(
     }
     super::collection::log(context, &spec.case, &record.name(), event, &spec.requested_by, what, why)
         .await
+        .map(drop)
         .map_err(|error| format!("custody entry {event:?} not written: {error}"))
 }

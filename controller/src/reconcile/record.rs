@@ -208,11 +208,15 @@ pub fn manager() -> PatchParams {
 /// written once.
 fn changed_fields(saved: &Value, status: &Value) -> Value {
     let fields = status.as_object().into_iter().flatten();
-    fields
+    let changed = fields
         .filter(|(key, value)| saved.get(key.as_str()) != Some(*value))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
+        .map(|(key, value)| (key.clone(), value.clone()));
+    // A merge patch leaves alone what it doesn't name: what is gone must be named.
+    let saved = saved.as_object().into_iter().flatten();
+    let gone = saved
+        .filter(|(key, _)| status.get(key.as_str()).is_none())
+        .map(|(key, _)| (key.clone(), Value::Null));
+    changed.chain(gone).collect::<serde_json::Map<_, _>>().into()
 }
 
 /// The API server refuses an event whose note has more than 1024 bytes.

@@ -30,9 +30,9 @@ pub async fn undo(
     match attempt(record, context, step).await {
         Ok(Undone::Now(message)) => record.end(step, StepState::Done, message),
         Ok(Undone::NotNeeded(message)) => record.end(step, StepState::Skipped, message),
-        Err(StepError::Permanent(message)) => record.end(step, StepState::Failed, message),
-        Err(StepError::Transient(message)) => {
-            record.wait(step, format!("tried again: {message}"));
+        // A release is not over while something is left to undo.
+        Err(StepError::Transient(message) | StepError::Refused(message) | StepError::Hopeless(message)) => {
+            record.wait(step, format!("NOT undone, tried again: {message}"));
             return Ok(Some(backoff(attempts)));
         }
     }
@@ -45,10 +45,13 @@ enum Undone {
 }
 
 async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<Undone, StepError> {
+    // Node and policy are shared: nobody plans with them between our look and our write.
+    let _alone = context.shared.lock().await;
     let others: Vec<Quarantine> = in_force(context)
         .await?
         .into_iter()
         .filter(|other| other.metadata.uid != record.object.metadata.uid)
+        .filter(|other| other.status.as_ref().is_some_and(|status| status.phase != QuarantinePhase::Releasing))
         .collect();
     if let Some(message) = still_needed(record, &others, step) {
         return Ok(Undone::NotNeeded(message));
@@ -133,31 +136,23 @@ async fn next_call(
             })
         }
         other => {
-            return Err(StepError::Permanent(format!("{other} is not a release step")));
+            return Err(StepError::Hopeless(format!("{other} is not a release step")));
         }
     };
     Ok(call.ok_or_else(|| "nothing of ours was left".into()))
 }
 
-/// Says how the release ended. `problem` is what else went wrong.
-pub fn finish(record: &mut Record, problem: Option<String>) {
-    let mut failed: Vec<String> = record
-        .status
-        .steps
-        .iter()
-        .filter(|step| step.name >= StepName::UndoLabelNode && step.state == StepState::Failed)
-        .map(|step| format!("{}: {}", step.name, step.message))
-        .collect();
-    failed.extend(problem);
-    if failed.is_empty() {
-        let owner = record.status.owner.clone().unwrap_or_default();
-        record.enter(
-            QuarantinePhase::Released,
-            format!("released; {owner} adopts the pod again and removes one of its pods, which may be this one"),
-        );
+/// Every step has ended well; the objects that undoing needed are not kept any longer.
+pub fn finish(record: &mut Record) {
+    let owner = record.status.owner.clone().unwrap_or_default();
+    let adopted = if owner == "nobody" {
+        "released".to_owned()
     } else {
-        record.enter(QuarantinePhase::Failed, format!("release is not complete: {}", failed.join("; ")));
-    }
+        format!("released; {owner} adopts the pod again and removes one of its pods, which may be this one")
+    };
+    record.status.before = None;
+    record.status.plan.clear();
+    record.enter(QuarantinePhase::Released, adopted);
 }
 
 /// The reason why a release has to wait, for status and clients.

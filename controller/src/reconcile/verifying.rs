@@ -71,6 +71,42 @@ pub async fn report_credentials(record: &mut Record, context: &Context) {
     }
 }
 
+/// States the facts anew, long after containment. A pod that is no longer contained, or is only now,
+/// is called what it is.
+///
+/// # Errors
+/// If the API does not answer.
+pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
+    let node = record.status.node.clone().unwrap_or_default();
+    let checked = facts::check(
+        &context.client,
+        &record.namespace(),
+        &record.object.spec.pod,
+        &node,
+        &record.name(),
+        &context.settings,
+    )
+    .await;
+    let facts = match checked {
+        Ok(facts) => facts,
+        Err(ObserveError::Refused(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if facts == record.status.facts {
+        return Ok(());
+    }
+    let was = is_contained(&record.status);
+    record.status.facts = facts;
+    let is = is_contained(&record.status);
+    let untrue = sentences(&record.status.facts, FactState::False);
+    if was && !is {
+        record.alert("NotContained", format!("NOT contained any more: {untrue}"));
+    } else if is && !was {
+        record.end(StepName::Verify, StepState::Done, "contained at the Kubernetes API, later than expected");
+    }
+    Ok(())
+}
+
 fn conclude(record: &mut Record) {
     let untrue = sentences(&record.status.facts, FactState::False);
     let open = sentences(&record.status.facts, FactState::Unverified);
@@ -91,7 +127,9 @@ fn conclude(record: &mut Record) {
     }
 }
 
-fn sentences(facts: &[Fact], state: FactState) -> String {
+/// The messages of the facts in a state.
+#[must_use]
+pub fn sentences(facts: &[Fact], state: FactState) -> String {
     let of_state = facts.iter().filter(|fact| fact.state == state);
     of_state.map(|fact| fact.message.as_str()).collect::<Vec<_>>().join("; ")
 }

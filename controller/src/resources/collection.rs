@@ -85,13 +85,13 @@ pub struct CollectionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// The artifacts so far.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub artifacts: Vec<ArtifactStatus>,
     /// Bytes stored.
     #[serde(default)]
     pub bytes: u64,
     /// What was asked for and is not there, each with its reason.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub missing: Vec<String>,
     /// Where the evidence is.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -53,26 +53,33 @@ pub struct QuarantineSpec {
     pub case: String,
     /// Why, for the custody log.
     #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub reason: String,
     /// Who asked. Set from the client certificate for requests over gRPC; for an object made with
     /// kubectl it is a claim.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 512))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub requested_by: String,
     /// Leave the other pods of the node where they are.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub keep_neighbours: bool,
     /// Evict pods that no controller would recreate.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub evict_unmanaged: bool,
     /// Evict pods with emptyDir volumes, whose data is then lost.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub delete_empty_dir_data: bool,
     /// Contain only, collect nothing.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub skip_collection: bool,
     /// Pause each container while its image is committed.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub pause: bool,
     /// Set it to undo the quarantine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -117,16 +124,16 @@ pub struct QuarantineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     /// Steps in the order in which they were begun.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub steps: Vec<StepStatus>,
     /// What was checked after containment.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub facts: Vec<Fact>,
     /// Consequences and limits, one sentence each.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub warnings: Vec<String>,
     /// The calls that containment makes, in order, stored before the first of them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub plan: Vec<ApiCall>,
     /// What release needs to put back, stored before the first change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,16 +142,16 @@ pub struct QuarantineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Before>,
     /// The node's other pods and what became of them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub evictions: Vec<EvictionStatus>,
     /// Name of the Collection in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collection: Option<String>,
     /// What the suspect could act with, and the commands that revoke it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub credentials: Vec<Credential>,
     /// What others took away since containment, what was put back, and what was lost. The last 50.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub drift: Vec<Drift>,
 }
 
@@ -199,6 +206,12 @@ pub enum QuarantinePhase {
 }
 
 impl QuarantinePhase {
+    /// Nothing is in force any more, or ever was.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Refused | Self::Released)
+    }
+
     /// Nothing more happens by itself.
     #[must_use]
     pub fn is_final(self) -> bool {
@@ -429,8 +442,11 @@ pub struct EvictionStatus {
     /// What became of it.
     pub state: EvictionState,
     /// Why it waits or stays, and what would change that.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default)]
     pub message: String,
+    /// When eviction was last asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<MicroTime>,
 }
 
 /// What became of a pod that shared the suspect's node.

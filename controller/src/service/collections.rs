@@ -5,7 +5,7 @@ use impound_evidence::{CaseId, CollectionName};
 use impound_proto::controller::v1 as wire;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams, PostParams};
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -113,7 +113,8 @@ pub(super) async fn watch(
     request: wire::WatchCollectionRequest,
 ) -> Result<Answers<wire::Collection>, Status> {
     let found = find(service, &request.namespace, &request.name).await?;
-    let mut objects = watcher::watch_object(api(service, &request.namespace), &request.name).boxed();
+    let mut objects =
+        watcher::watch_object(api(service, &request.namespace), &request.name).default_backoff().boxed();
     let context = service.context.clone();
     let (send, answers) = mpsc::channel(1);
     tokio::spawn(async move {

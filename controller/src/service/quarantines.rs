@@ -4,11 +4,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use impound_evidence::CaseId;
 use impound_proto::controller::v1 as wire;
 use kube::api::{Api, ListParams, Patch, PostParams};
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use tonic::Status;
 
 use super::{Answers, Service, convert, status};
+use crate::contain::observe;
 use crate::contain::plan::NAME_LIMIT;
 use crate::kubernetes::from_kube;
 use crate::reconcile::containing::{FINALIZER, prepare};
@@ -33,7 +34,11 @@ pub(super) async fn plan(
     request: wire::CreateQuarantineRequest,
 ) -> Result<wire::CreateQuarantineResponse, Status> {
     let (namespace, spec) = checked(request, String::new())?;
-    let name = base_name(&spec.pod, spec.pod_uid.as_deref().unwrap_or("planned"), UID_LENGTH);
+    // The uid is part of the name, and the name of the calls.
+    let (_, pod) = observe::suspect(&service.context.client, &namespace, &spec.pod)
+        .await
+        .map_err(|error| status::of_observe(&error))?;
+    let name = base_name(&spec.pod, pod.metadata.uid.as_deref().unwrap_or_default(), UID_LENGTH);
     let (_, plan) = prepare(&service.context, &namespace, &name, &spec)
         .await
         .map_err(|error| status::of_observe(&error))?;
@@ -47,7 +52,7 @@ pub(super) async fn create(
 ) -> Result<wire::CreateQuarantineResponse, Status> {
     let (namespace, mut spec) = checked(request, who)?;
     // Planned here only to refuse at once what can't be contained; the reconciler plans again.
-    let (observed, plan) = prepare(&service.context, &namespace, "new", &spec)
+    let (observed, plan) = prepare(&service.context, &namespace, "planned", &spec)
         .await
         .map_err(|error| status::of_observe(&error))?;
     spec.pod_uid = observed.pod.metadata.uid.clone();
@@ -139,9 +144,11 @@ pub(super) async fn watch(
     let found = find(service, &request.namespace, &request.name).await?;
     let name = found.metadata.name.clone().unwrap_or_default();
     let changes = watcher::watch_object(api(service, &request.namespace), &name)
-        // A failed watch is begun again by itself; the stream goes on.
-        .filter_map(|change| async { change.ok().flatten() })
-        .map(Ok::<_, Status>);
+        .default_backoff()
+        // A failed watch is begun again by itself; the stream goes on until the object is deleted.
+        .filter_map(|change| async { change.ok() })
+        .take_while(|change| std::future::ready(change.is_some()))
+        .filter_map(|change| async { change.map(Ok::<_, Status>) });
     let follow = request.follow;
     // `take_while` would swallow the last one, so the end is made after it.
     let until_settled = stream::try_unfold(Some(changes.boxed()), move |state| async move {
@@ -201,6 +208,7 @@ async fn refuse_release(
         .get_opt(name)
         .await
         .map_err(|error| status::of_kube("GET", name, error))?
+        .filter(|collection| collection.spec.quarantine.as_deref() == Some(name))
         .and_then(|collection| collection.status);
     if force || evidence_is_safe(&found.spec, collection.as_ref()) {
         return Ok(());

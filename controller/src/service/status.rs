@@ -14,7 +14,7 @@ pub(super) fn of_observe(error: &ObserveError) -> Status {
     match error {
         ObserveError::Refused(refusal) => of_refusal(refusal),
         ObserveError::Api(error) => of_api(error),
-        ObserveError::Shape { .. } => Status::internal(describe(error)),
+        ObserveError::Shape { .. } | ObserveError::NotServed { .. } => Status::internal(describe(error)),
     }
 }
 

@@ -29,9 +29,13 @@ async fn killed_after(write: usize, expected_effects: usize) {
     let mut alice = world.responder("alice").await;
     let request = world.request(&suspect);
     let asked = tokio::spawn(async move { alice.create_quarantine(request).await });
-    while writes(&world) < base + write && !asked.is_finished() || writes(&world) < base + write {
-        tokio::time::sleep(Duration::from_micros(200)).await;
-    }
+    let reached = async {
+        while writes(&world) < base + write {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), reached).await.expect("the write comes");
+    drop(asked);
     world.kill_controller();
     world.start_controller().await;
     let quarantine = world.current(&suspect).await.name;

@@ -92,3 +92,19 @@ async fn a_suspect_that_is_deleted_is_reported() {
     api.delete(&suspect, &DeleteParams::default()).await.unwrap();
     noted(&world, &quarantine, "PodGone").await;
 }
+
+#[tokio::test]
+async fn a_policy_that_is_opened_up_is_noticed_and_the_pod_not_called_contained_any_more() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let quarantine = world.quarantine(&name(pods.first().unwrap())).await.name;
+    let policies = Api::<NetworkPolicy>::namespaced(world.client.clone(), &world.namespace);
+    let open = Patch::Merge(json!({ "spec": { "ingress": [{}] } }));
+    policies.patch("deny-all-suspectpod", &PatchParams::default(), &open).await.unwrap();
+    noted(&world, &quarantine, "PolicyChanged").await;
+    eventually("the phase follows", || async {
+        let now = world.current(&quarantine).await;
+        if now.phase == "Failed" { Ok(()) } else { Err(format!("{} {}", now.phase, now.message)) }
+    })
+    .await;
+}

@@ -4,6 +4,14 @@
 //! With `KUBECONFIG` set the suite runs against that cluster, else against the in-memory one. Tests
 //! that need what only the in-memory one has (its request log, faults) say so and use that.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that finds something else than it expects is to panic"
+)]
+
 mod crashes;
 mod drift;
 mod faults;

@@ -118,7 +118,7 @@ async fn undo_data_and_untouched_objects_are_recorded_before_the_first_change() 
 
 #[tokio::test]
 async fn an_exhausted_budget_blocks_an_eviction_visibly_and_nothing_else() {
-    let world = World::start().await;
+    let world = World::start_in_memory().await;
     let pods = world.deployment("nginx", 1, None).await;
     let suspect = pods.first().unwrap();
     let tomcat = world.deployment("tomcat", 1, Some(&node_of(suspect))).await;
@@ -144,6 +144,11 @@ async fn an_exhausted_budget_blocks_an_eviction_visibly_and_nothing_else() {
     })
     .await;
     assert_eq!(waiting.phase, "Contained", "containment does not wait for an eviction");
+    let before = world.requests().len();
+    tokio::time::sleep(std::time::Duration::from_secs(8)).await;
+    let asked = world.requests().split_off(before);
+    let work = asked.iter().filter(|request| !request.path.contains("lease")).count();
+    assert!(work < 8 * 5, "{work} requests in 8 s while waiting: {asked:#?}");
     let budgets: Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> =
         Api::namespaced(world.client.clone(), &world.namespace);
     let allow = Patch::Merge(json!({ "spec": { "minAvailable": 0 } }));
@@ -152,7 +157,7 @@ async fn an_exhausted_budget_blocks_an_eviction_visibly_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_policy_that_still_allows_traffic_is_never_called_complete() {
+async fn a_pod_whose_traffic_another_policy_allows_is_never_called_contained() {
     let world = World::start().await;
     let pods = world.deployment("nginx", 1, None).await;
     world
@@ -162,8 +167,9 @@ async fn a_policy_that_still_allows_traffic_is_never_called_complete() {
         }))
         .await;
     let done = world.quarantine(&name(pods.first().unwrap())).await;
-    assert_eq!(done.phase, "Incomplete", "{done:#?}");
+    assert_eq!(done.phase, "Failed", "{done:#?}");
     assert_eq!(state(&done, "Verify"), "Failed");
+    assert!(done.message.starts_with("NOT contained"), "{}", done.message);
     assert!(done.message.contains("NetworkPolicy allow-all still allows egress"), "{}", done.message);
 }
 
@@ -218,4 +224,21 @@ async fn what_the_suspect_could_act_with_is_reported_and_not_revoked() {
     let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings/too-much", world.namespace);
     let request = http::Request::get(path).body(Vec::new()).unwrap();
     world.client.request::<serde_json::Value>(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_quarantine_withdrawn_before_it_was_planned_changes_nothing() {
+    let mut world = World::without_controller().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    world
+        .create(json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "too-late" },
+            "spec": { "pod": name(pods.first().unwrap()), "case": "INC-3", "reason": "x",
+                "release": { "reason": "false alarm" } },
+        }))
+        .await;
+    world.start_controller().await;
+    let done = world.settled("too-late").await;
+    assert_eq!(done.phase, "Released", "{done:#?}");
+    assert_eq!(label(&world.pod(&name(pods.first().unwrap())).await, "app").as_deref(), Some("nginx"));
 }

@@ -31,7 +31,7 @@ async fn malformed_requests_are_refused_before_anything_is_read() {
         assert!(refused.message().contains(expected), "{what}: {refused}");
     }
     let asked: Vec<_> = world.requests().split_off(before);
-    let looked = asked.iter().filter(|request| request.path.contains("/pods") || request.path.contains("/nodes"));
+    let looked = asked.iter().filter(|request| request.path.contains("/pods/") || request.path.contains("/nodes/"));
     assert_eq!(looked.count(), 0, "{asked:#?}");
 }
 

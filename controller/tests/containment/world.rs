@@ -24,12 +24,12 @@ use tonic::transport::Channel;
 /// How long anything may take before a test gives up: generous, because machines are noisy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct World {
-    pub client: Client,
-    pub namespace: String,
+pub(crate) struct World {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
     /// Only the in-memory cluster has it.
-    pub memory: Option<Cluster>,
-    pub dir: tempfile::TempDir,
+    pub(crate) memory: Option<Cluster>,
+    pub(crate) dir: tempfile::TempDir,
     kubeconfig: PathBuf,
     port: u16,
     controller: Option<Child>,
@@ -37,20 +37,20 @@ pub struct World {
 
 impl World {
     /// A cluster with our definitions, and a running controller.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let mut world = Self::without_controller().await;
         world.start_controller().await;
         world
     }
 
     /// As `start`, but always the in-memory cluster: for its request log and its faults.
-    pub async fn start_in_memory() -> Self {
+    pub(crate) async fn start_in_memory() -> Self {
         let mut world = Self::prepared(None).await;
         world.start_controller().await;
         world
     }
 
-    pub async fn without_controller() -> Self {
+    pub(crate) async fn without_controller() -> Self {
         Self::prepared(std::env::var_os("KUBECONFIG").map(PathBuf::from)).await
     }
 
@@ -94,7 +94,7 @@ impl World {
     }
 
     /// Starts the controller and waits until it answers.
-    pub async fn start_controller(&mut self) {
+    pub(crate) async fn start_controller(&mut self) {
         let pki = self.dir.path().join("pki");
         let log = std::fs::File::options()
             .create(true)
@@ -104,7 +104,7 @@ impl World {
         let child = Command::new(env!("CARGO_BIN_EXE_impound-controller"))
             .env("KUBECONFIG", &self.kubeconfig)
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
-            .args(["--agent-port", "1"])
+            .args(["--agent-port", "1", "--agent-patience", "1"])
             .arg("--tls-dir")
             .arg(pki.join("controller"))
             .arg("--signing-key")
@@ -125,14 +125,14 @@ impl World {
     }
 
     /// Ends the controller at once, as a crash does.
-    pub fn kill_controller(&mut self) {
+    pub(crate) fn kill_controller(&mut self) {
         if let Some(mut child) = self.controller.take() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
     }
 
-    pub async fn responder(&self, name: &str) -> ControllerClient<Channel> {
+    pub(crate) async fn responder(&self, name: &str) -> ControllerClient<Channel> {
         self.try_responder(name).await.unwrap()
     }
 
@@ -145,13 +145,13 @@ impl World {
     }
 
     /// Quarantines a pod without collecting and waits until nothing more happens.
-    pub async fn quarantine(&self, pod: &str) -> Quarantine {
+    pub(crate) async fn quarantine(&self, pod: &str) -> Quarantine {
         let mut alice = self.responder("alice").await;
         let created = alice.create_quarantine(self.request(pod)).await.unwrap().into_inner();
         self.settled(&created.quarantine.unwrap().name).await
     }
 
-    pub fn request(&self, pod: &str) -> CreateQuarantineRequest {
+    pub(crate) fn request(&self, pod: &str) -> CreateQuarantineRequest {
         CreateQuarantineRequest {
             namespace: self.namespace.clone(),
             pod: pod.into(),
@@ -163,7 +163,7 @@ impl World {
     }
 
     /// Waits until the quarantine is as far as it gets.
-    pub async fn settled(&self, name: &str) -> Quarantine {
+    pub(crate) async fn settled(&self, name: &str) -> Quarantine {
         let watched = async {
             let mut alice = self.responder("alice").await;
             let request = WatchQuarantineRequest {
@@ -184,12 +184,12 @@ impl World {
         }
     }
 
-    pub async fn current(&self, name: &str) -> Quarantine {
+    pub(crate) async fn current(&self, name: &str) -> Quarantine {
         let request = GetQuarantineRequest { namespace: self.namespace.clone(), name: name.into() };
         self.responder("alice").await.get_quarantine(request).await.unwrap().into_inner()
     }
 
-    pub async fn create(&self, object: Value) {
+    pub(crate) async fn create(&self, object: Value) {
         let mut object = object;
         object["metadata"]["namespace"] = json!(self.namespace);
         let (group, version) = match object["apiVersion"].as_str().unwrap().split_once('/') {
@@ -205,7 +205,7 @@ impl World {
 
     /// A Deployment with a Service, and its pods once they run. The first is on a node of its own
     /// choice; `with` are merged into the pod template's spec.
-    pub async fn deployment(&self, name: &str, replicas: usize, node: Option<&str>) -> Vec<Pod> {
+    pub(crate) async fn deployment(&self, name: &str, replicas: usize, node: Option<&str>) -> Vec<Pod> {
         let mut template = json!({
             "metadata": { "labels": { "app": name } },
             "spec": { "terminationGracePeriodSeconds": 1, "containers": [{ "name": name, "image": "busybox:1",
@@ -230,7 +230,7 @@ impl World {
     }
 
     /// The pods with these labels once so many of them run and none is ending.
-    pub async fn running(&self, labels: &str, count: usize) -> Vec<Pod> {
+    pub(crate) async fn running(&self, labels: &str, count: usize) -> Vec<Pod> {
         eventually("pods run", || async {
             let pods = self.pods(labels).await;
             let running = pods.iter().filter(|pod| is_running(pod)).count();
@@ -239,27 +239,27 @@ impl World {
         .await
     }
 
-    pub async fn pods(&self, labels: &str) -> Vec<Pod> {
+    pub(crate) async fn pods(&self, labels: &str) -> Vec<Pod> {
         let api = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
         api.list(&ListParams::default().labels(labels)).await.unwrap().items
     }
 
-    pub async fn pod(&self, name: &str) -> Pod {
+    pub(crate) async fn pod(&self, name: &str) -> Pod {
         Api::<Pod>::namespaced(self.client.clone(), &self.namespace).get(name).await.unwrap()
     }
 
-    pub async fn node(&self, name: &str) -> Node {
+    pub(crate) async fn node(&self, name: &str) -> Node {
         Api::<Node>::all(self.client.clone()).get(name).await.unwrap()
     }
 
     /// What the controller asked of the in-memory API, in order.
-    pub fn requests(&self) -> Vec<RequestRecord> {
+    pub(crate) fn requests(&self) -> Vec<RequestRecord> {
         let all = self.memory.as_ref().expect("only the in-memory cluster has a log").requests();
         all.into_iter().filter(|request| request.user == "impound").collect()
     }
 
     /// Its writes, without those to its own resources, its lease and events.
-    pub fn effects(&self) -> Vec<String> {
+    pub(crate) fn effects(&self) -> Vec<String> {
         let own = ["impound.dev/v1alpha1", "/leases", "/events"];
         self.requests()
             .into_iter()
@@ -274,7 +274,7 @@ impl World {
     }
 
     /// The controller's log, for failures.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("controller.log")).unwrap_or_default()
     }
 
@@ -313,7 +313,7 @@ impl Drop for World {
 }
 
 /// Looks again until it holds; says the last reason when time is up.
-pub async fn eventually<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
+pub(crate) async fn eventually<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, String>>,
 {
@@ -327,24 +327,24 @@ where
     }
 }
 
-pub fn name(pod: &Pod) -> String {
+pub(crate) fn name(pod: &Pod) -> String {
     pod.metadata.name.clone().unwrap()
 }
 
-pub fn node_of(pod: &Pod) -> String {
+pub(crate) fn node_of(pod: &Pod) -> String {
     pod.spec.as_ref().unwrap().node_name.clone().unwrap()
 }
 
-pub fn label(pod: &Pod, key: &str) -> Option<String> {
+pub(crate) fn label(pod: &Pod, key: &str) -> Option<String> {
     pod.metadata.labels.as_ref()?.get(key).cloned()
 }
 
-pub fn state(quarantine: &Quarantine, step: &str) -> String {
+pub(crate) fn state(quarantine: &Quarantine, step: &str) -> String {
     let step = quarantine.steps.iter().find(|found| found.name == step);
     step.map(|step| step.state.clone()).unwrap_or_default()
 }
 
-pub fn is_running(pod: &Pod) -> bool {
+pub(crate) fn is_running(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
         && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
 }

@@ -57,8 +57,12 @@ fn deployment_pod() -> Observed {
     }
 }
 
+fn spec() -> QuarantineSpec {
+    QuarantineSpec { pod: "web-1".into(), case: "INC-1".into(), reason: "beaconing".into(), ..Default::default() }
+}
+
 fn planned(observed: &Observed) -> Result<Plan, Refusal> {
-    plan(observed, "web-1-f70964d0", &QuarantineSpec::default(), &[], &Settings::default())
+    plan(observed, "web-1-f70964d0", &spec(), &[], &Settings::default())
 }
 
 fn body(plan: &Plan, step: StepName) -> Value {
@@ -232,7 +236,7 @@ fn a_job_lets_go_by_its_controller_uid_alone() {
 
 #[test]
 fn another_uid_under_the_same_name_is_refused() {
-    let spec = QuarantineSpec { pod_uid: Some("other".into()), ..QuarantineSpec::default() };
+    let spec = QuarantineSpec { pod_uid: Some("other".into()), ..spec() };
     let refusal = plan(&deployment_pod(), "q", &spec, &[], &Settings::default()).unwrap_err();
     assert!(matches!(refusal, Refusal::OtherUid { .. }));
 }
@@ -241,7 +245,7 @@ fn another_uid_under_the_same_name_is_refused() {
 fn a_second_quarantine_of_the_pod_is_refused_and_names_the_first() {
     let first = quarantine("first", Some(POD_UID), None);
     let refusal =
-        plan(&deployment_pod(), "second", &QuarantineSpec::default(), &[first], &Settings::default())
+        plan(&deployment_pod(), "second", &spec(), &[first], &Settings::default())
             .unwrap_err();
     assert_eq!(
         refusal,
@@ -256,7 +260,7 @@ fn a_node_that_is_quarantined_already_is_undone_to_the_state_before_the_first() 
     let mut observed = deployment_pod();
     observed.node.spec.as_mut().unwrap().unschedulable = Some(true);
     let plan =
-        plan(&observed, "second", &QuarantineSpec::default(), &[first], &Settings::default()).unwrap();
+        plan(&observed, "second", &spec(), &[first], &Settings::default()).unwrap();
     assert!(!plan.undo.node.unschedulable);
 }
 
