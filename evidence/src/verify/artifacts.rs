@@ -1,5 +1,7 @@
-//! Every artifact against its record: there, of its size and SHA-256, and a tar to its end.
+//! Every artifact against its record: there, of its size and SHA-256, and a tar to its end. Contents
+//! are read only if the records are signed.
 
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{Files, Progress, Verdict};
 use crate::digest::{Sha256, Sha256Hasher};
 use crate::manifest::{ArtifactRecord, Manifest};
-use crate::source::EvidenceSource;
+use crate::source::{EvidenceSource, OpenFile};
 use crate::tar_end::{Completeness, TarEnd};
 
 /// One read. Larger ones gain nothing; smaller ones cost system calls.
@@ -20,6 +22,7 @@ pub(super) fn check(
     source: &impl EvidenceSource,
     listing: &Files,
     manifest: &Manifest,
+    signed: bool,
     watch: &(dyn Fn(Progress<'_>) + Sync),
     verdict: &mut Verdict,
 ) {
@@ -34,7 +37,12 @@ pub(super) fn check(
         let mut mine = Vec::new();
         while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
             if let Some(record) = manifest.artifacts.get(*at) {
-                mine.push((*at, one(source, listing, record, &mut buffer, watch)));
+                let found = match open(source, listing, record) {
+                    Ok(file) if signed => contents(file, record, &mut buffer, watch),
+                    Ok(_) => (0, None),
+                    Err(wrong) => (0, Some(wrong)),
+                };
+                mine.push((*at, found));
             }
         }
         if let Ok(mut results) = results.lock() {
@@ -56,19 +64,28 @@ pub(super) fn check(
         verdict.problem("", "a thread of the check failed; check again");
     }
     results.sort_by_key(|(at, _)| *at);
+    let changed = results
+        .iter()
+        .any(|(_, (_, wrong))| matches!(wrong, Some(Wrong::Changed(_))));
+    let known: HashMap<_, _> = match changed {
+        // The first of several with the same bytes.
+        true => manifest.artifacts.iter().rev(),
+        false => [].iter().rev(),
+    }
+    .map(|record| (record.sha256, &record.path))
+    .collect();
     for (at, (bytes, wrong)) in results {
         verdict.bytes += bytes;
-        verdict.files += u64::from(bytes > 0 || wrong.is_none());
+        verdict.files += u64::from(signed && (bytes > 0 || wrong.is_none()));
         let Some((wrong, record)) = wrong.zip(manifest.artifacts.get(at)) else {
             continue;
         };
         match wrong {
             Wrong::Refused => {}
             Wrong::Changed(got) => {
-                let other = manifest.artifacts.iter().find(|other| other.sha256 == got);
-                let whose = other.map_or_else(
+                let whose = known.get(&got).map_or_else(
                     || "it was changed".to_owned(),
-                    |other| format!("these are the bytes of {}", other.path),
+                    |path| format!("these are the bytes of {path}"),
                 );
                 verdict.problem(
                     record.path.as_str(),
@@ -88,31 +105,37 @@ enum Wrong {
     Other(String),
 }
 
-/// Bytes read of one artifact, and the first thing wrong with it.
-fn one(
+/// The artifact, if it is there and of its size.
+fn open(
     source: &impl EvidenceSource,
     listing: &Files,
+    record: &ArtifactRecord,
+) -> Result<OpenFile, Wrong> {
+    if listing.refuses(&record.path) {
+        return Err(Wrong::Refused);
+    }
+    let file = source.open(&record.path).map_err(|error| {
+        Wrong::Other(match error.kind() {
+            ErrorKind::NotFound => "is in the manifest and not there".to_owned(),
+            _ => format!("can't be opened: {error}"),
+        })
+    })?;
+    match file.size == record.size {
+        true => Ok(file),
+        false => Err(Wrong::Other(format!(
+            "expected {} bytes, got {}",
+            record.size, file.size
+        ))),
+    }
+}
+
+/// Bytes read of one artifact, and the first thing wrong with them.
+fn contents(
+    mut file: OpenFile,
     record: &ArtifactRecord,
     buffer: &mut [u8],
     watch: &(dyn Fn(Progress<'_>) + Sync),
 ) -> (u64, Option<Wrong>) {
-    if listing.refuses(&record.path) {
-        return (0, Some(Wrong::Refused));
-    }
-    let mut file = match source.open(&record.path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return (
-                0,
-                Some(Wrong::Other("is in the manifest and not there".to_owned())),
-            );
-        }
-        Err(error) => return (0, Some(Wrong::Other(format!("can't be opened: {error}")))),
-    };
-    if file.size != record.size {
-        let wrong = format!("expected {} bytes, got {}", record.size, file.size);
-        return (0, Some(Wrong::Other(wrong)));
-    }
     let mut hasher = Sha256Hasher::new();
     let complete = record.completeness.is_complete();
     let mut tar = (complete && record.path.as_str().ends_with(".tar")).then(TarEnd::new);

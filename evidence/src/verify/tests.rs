@@ -21,6 +21,9 @@ const INSPECT: &str = "artifacts/worker2/default_web/nginx/inspect.json";
 const DIFF: &str = "artifacts/worker2/default_web/nginx/diff.txt";
 const POD: &str = "before/pod.json";
 
+/// The last problem of a collection whose manifest no given key signed.
+const UNSIGNED: &str = "nothing more was checked than which files are there and their sizes: the manifest is not signed by a given key";
+
 /// A collection being built: what is broken before it is sealed is signed with the rest.
 struct Draft {
     files: Vec<(String, Vec<u8>)>,
@@ -377,7 +380,7 @@ fn a_signature_that_is_not_there() {
     fs::remove_file(collection.at(BUNDLE)).unwrap();
     assert_eq!(
         collection.problems(),
-        ["manifest.sigstore.json: is not there"]
+        ["manifest.sigstore.json: is not there", UNSIGNED]
     );
 }
 
@@ -397,6 +400,7 @@ fn the_wrong_key() {
                 "custody.checkpoint: signed for this log with key ids {}, expected one of the given keys: {given}",
                 &id[..8]
             ),
+            UNSIGNED.to_owned(),
         ]
     );
 }
@@ -419,7 +423,7 @@ fn everything_signed_again_with_another_key() {
     collection.put(BUNDLE, sign_manifest(&collection.bytes(MANIFEST), &mallory));
     collection.put(CHECKPOINT, collection.log.checkpoint(&mallory));
     let problems = collection.problems();
-    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert_eq!(problems.len(), 3, "{problems:?}");
     assert!(problems[0].starts_with(&format!(
         "manifest.sigstore.json: signed with key {}, expected one of the given keys: {}",
         mallory.verifying_key().key_id(),
@@ -445,11 +449,43 @@ fn a_signature_of_another_manifest() {
     );
     assert_eq!(
         one.problems(),
-        [format!(
-            "manifest.sigstore.json: the signature does not fit: key {} did not sign this manifest; the manifest in the bundle, the signature or the hint was changed",
-            one.key_id()
-        )]
+        [
+            format!(
+                "manifest.sigstore.json: the signature does not fit: key {} did not sign this manifest; the manifest in the bundle, the signature or the hint was changed",
+                one.key_id()
+            ),
+            UNSIGNED.to_owned(),
+        ]
     );
+}
+
+#[test]
+fn nothing_large_is_read_on_the_word_of_an_unsigned_manifest() {
+    let collection = Collection::sealed();
+    let mut manifest = Manifest::decode(&collection.bytes(MANIFEST)).unwrap();
+    // More than could be read while this test runs, and no byte of it on the disk.
+    let huge = 4 << 40;
+    manifest.artifacts[0].size = huge;
+    fs::File::create(collection.at(DIFF))
+        .and_then(|file| file.set_len(huge))
+        .unwrap();
+    collection.put(MANIFEST, manifest.encode());
+    fs::remove_file(collection.at(BUNDLE)).unwrap();
+    collection.put(INSPECT, "short");
+    fs::remove_file(collection.at(POD)).unwrap();
+    collection.put("planted", "x");
+    let verdict = collection.verdict();
+    assert_eq!(
+        problems(&verdict),
+        [
+            "manifest.sigstore.json: is not there".to_owned(),
+            format!("{INSPECT}: expected 13 bytes, got 5"),
+            format!("{POD}: is in the manifest and not there"),
+            "planted: is there and not in the manifest".to_owned(),
+            UNSIGNED.to_owned(),
+        ]
+    );
+    assert_eq!(verdict.files, 2, "manifest and checkpoint");
 }
 
 #[test]
@@ -459,7 +495,8 @@ fn a_bundle_of_garbage() {
     assert_eq!(
         collection.problems(),
         [
-            "manifest.sigstore.json: expected a Sigstore bundle with a public key's hint and a DSSE envelope: expected value at line 1 column 1"
+            "manifest.sigstore.json: expected a Sigstore bundle with a public key's hint and a DSSE envelope: expected value at line 1 column 1",
+            UNSIGNED
         ]
     );
 }
