@@ -18,6 +18,13 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$1"
 
+# Of the two signatures that fit alike only the one whose s is at most half the curve's order is good.
+low_s() {
+    s=$(openssl asn1parse -inform DER -in "$1" | sed -n 's/.*INTEGER *://p' | tail -n 1)
+    half=7FFFFFFF800000007FFFFFFFFFFFFFFFDE737D56D38BCF4279DCE5617E3192A8
+    printf '%64s\n%s\n' "$s" "$half" | tr ' ' 0 | LC_ALL=C sort -c 2> /dev/null
+}
+
 # DSSE: the signature is over a header with the lengths, then the payload.
 bundle=manifest.sigstore.json
 jq -er .dsseEnvelope.payload "$bundle" | base64 -d > "$work/payload" || fail "$bundle can't be read"
@@ -28,6 +35,10 @@ jq -er '.dsseEnvelope.signatures[0].sig' "$bundle" | base64 -d > "$work/sig" || 
 } > "$work/signed"
 openssl dgst -sha256 -verify "$key" -signature "$work/sig" "$work/signed" > /dev/null 2>&1 ||
     fail "the signature over the manifest does not fit the key"
+low_s "$work/sig" || fail "the signature over the manifest is not the one with low s"
+id=$(openssl pkey -pubin -in "$key" -outform DER | sha256sum | cut -c 1-64)
+jq -e --arg id "$id" '.verificationMaterial.publicKey.hint == $id' "$bundle" > /dev/null ||
+    fail "the bundle names another key"
 cmp -s "$work/payload" manifest.json || fail "manifest.json is not what was signed"
 
 # Paths hold no spaces or control characters and stay below the directory, or nothing is opened.
@@ -48,11 +59,14 @@ find . -type f | sed 's|^\./||' | LC_ALL=C sort > "$work/there"
 cmp -s "$work/expected" "$work/there" ||
     fail "other files than the manifest's: $(LC_ALL=C comm -3 "$work/expected" "$work/there" | tr -d '\t' | head -n 1)"
 
-# The custody log's head is a signed note: text, empty line, signature behind 4 bytes of key id.
+# The custody log's head is a signed note: three lines, empty line, signature behind 4 bytes of key id.
+[ "$(wc -l < custody.checkpoint)" -eq 5 ] && [ -z "$(sed -n 4p custody.checkpoint)" ] ||
+    fail "the custody log's head has another form than text and one signature"
 sed '/^$/,$d' custody.checkpoint > "$work/text"
 tail -n 1 custody.checkpoint | cut -d ' ' -f 3 | base64 -d | tail -c +5 > "$work/sig"
 openssl dgst -sha256 -verify "$key" -signature "$work/sig" "$work/text" > /dev/null 2>&1 ||
     fail "the signature over the custody log's head does not fit the key"
+low_s "$work/sig" || fail "the signature over the custody log's head is not the one with low s"
 [ "$(sed -n 2p "$work/text")" = "$(wc -l < custody.jsonl)" ] ||
     fail "the custody log has another number of entries than was signed"
 

@@ -2,9 +2,11 @@
 //!
 //! One key signs both the manifest's bundle and the custody log's checkpoints. Everything that it
 //! signs starts with a text of its own kind (`DSSEv1 ` or the log's origin), so neither signature can
-//! be taken for the other. The public half is a plain SPKI PEM that `openssl` and `cosign` read.
+//! be taken for the other. Of the two ECDSA signatures (r, s) and (r, n - s) that fit alike only the one
+//! with the low s is made and taken, so that nobody without the key can write another good signature,
+//! and with it another good file. The public half is a plain SPKI PEM that `openssl` and `cosign` read.
 
-use p256::ecdsa::DerSignature;
+use p256::ecdsa::Signature;
 use p256::ecdsa::signature::{Signer as _, Verifier as _};
 use p256::elliptic_curve::Generate as _;
 use p256::pkcs8::{
@@ -72,11 +74,11 @@ impl SigningKey {
         &self.public
     }
 
-    /// DER signature over `message`. Deterministic (RFC 6979): needs no random numbers, and can
+    /// DER signature with low s over `message`. Deterministic (RFC 6979): needs no random numbers, and can
     /// fail only for a message whose nonce is a multiple of the group order.
     pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
-        let signature: DerSignature = self.key.sign(message);
-        signature.as_bytes().to_vec()
+        let signature: Signature = self.key.sign(message);
+        signature.normalize_s().to_der().as_bytes().to_vec()
     }
 
     fn new(key: p256::ecdsa::SigningKey) -> Result<Self, KeyError> {
@@ -106,11 +108,13 @@ impl VerifyingKey {
         Sha256::of(&self.spki)
     }
 
-    /// Whether `signature`, DER, is this key's over `message`.
+    /// Whether `signature`, DER with low s, is this key's over `message`.
     #[must_use]
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        DerSignature::try_from(signature)
-            .is_ok_and(|signature| self.key.verify(message, &signature).is_ok())
+        Signature::from_der(signature).is_ok_and(|parsed| {
+            parsed.normalize_s().to_der().as_bytes() == signature
+                && self.key.verify(message, &parsed).is_ok()
+        })
     }
 
     fn new(key: p256::ecdsa::VerifyingKey) -> Result<Self, KeyError> {
@@ -125,5 +129,34 @@ impl VerifyingKey {
 impl std::fmt::Debug for VerifyingKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "VerifyingKey({})", self.key_id())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The other signature that fits where `signature` does, with high s.
+    pub(crate) fn mirrored(signature: &[u8]) -> Vec<u8> {
+        let (r, s) = Signature::from_der(signature).unwrap().split_scalars();
+        let mirrored = Signature::from_scalars(r, -s).unwrap();
+        mirrored.to_der().as_bytes().to_vec()
+    }
+
+    #[test]
+    fn nobody_makes_a_second_signature_of_a_good_one() {
+        let key = SigningKey::generate().unwrap();
+        for n in 0..32u8 {
+            let signature = key.sign(&[n]);
+            assert!(key.verifying_key().verifies(&[n], &signature));
+            let mirrored = mirrored(&signature);
+            assert_ne!(mirrored, signature);
+            let parsed = Signature::from_der(&mirrored).unwrap();
+            assert!(
+                key.public.key.verify(&[n], &parsed).is_ok(),
+                "ECDSA itself takes it"
+            );
+            assert!(!key.verifying_key().verifies(&[n], &mirrored));
+        }
     }
 }

@@ -84,6 +84,25 @@ fn a_changed_payload_does_not_verify() {
 }
 
 #[test]
+fn a_good_signature_with_another_hint_or_a_high_s_is_refused() {
+    let (key, other) = (key(), key());
+    let bundle = String::from_utf8(sign_manifest(b"manifest", &key)).unwrap();
+    let keys = [public(&key), public(&other)].concat();
+    let refused = |from: &str, to: &str| {
+        assert!(bundle.contains(from));
+        let open = OpenBundle::decode(bundle.replace(from, to).as_bytes()).unwrap();
+        open.verify(&keys).unwrap_err().to_string()
+    };
+    let id = |key: &SigningKey| key.verifying_key().key_id().to_string();
+    let unfit = "the signature does not fit: key";
+    assert!(refused(&id(&key), &id(&other)).starts_with(unfit));
+    assert!(refused(&id(&key), "evidence").starts_with("signed with key evidence, expected"));
+    let signature = OpenBundle::decode(bundle.as_bytes()).unwrap().signature;
+    let mirrored = crate::sign::tests::mirrored(&signature);
+    assert!(refused(&STANDARD.encode(signature), &STANDARD.encode(mirrored)).starts_with(unfit));
+}
+
+#[test]
 fn any_other_form_is_refused() {
     let key = key();
     let bundle = String::from_utf8(sign_manifest(b"manifest", &key)).unwrap();

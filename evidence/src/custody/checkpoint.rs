@@ -1,6 +1,8 @@
 //! `custody.checkpoint`: the signed head of a custody log, a C2SP tlog-checkpoint.
 //!
-//! A signed note: origin, size and root, an empty line, one signature line.
+//! A signed note: origin, size and root, an empty line, exactly one signature line. The note format
+//! lets others add lines of their own; here nobody but the controller signs, and a line that nobody
+//! checks could be anything.
 //!
 //! ```text
 //! impound.dev/INC-1/web-5d4f-x7
@@ -12,7 +14,7 @@
 //!
 //! Signature type: C2SP signed-note assigns `0x02` to ECDSA on P-256. With it the signature is ASN.1
 //! DER over the SHA-256 of the note's text, and the key id is the first four bytes of the SHA-256 of
-//! the key's SPKI DER (other types mix the key's name in; this one doesn't). It was chosen over
+//! the key's SPKI DER (other types mix the key's name in; this one doesn't). Its s must be low. It was chosen over
 //! Ed25519, the note format's first type, so that one key and one openssl command check the manifest
 //! and the log alike. By hand:
 //!
@@ -29,9 +31,8 @@ use super::LogHead;
 use crate::digest::Sha256;
 use crate::sign::{SigningKey, VerifyingKey};
 
-/// Longest checkpoint that is read, in bytes: ours have a few hundred, and room for the 16
-/// signatures that the note format wants accepted.
-pub const CHECKPOINT_LIMIT: u64 = 128 << 10;
+/// Longest checkpoint that is read, in bytes: ours have a few hundred.
+pub const CHECKPOINT_LIMIT: u64 = 4 << 10;
 
 /// A log's head and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,9 +45,6 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// The head in the note `bytes`, if one of `keys` signed it.
-    ///
-    /// Signature lines of other keys are ignored, as the note format wants; a line with the name and
-    /// id of a given key must verify.
     pub fn open(bytes: &[u8], keys: &[VerifyingKey]) -> Result<Self, CheckpointError> {
         if bytes.len() as u64 > CHECKPOINT_LIMIT {
             return Err(CheckpointError::TooLong(bytes.len() as u64));
@@ -60,39 +58,33 @@ impl Checkpoint {
             .ok_or(CheckpointError::Form("an empty line after the text"))?;
         let checkpoint = Self::parse(text)?;
         let signed = [text, "\n"].concat();
-        let mut lines = signatures.split('\n').collect::<Vec<_>>();
-        if lines.pop() != Some("") || lines.is_empty() {
-            return Err(CheckpointError::Form(
-                "signature lines, the last ended by a newline",
-            ));
-        }
-        let mut verified = false;
-        let mut ids = Vec::new();
-        for line in lines {
-            let (name, id, signature) = signature_line(line)?;
-            ids.push(
-                id.iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect::<String>(),
-            );
-            let named = |key: &&VerifyingKey| name == checkpoint.origin && key_id(key) == id;
-            for key in keys.iter().filter(named) {
-                if !key.verifies(signed.as_bytes(), &signature) {
-                    return Err(CheckpointError::Signature(key.key_id()));
-                }
-                verified = true;
-            }
-        }
-        match verified {
-            true => Ok(checkpoint),
-            false => Err(CheckpointError::Key {
-                ids: ids.join(", "),
+        let line = signatures
+            .strip_suffix('\n')
+            .filter(|line| !line.contains('\n'))
+            .ok_or(CheckpointError::Form(
+                "exactly one signature line, ended by a newline",
+            ))?;
+        let (name, id, signature) = signature_line(line)?;
+        let mut named = keys
+            .iter()
+            .filter(|key| name == checkpoint.origin && key_id(key) == id)
+            .peekable();
+        let Some(first) = named.peek() else {
+            return Err(CheckpointError::Key {
+                id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+                name: name.chars().take(200).collect(),
                 given: keys
                     .iter()
                     .map(|key| key.key_id().to_string())
                     .collect::<Vec<_>>()
                     .join(", "),
-            }),
+            });
+        };
+        let wrong = CheckpointError::Signature(first.key_id());
+        // Two keys may share four bytes.
+        match named.any(|key| key.verifies(signed.as_bytes(), &signature)) {
+            true => Ok(checkpoint),
+            false => Err(wrong),
         }
     }
 
@@ -150,7 +142,7 @@ impl Checkpoint {
 
 /// Name, key id and signature of `— <name> <base64>`.
 fn signature_line(line: &str) -> Result<(&str, Vec<u8>, Vec<u8>), CheckpointError> {
-    let form = || CheckpointError::Form("signature lines \"\u{2014} <name> <base64>\"");
+    let form = || CheckpointError::Form("a signature line \"\u{2014} <name> <base64>\"");
     let (name, base64) = line
         .strip_prefix("\u{2014} ")
         .and_then(|rest| rest.split_once(' '))
@@ -178,10 +170,14 @@ pub enum CheckpointError {
     #[error("the signature does not fit: key {0} did not sign this checkpoint; it was changed")]
     Signature(Sha256),
     /// No signature of a given key.
-    #[error("signed for this log with key ids {ids}, expected one of the given keys: {given}")]
+    #[error(
+        "signed for {name} with key id {id}, expected this log and one of the given keys: {given}"
+    )]
     Key {
-        /// Ids, 4 bytes in hexadecimal, of the lines.
-        ids: String,
+        /// The name in the signature line.
+        name: String,
+        /// The id in it, 4 bytes in hexadecimal.
+        id: String,
         /// The keys that were given.
         given: String,
     },

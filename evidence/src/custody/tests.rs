@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::merkle;
 use super::*;
 use crate::sign::VerifyingKey;
@@ -272,7 +275,7 @@ fn a_checkpoint_opens_with_its_key_only() {
     assert_eq!(
         Checkpoint::open(&note, &others).unwrap_err().to_string(),
         format!(
-            "signed for this log with key ids {}, expected one of the given keys: {}",
+            "signed for {ORIGIN} with key id {}, expected this log and one of the given keys: {}",
             &id[..8],
             others[0].key_id()
         )
@@ -317,7 +320,7 @@ fn a_changed_checkpoint_is_refused() {
     );
     assert_eq!(
         refused("\u{2014} ", "-- "),
-        "expected a checkpoint with signature lines \"\u{2014} <name> <base64>\""
+        "expected a checkpoint with a signature line \"\u{2014} <name> <base64>\""
     );
     assert_eq!(
         refused("\n3\n", "\n3\r\n"),
@@ -327,11 +330,29 @@ fn a_changed_checkpoint_is_refused() {
         Checkpoint::open(&vec![b'x'; CHECKPOINT_LIMIT as usize + 1], &keys)
             .unwrap_err()
             .to_string(),
-        "expected a checkpoint of at most 131072 bytes, got 131073"
+        "expected a checkpoint of at most 4096 bytes, got 4097"
     );
-    // A witness's line beside ours is ignored, as the note format wants.
-    let witnessed = format!("{note}\u{2014} witness.example AAAAAAAA\n");
-    assert!(Checkpoint::open(witnessed.as_bytes(), &keys).is_ok());
+    // Nor with a line more, a good one or one that nobody could check.
+    let ours = note.lines().last().unwrap();
+    for more in ["\u{2014} witness.example AAAAAAAA", ours, ""] {
+        let two = format!("{note}{more}\n");
+        assert!(
+            Checkpoint::open(two.as_bytes(), &keys).is_err(),
+            "{more:?} was taken"
+        );
+    }
+    let (head, signature) = note.trim_end().rsplit_once(' ').unwrap();
+    let signature = STANDARD.decode(signature).unwrap();
+    let mirrored = [
+        &signature[..4],
+        &crate::sign::tests::mirrored(&signature[4..]),
+    ]
+    .concat();
+    let mirrored = format!("{head} {}\n", STANDARD.encode(mirrored));
+    assert!(matches!(
+        Checkpoint::open(mirrored.as_bytes(), &keys),
+        Err(CheckpointError::Signature(_))
+    ));
 }
 
 #[test]

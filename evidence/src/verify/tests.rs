@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::*;
 use crate::custody::{CustodyLog, Entry, Event};
 use crate::manifest::Missing;
 use crate::manifest::tests::{record, sample};
 use crate::sign::SigningKey;
+use crate::sign::tests::mirrored;
 use crate::source::{DirSource, OpenFile};
 use crate::tar_end::Completeness;
 use crate::{ArtifactRecord, LogHead, origin, sign_manifest};
@@ -397,7 +401,8 @@ fn the_wrong_key() {
                 "manifest.sigstore.json: signed with key {id}, expected one of the given keys: {given}; get the right public key from who runs the controller, not from where the evidence came from"
             ),
             format!(
-                "custody.checkpoint: signed for this log with key ids {}, expected one of the given keys: {given}",
+                "custody.checkpoint: signed for {} with key id {}, expected this log and one of the given keys: {given}",
+                collection.log.origin(),
                 &id[..8]
             ),
             UNSIGNED.to_owned(),
@@ -429,7 +434,11 @@ fn everything_signed_again_with_another_key() {
         mallory.verifying_key().key_id(),
         collection.key_id()
     )));
-    assert!(problems[1].starts_with("custody.checkpoint: signed for this log with key ids"));
+    assert!(
+        problems[1].starts_with(
+            "custody.checkpoint: signed for impound.dev/INC-1/web-5d4f-x7 with key id "
+        )
+    );
 }
 
 #[test]
@@ -975,7 +984,7 @@ fn a_script_without_our_program_comes_to_the_same_verdict() {
         )
     );
     type Break = fn(&Collection);
-    let broken: [(&str, Break); 12] = [
+    let broken: [(&str, Break); 15] = [
         ("a file is missing or was changed", |it| {
             it.put(DIFF, b"A /tmp/y\n")
         }),
@@ -1034,6 +1043,28 @@ fn a_script_without_our_program_comes_to_the_same_verdict() {
                 let manifest = it.text(MANIFEST).replace(POD, "../../../etc/passwd");
                 it.put(MANIFEST, &manifest);
                 it.put(BUNDLE, sign_manifest(manifest.as_bytes(), &it.key));
+            },
+        ),
+        ("the bundle names another key", |it| {
+            it.edit(BUNDLE, &it.key_id().to_string(), "evidence")
+        }),
+        (
+            "the signature over the manifest is not the one with low s",
+            |it| {
+                let open = OpenBundle::decode(&it.bytes(BUNDLE)).unwrap();
+                let old = STANDARD.encode(open.signature());
+                let new = STANDARD.encode(mirrored(open.signature()));
+                it.edit(BUNDLE, &old, &new);
+            },
+        ),
+        (
+            "the custody log's head has another form than text and one signature",
+            |it| {
+                let note = it.text(CHECKPOINT);
+                it.put(
+                    CHECKPOINT,
+                    format!("{note}\u{2014} witness.example AAAAAAAA\n"),
+                );
             },
         ),
         ("the custody log is of another collection", |it| {
