@@ -8,13 +8,16 @@
 //! DIR/signing/{evidence.key,evidence.pub}
 //! ```
 //! Directories are 0700, keys 0600, the rest 0644. Nothing is ever overwritten.
+//!
+//! A certificate is complete as `<name>.crt.pending` before its key gets its name, and gets its own
+//! name last: after a crash in between the next run finishes the pair.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
 use zeroize::Zeroizing;
 
 use super::{CA_LIFE, Ca, Issued, LEAF_LIFE, Validity};
@@ -61,7 +64,7 @@ pub enum PkiError {
     /// A file or directory could not be read or written.
     #[error("could not {action} {}", path.display())]
     Io {
-        /// "read", "write", "create".
+        /// "read", "write", "create", "remove".
         action: &'static str,
         /// Which.
         path: PathBuf,
@@ -237,6 +240,7 @@ impl Files {
             }
             (false, false) => Ok(false),
             (true, false) => Err(half(certificate, key)),
+            (false, true) if self.finish_pair(certificate, key)? => Ok(true),
             (false, true) => Err(half(key, certificate)),
         }
     }
@@ -247,8 +251,35 @@ impl Files {
         key: &Path,
         issued: &Issued,
     ) -> Result<(), PkiError> {
-        self.write(key, &issued.key, PRIVATE)?;
-        self.write(certificate, &issued.certificate, PUBLIC)
+        let pending = pending(certificate);
+        // Of a run that ended before its key had a name.
+        remove(&pending)?;
+        self.create(&pending, &issued.certificate, PUBLIC)?;
+        self.create(key, &issued.key, PRIVATE)?;
+        self.note(key, Outcome::Created);
+        self.install(&pending, certificate)
+    }
+
+    /// Goes on where a run ended between a key and its certificate. Whether it did: only with a
+    /// certificate of this very key.
+    fn finish_pair(&mut self, certificate: &Path, key: &Path) -> Result<bool, PkiError> {
+        let pending = pending(certificate);
+        if !exists(&pending)? || !belong(&read(&pending)?, &read(key)?) {
+            return Ok(false);
+        }
+        self.note(key, Outcome::Kept);
+        self.install(&pending, certificate)?;
+        Ok(true)
+    }
+
+    fn install(&mut self, pending: &Path, certificate: &Path) -> Result<(), PkiError> {
+        fs::hard_link(pending, certificate).map_err(|source| PkiError::Io {
+            action: "write",
+            path: certificate.to_owned(),
+            source,
+        })?;
+        self.note(certificate, Outcome::Created);
+        remove(pending)
     }
 
     /// Writes a file that does not exist yet: under a temporary name, then linked to its own, so
@@ -258,6 +289,12 @@ impl Files {
             self.note(path, Outcome::Kept);
             return Ok(());
         }
+        self.create(path, text, mode)?;
+        self.note(path, Outcome::Created);
+        Ok(())
+    }
+
+    fn create(&self, path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
         if let Some(parent) = path.parent() {
             DirBuilder::new()
                 .recursive(true)
@@ -275,6 +312,8 @@ impl Files {
             source,
         };
         let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+        // A crashed run may have had the same process id, in a container above all.
+        remove(&temporary)?;
         let written = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -286,9 +325,7 @@ impl Files {
             })
             .and_then(|()| fs::hard_link(&temporary, path));
         let removed = fs::remove_file(&temporary);
-        written.and(removed).map_err(failed)?;
-        self.note(path, Outcome::Created);
-        Ok(())
+        written.and(removed).map_err(failed)
     }
 
     fn note(&mut self, path: &Path, outcome: Outcome) {
@@ -296,6 +333,33 @@ impl Files {
             path: path.to_owned(),
             outcome,
         });
+    }
+}
+
+fn pending(certificate: &Path) -> PathBuf {
+    certificate.with_extension("crt.pending")
+}
+
+/// Whether the certificate is one of the key, both PEM.
+fn belong(certificate: &str, key: &str) -> bool {
+    let Ok(key) = KeyPair::from_pem(key) else {
+        return false;
+    };
+    x509_parser::pem::parse_x509_pem(certificate.as_bytes()).is_ok_and(|(_, pem)| {
+        pem.parse_x509()
+            .is_ok_and(|parsed| parsed.public_key().raw == key.subject_public_key_info())
+    })
+}
+
+/// Removes a file of ours, if it is there.
+fn remove(path: &Path) -> Result<(), PkiError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PkiError::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -132,6 +132,40 @@ fn half_a_pair_is_reported_and_never_completed() {
 }
 
 #[test]
+fn a_run_that_ended_between_key_and_certificate_is_finished_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(&["k8s-worker1"]);
+    init(dir.path(), &plan).unwrap();
+    let before = files(dir.path());
+    for name in ["ca/agent-ca", "controller/tls", "agents/k8s-worker1/tls"] {
+        let at = |extension: &str| dir.path().join(format!("{name}.{extension}"));
+        std::fs::rename(at("crt"), at("crt.pending")).unwrap();
+        init(dir.path(), &plan).unwrap();
+        assert_eq!(files(dir.path()), before, "{name}");
+
+        // A pending certificate of another key finishes nothing.
+        std::fs::remove_file(at("crt")).unwrap();
+        let other = dir.path().join("responders/alice@example.org/tls.crt");
+        std::fs::copy(other, at("crt.pending")).unwrap();
+        let half = init(dir.path(), &plan);
+        assert!(matches!(half, Err(PkiError::HalfPair { .. })), "{half:?}");
+        std::fs::remove_file(at("crt.pending")).unwrap();
+        std::fs::write(at("crt"), &before[&format!("{name}.crt")].1).unwrap();
+    }
+    // Before the key had a name: both are made anew.
+    let agent = dir.path().join("agents/k8s-worker1");
+    std::fs::rename(agent.join("tls.crt"), agent.join("tls.crt.pending")).unwrap();
+    std::fs::remove_file(agent.join("tls.key")).unwrap();
+    init(dir.path(), &plan).unwrap();
+    let after = files(dir.path());
+    assert!(after.keys().eq(before.keys()));
+    assert_ne!(
+        after["agents/k8s-worker1/tls.crt"],
+        before["agents/k8s-worker1/tls.crt"]
+    );
+}
+
+#[test]
 fn a_lost_public_signing_key_is_derived_again() {
     let dir = tempfile::tempdir().unwrap();
     init(dir.path(), &plan(&[])).unwrap();
