@@ -10,12 +10,15 @@
 #
 # What it installs when missing: Debian's docker.io, kubernetes-client and a few small tools.
 # It ends with 0 only if everything was as shown.
-set -euo pipefail
+set -Eeuo pipefail
+# Bash reads a script while it runs it; the braces make it read the whole first, so that a change of the file
+# meanwhile (an update of the working tree) is not run from its middle.
+{
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/machine.sh"
 . "$HERE/cluster.sh"
 
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$HERE/demo.sh"; }
 
 KEEP=
 while [ $# -gt 0 ]; do
@@ -301,3 +304,5 @@ To stop it:
     $HERE/demo.sh --stop $CLUSTER_DIR
 END
 fi
+exit 0
+}

@@ -7,7 +7,10 @@
 # ($IMPOUND_CACHE, by default ~/.cache/impound), and an image that exists is not built again.
 #
 # Usage: deploy/images.sh [pause] [nginx] [tomcat]      (default: all)
-set -euo pipefail
+set -Eeuo pipefail
+# Bash reads a script while it runs it; the braces make it read the whole first, so that a change of the file
+# meanwhile (an update of the working tree) is not run from its middle.
+{
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/machine.sh"
 
@@ -162,3 +165,5 @@ for name in "$@"; do
         *) fail "no image is called $name; there are: pause nginx tomcat" ;;
     esac
 done
+exit 0
+}

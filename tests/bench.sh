@@ -6,7 +6,10 @@
 #
 # Usage: tests/bench.sh [ROUNDS]     as root on Debian; default 5 rounds
 # Needs about 20 GiB of disk: the container, its image, and for each round a copy that is removed after.
-set -euo pipefail
+set -Eeuo pipefail
+# Bash reads a script while it runs it; the braces make it read the whole first, so that a change of the file
+# meanwhile (an update of the working tree) is not run from its middle.
+{
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../deploy/machine.sh"
 . "$HERE/../deploy/cluster.sh"
@@ -101,3 +104,5 @@ jq -en "$RATIO <= $RATIO_LIMIT" >/dev/null || fail "the export takes longer than
 [ "$AGENT" -le $MEMORY_LIMIT_KIB ] || fail "the agent took more memory than $((MEMORY_LIMIT_KIB / 1024)) MiB"
 [ "$CONTROLLER_PEAK" -le $MEMORY_LIMIT_KIB ] || fail "the controller took more memory than $((MEMORY_LIMIT_KIB / 1024)) MiB"
 say "bench: within all limits"
+exit 0
+}

@@ -8,7 +8,10 @@
 #
 # Usage: tests/run.sh
 #   IMPOUND_CACHE=DIR   where packages and images are kept between runs (default ~/.cache/impound)
-set -euo pipefail
+set -Eeuo pipefail
+# Bash reads a script while it runs it; the braces make it read the whole first, so that a change of the file
+# meanwhile (an update of the working tree) is not run from its middle.
+{
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPOSITORY=$(dirname "$HERE")
 cd "$REPOSITORY"
@@ -86,3 +89,5 @@ run "demo" env IMPOUND_PROFILE=dev deploy/demo.sh
 step "Summary"
 printf '%s\n' "${SUMMARY[@]}"
 [ -z "$FAILED" ] || exit 1
+exit 0
+}
