@@ -1,8 +1,9 @@
 //! Copies evidence out of the store: streamed, resumed, checked, never overwriting.
 //!
 //! A file is written as `.<name>.part` beside its place, hashed as it comes, flushed to disk and only
-//! then given its name. An interrupted copy goes on at the bytes that are there, which are hashed
-//! again first. The custody log is the exception in everything: it has no digest in the manifest, and
+//! then given its name. An interrupted copy of a file whose digest the manifest has goes on at the bytes
+//! that are there, which are hashed again first; others start anew, since nothing would tell what an
+//! earlier run left from what the store has now. The custody log is the exception in everything: it has no digest in the manifest, and
 //! grows (by our own reads, too), so its checkpoint is read first, the log cut to what that covers,
 //! and a copy that is there already must be its beginning.
 
@@ -157,7 +158,10 @@ impl<'a> Download<'a> {
                 false => Err(place.differs(expected, got)),
             };
         }
-        let mut part = place.part()?;
+        let mut part = match file.sha256 {
+            Some(_) => place.part()?,
+            None => place.part_afresh()?,
+        };
         if part.metadata()?.len() > file.size {
             part.set_len(0)?;
         }
@@ -257,9 +261,21 @@ impl<'a> Download<'a> {
                 }
                 Err(failure) => failure,
             };
-            failed = if there > before { 0 } else { failed + 1 };
+            // Without a digest nothing would tell two versions of a file put together; the log only grows.
+            let resumable = file.sha256.is_some() || file.path.as_str() == CUSTODY;
+            failed = if there > before && resumable {
+                0
+            } else {
+                failed + 1
+            };
             if !failure.is_passing() || failed >= ATTEMPTS {
                 return Err(failure);
+            }
+            if !resumable {
+                part.set_len(0)?;
+                part.rewind()?;
+                hasher = Sha256Hasher::new();
+                there = 0;
             }
             tokio::time::sleep(pause).await;
             pause = if failed == 0 { PAUSE } else { pause * 2 };

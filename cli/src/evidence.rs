@@ -69,6 +69,8 @@ struct Got {
     directory: String,
     files: Vec<GotFile>,
     bytes: u64,
+    /// How many files were compared with their SHA-256 in the manifest.
+    compared: usize,
 }
 
 #[derive(Serialize)]
@@ -96,6 +98,7 @@ async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Resul
         directory: root.display().to_string(),
         files: Vec::new(),
         bytes: 0,
+        compared: 0,
     };
     for file in &wanted_files {
         let before = got.bytes;
@@ -116,6 +119,7 @@ async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Resul
             .await;
         let (state, bytes) = result?;
         got.bytes = got.bytes.saturating_add(bytes);
+        got.compared += usize::from(file.sha256.is_some());
         screen.line(&Line {
             label: "Evidence".to_owned(),
             state: state.word().to_owned(),
@@ -142,9 +146,11 @@ async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Resul
             n => format!("{n} files"),
         };
         let done = format!(
-            "\n{n}, {} in {}; every SHA-256 is right\n",
+            "\n{n}, {} in {}; {} of {} compared with the manifest\n",
             human::bytes(got.bytes),
-            got.directory
+            got.directory,
+            got.compared,
+            got.files.len()
         );
         match whole {
             true => format!(

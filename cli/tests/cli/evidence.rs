@@ -42,6 +42,11 @@ fn a_whole_collection_is_copied_and_the_copy_verifies() {
     let ran = get(&fake, to.path(), &[]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     assert_eq!(states(&ran), ["copied"; 7]);
+    // Not the four that sign the others.
+    assert!(
+        ran.out.contains("; 3 of 7 compared with the manifest\n"),
+        "{ran:?}"
+    );
     // Reading the log makes it longer; the copy is one moment of it all the same.
     let verified = verify(&fake, to.path());
     assert_eq!(
@@ -141,6 +146,26 @@ fn an_interrupted_copy_is_resumed_by_the_next_one() {
     fs::write(&part, vec![0; 300_000]).unwrap();
     assert_eq!(get(&fake, to.path(), &[TAR]).code, 0);
     assert_eq!(*fake.state.reads.lock().unwrap(), [format!("{TAR}@300000")]);
+    assert!(!part.exists());
+}
+
+#[test]
+fn what_has_no_digest_in_the_manifest_is_never_resumed() {
+    let fake = Fake::start();
+    let to = tempfile::tempdir().unwrap();
+    let part = to.path().join(".manifest.json.part");
+    fs::write(&part, "{").unwrap();
+    fake.state
+        .break_off
+        .lock()
+        .unwrap()
+        .insert(MANIFEST.to_owned(), 0);
+    let ran = get(&fake, to.path(), &[MANIFEST]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    assert_eq!(
+        *fake.state.reads.lock().unwrap(),
+        [format!("{MANIFEST}@0"), format!("{MANIFEST}@0")]
+    );
     assert!(!part.exists());
 }
 
