@@ -31,13 +31,28 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct Serve {
     /// Address of the gRPC service for responders.
-    #[arg(long, env = "IMPOUND_LISTEN", default_value = "0.0.0.0:8443", value_name = "ADDR:PORT")]
+    #[arg(
+        long,
+        env = "IMPOUND_LISTEN",
+        default_value = "0.0.0.0:8443",
+        value_name = "ADDR:PORT"
+    )]
     pub listen: SocketAddr,
     /// Directory with tls.crt, tls.key, agent-ca.crt and responder-ca.crt.
-    #[arg(long, env = "IMPOUND_TLS_DIR", default_value = "/etc/impound/tls", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "IMPOUND_TLS_DIR",
+        default_value = "/etc/impound/tls",
+        value_name = "DIR"
+    )]
     pub tls_dir: PathBuf,
     /// Directory that the evidence is written to.
-    #[arg(long, env = "IMPOUND_STORE", default_value = "/var/lib/impound", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "IMPOUND_STORE",
+        default_value = "/var/lib/impound",
+        value_name = "DIR"
+    )]
     pub store: PathBuf,
     /// PKCS#8 PEM file of the P-256 key that manifests are signed with.
     #[arg(
@@ -48,7 +63,12 @@ pub struct Serve {
     )]
     pub signing_key: PathBuf,
     /// Port at which every node's agent listens, at the node's InternalIP.
-    #[arg(long, env = "IMPOUND_AGENT_PORT", default_value_t = 7443, value_name = "PORT")]
+    #[arg(
+        long,
+        env = "IMPOUND_AGENT_PORT",
+        default_value_t = 7443,
+        value_name = "PORT"
+    )]
     pub agent_port: u16,
     /// Label put on a suspect pod and selected by the deny-all policy.
     #[arg(long, env = "IMPOUND_POD_LABEL", default_value = "status=suspectpod", value_parser = label, value_name = "KEY=VALUE")]
@@ -57,7 +77,12 @@ pub struct Serve {
     #[arg(long, env = "IMPOUND_NODE_LABEL", default_value = "status=suspectnode", value_parser = label, value_name = "KEY=VALUE")]
     pub node_label: (String, String),
     /// Name of the deny-all NetworkPolicy.
-    #[arg(long, env = "IMPOUND_POLICY_NAME", default_value = "deny-all-suspectpod", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "IMPOUND_POLICY_NAME",
+        default_value = "deny-all-suspectpod",
+        value_name = "NAME"
+    )]
     pub policy_name: String,
     /// Seconds that a collection waits for an agent that can't be reached, before it goes on without [default: 120]
     #[arg(long, env = "IMPOUND_AGENT_PATIENCE", value_parser = seconds, value_name = "SECONDS")]
@@ -89,7 +114,9 @@ impl Serve {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().map_err(|_| format!("expected whole seconds, came {text:?}"))?;
+    let seconds = text
+        .parse()
+        .map_err(|_| format!("expected whole seconds, came {text:?}"))?;
     Ok(Duration::from_secs(seconds))
 }
 
@@ -98,6 +125,8 @@ fn label(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => {
             Ok((key.to_owned(), value.to_owned()))
         }
-        _ => Err(format!("expected KEY=VALUE, e.g. status=suspectpod, came {text:?}")),
+        _ => Err(format!(
+            "expected KEY=VALUE, e.g. status=suspectpod, came {text:?}"
+        )),
     }
 }

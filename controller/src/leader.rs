@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{Api, PostParams};
 use kube::Client;
+use kube::api::{Api, PostParams};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::describe::describe;
@@ -38,7 +38,11 @@ impl Leadership {
     /// `holder` must be unique to this process, e.g. the pod's name and a random part.
     #[must_use]
     pub fn new(client: Client, namespace: &str, holder: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), holder, seen: None }
+        Self {
+            api: Api::namespaced(client, namespace),
+            holder,
+            seen: None,
+        }
     }
 
     /// Waits until this process holds the lease.
@@ -94,7 +98,11 @@ impl Leadership {
             spec.holder_identity = Some(String::new());
             spec.renew_time = Some(now());
         }
-        if let Err(error) = self.api.replace(LEASE, &PostParams::default(), &lease).await {
+        if let Err(error) = self
+            .api
+            .replace(LEASE, &PostParams::default(), &lease)
+            .await
+        {
             tracing::warn!(error = %describe(&error), "lease not given up; it runs out by itself");
         }
     }
@@ -104,7 +112,9 @@ impl Leadership {
     async fn try_take(&mut self) -> Result<Option<String>, ApiError> {
         let current = self.api.get_opt(LEASE).await.map_err(failed)?;
         let Some(mut lease) = current else {
-            return self.won(self.api.create(&PostParams::default(), &self.first()).await).await;
+            return self
+                .won(self.api.create(&PostParams::default(), &self.first()).await)
+                .await;
         };
         let other = holder(&lease).to_owned();
         if !other.is_empty() && other != self.holder && !self.has_run_out(&lease) {
@@ -118,7 +128,12 @@ impl Leadership {
         }
         spec.lease_duration_seconds = Some(seconds());
         spec.renew_time = Some(now());
-        self.won(self.api.replace(LEASE, &PostParams::default(), &lease).await).await
+        self.won(
+            self.api
+                .replace(LEASE, &PostParams::default(), &lease)
+                .await,
+        )
+        .await
     }
 
     fn has_run_out(&mut self, lease: &Lease) -> bool {
@@ -165,7 +180,11 @@ impl Leadership {
 }
 
 fn holder(lease: &Lease) -> &str {
-    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+    lease
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.holder_identity.as_deref())
+        .unwrap_or_default()
 }
 
 fn seconds() -> i32 {

@@ -25,9 +25,13 @@ impl NodeAddresses {
 impl NodeDirectory for NodeAddresses {
     async fn address(&self, name: &str) -> Result<NodeAddress, AgentError> {
         let node = name.to_owned();
-        let found = observe::node(&self.client, name).await.map_err(|error| {
-            AgentError::Directory { node: node.clone(), reason: describe(&error) }
-        })?;
+        let found =
+            observe::node(&self.client, name)
+                .await
+                .map_err(|error| AgentError::Directory {
+                    node: node.clone(),
+                    reason: describe(&error),
+                })?;
         let Some(found) = found else {
             return Err(AgentError::NoSuchNode { node });
         };

@@ -32,9 +32,7 @@ use tokio::sync::Mutex;
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
 use crate::contain::observe::ObserveError;
-use crate::contain::settings::{
-    PART_OF_LABEL, PROTECTED_NODE_LABEL, QUARANTINE_LABEL, Settings,
-};
+use crate::contain::settings::{PART_OF_LABEL, PROTECTED_NODE_LABEL, QUARANTINE_LABEL, Settings};
 use crate::describe::describe;
 use crate::kubernetes::ApiError;
 use crate::resources::{Collection, Quarantine};
@@ -119,7 +117,10 @@ pub async fn run(client: Client, context: Arc<Context>) {
 /// look again; a pause would otherwise last no longer than the write that records it.
 fn wish<K: ResourceExt>(object: &K) -> Option<u64> {
     let deleting = u64::from(object.meta().deletion_timestamp.is_some());
-    let generation = object.meta().generation.and_then(|generation| u64::try_from(generation).ok());
+    let generation = object
+        .meta()
+        .generation
+        .and_then(|generation| u64::try_from(generation).ok());
     Some(generation.unwrap_or_default() * 2 + deleting)
 }
 
@@ -159,27 +160,43 @@ fn guarded_objects(
     let (key, value) = PROTECTED_NODE_LABEL;
     let nodes = watcher::Config::default().labels(&format!("{key}={value}"));
     let in_namespace = |known: Store<Quarantine>, namespace: Option<String>| {
-        references(&known, move |quarantine| quarantine.namespace() == namespace)
+        references(&known, move |quarantine| {
+            quarantine.namespace() == namespace
+        })
     };
     let [by_pod, by_node, by_policy, by_budget] = std::array::from_fn(|_| known.clone());
     controller
-        .watches(Api::<Pod>::all(client.clone()), suspects, move |pod: Pod| {
-            references(&by_pod, |quarantine| {
-                quarantine.namespace() == pod.namespace() && quarantine.spec.pod == pod.name_any()
-            })
-        })
-        .watches(Api::<Node>::all(client.clone()), nodes, move |node: Node| {
-            references(&by_node, |quarantine| {
-                let status = quarantine.status.as_ref();
-                status.and_then(|status| status.node.as_deref()) == node.metadata.name.as_deref()
-            })
-        })
-        .watches(Api::<NetworkPolicy>::all(client.clone()), ours.clone(), move |policy| {
-            in_namespace(by_policy.clone(), policy.namespace())
-        })
-        .watches(Api::<PodDisruptionBudget>::all(client.clone()), ours, move |budget| {
-            in_namespace(by_budget.clone(), budget.namespace())
-        })
+        .watches(
+            Api::<Pod>::all(client.clone()),
+            suspects,
+            move |pod: Pod| {
+                references(&by_pod, |quarantine| {
+                    quarantine.namespace() == pod.namespace()
+                        && quarantine.spec.pod == pod.name_any()
+                })
+            },
+        )
+        .watches(
+            Api::<Node>::all(client.clone()),
+            nodes,
+            move |node: Node| {
+                references(&by_node, |quarantine| {
+                    let status = quarantine.status.as_ref();
+                    status.and_then(|status| status.node.as_deref())
+                        == node.metadata.name.as_deref()
+                })
+            },
+        )
+        .watches(
+            Api::<NetworkPolicy>::all(client.clone()),
+            ours.clone(),
+            move |policy| in_namespace(by_policy.clone(), policy.namespace()),
+        )
+        .watches(
+            Api::<PodDisruptionBudget>::all(client.clone()),
+            ours,
+            move |budget| in_namespace(by_budget.clone(), budget.namespace()),
+        )
 }
 
 fn references(
@@ -187,7 +204,10 @@ fn references(
     wanted: impl Fn(&Quarantine) -> bool,
 ) -> Vec<ObjectRef<Quarantine>> {
     let all = known.state();
-    all.iter().filter(|quarantine| wanted(quarantine)).map(|quarantine| ObjectRef::from_obj(&**quarantine)).collect()
+    all.iter()
+        .filter(|quarantine| wanted(quarantine))
+        .map(|quarantine| ObjectRef::from_obj(&**quarantine))
+        .collect()
 }
 
 fn retry<K: ResourceExt>(object: Arc<K>, error: &ReconcileError, _: Arc<Context>) -> Action {

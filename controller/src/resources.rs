@@ -9,9 +9,9 @@ pub use collection::{
     ArtifactState, ArtifactStatus, Collection, CollectionPhase, CollectionSpec, CollectionStatus,
 };
 pub use quarantine::{
-    ApiCall, Before, Credential, Drift, EvictionState, EvictionStatus, Fact, FactState, NodeUndo, PodUndo, Quarantine,
-    QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec, StepName, StepState,
-    StepStatus, TaintRecord, Undo,
+    ApiCall, Before, Credential, Drift, EvictionState, EvictionStatus, Fact, FactState, NodeUndo,
+    PodUndo, Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec, StepName,
+    StepState, StepStatus, TaintRecord, Undo,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -29,7 +29,10 @@ pub(crate) const CASE_PATTERN: &str = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z
 /// The definitions in the order in which they are to be applied.
 #[must_use]
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    [Quarantine::crd(), Collection::crd()].into_iter().map(with_known_formats).collect()
+    [Quarantine::crd(), Collection::crd()]
+        .into_iter()
+        .map(with_known_formats)
+        .collect()
 }
 
 /// The API server warns about integer formats that OpenAPI doesn't know; `minimum: 0` stays.
@@ -38,7 +41,8 @@ fn with_known_formats(definition: CustomResourceDefinition) -> CustomResourceDef
         text.replace(r#""format":"uint32""#, r#""format":"int32""#)
             .replace(r#""format":"uint64""#, r#""format":"int64""#)
     });
-    text.and_then(|text| serde_json::from_str(&text)).unwrap_or(definition)
+    text.and_then(|text| serde_json::from_str(&text))
+        .unwrap_or(definition)
 }
 
 /// The present moment in the resolution that status fields have (microseconds).

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use impound_evidence::SigningKey;
-use impound_proto::controller::v1::controller_server::ControllerServer;
-use impound_proto::controller::v1::FILE_DESCRIPTOR_SET;
 use impound_proto::PeerId;
+use impound_proto::controller::v1::FILE_DESCRIPTOR_SET;
+use impound_proto::controller::v1::controller_server::ControllerServer;
 use impound_proto::tls::{self, Peers, TlsFiles};
-use kube::runtime::events::{Recorder, Reporter};
 use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Semaphore};
@@ -56,8 +56,12 @@ pub fn serve(config: Serve) -> Result<()> {
 
 async fn run(config: Serve) -> Result<()> {
     let stop = CancellationToken::new();
-    let client = kubernetes::client().await.context("no way to the Kubernetes API")?;
-    let watch_client = kubernetes::watch_client().await.context("no way to the Kubernetes API")?;
+    let client = kubernetes::client()
+        .await
+        .context("no way to the Kubernetes API")?;
+    let watch_client = kubernetes::watch_client()
+        .await
+        .context("no way to the Kubernetes API")?;
     let key = Arc::new(signing_key(&config)?);
     let store: Arc<dyn Store> = Arc::new(
         DirectoryStore::open(&config.store)
@@ -76,7 +80,10 @@ async fn run(config: Serve) -> Result<()> {
     )
     .context("credentials towards responders")?;
     let mut reloaders = tokio::spawn(async move {
-        tokio::join!(agent_reloader.run(tls::RELOAD_INTERVAL), reloader.run(tls::RELOAD_INTERVAL));
+        tokio::join!(
+            agent_reloader.run(tls::RELOAD_INTERVAL),
+            reloader.run(tls::RELOAD_INTERVAL)
+        );
     });
 
     let nodes = Arc::new(NodeAddresses::new(client.clone(), config.agent_port));
@@ -92,7 +99,9 @@ async fn run(config: Serve) -> Result<()> {
         custody,
         running: Running::default(),
         shared: Mutex::default(),
-        agent_patience: config.agent_patience.and_then(|limit| limit.try_into().ok()),
+        agent_patience: config
+            .agent_patience
+            .and_then(|limit| limit.try_into().ok()),
     });
 
     let service = Service {
@@ -177,14 +186,19 @@ async fn lead(
 fn signing_key(config: &Serve) -> Result<SigningKey> {
     let file = &config.signing_key;
     let pem = std::fs::read_to_string(file).with_context(|| {
-        format!("the signing key {} can't be read; `impound pki init` makes one", file.display())
+        format!(
+            "the signing key {} can't be read; `impound pki init` makes one",
+            file.display()
+        )
     })?;
     SigningKey::from_pem(&pem).with_context(|| format!("the signing key {}", file.display()))
 }
 
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.init(),

@@ -70,7 +70,9 @@ impl Controller for Service {
         request: Request<wire::ListQuarantinesRequest>,
     ) -> Result<Response<wire::ListQuarantinesResponse>, Status> {
         requester(&request, Need::Look)?;
-        quarantines::list(self, request.into_inner()).await.map(Response::new)
+        quarantines::list(self, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type WatchQuarantineStream = Answers<wire::Quarantine>;
@@ -80,7 +82,9 @@ impl Controller for Service {
         request: Request<wire::WatchQuarantineRequest>,
     ) -> Result<Response<Self::WatchQuarantineStream>, Status> {
         requester(&request, Need::Look)?;
-        quarantines::watch(self, request.into_inner()).await.map(Response::new)
+        quarantines::watch(self, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn release_quarantine(
@@ -88,7 +92,9 @@ impl Controller for Service {
         request: Request<wire::ReleaseQuarantineRequest>,
     ) -> Result<Response<wire::Quarantine>, Status> {
         let who = requester(&request, Need::Respond)?;
-        quarantines::release(self, who, request.into_inner()).await.map(Response::new)
+        quarantines::release(self, who, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn create_collection(
@@ -96,7 +102,9 @@ impl Controller for Service {
         request: Request<wire::CreateCollectionRequest>,
     ) -> Result<Response<wire::Collection>, Status> {
         let who = requester(&request, Need::Respond)?;
-        collections::create(self, who, request.into_inner()).await.map(Response::new)
+        collections::create(self, who, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn get_collection(
@@ -104,7 +112,9 @@ impl Controller for Service {
         request: Request<wire::GetCollectionRequest>,
     ) -> Result<Response<wire::Collection>, Status> {
         requester(&request, Need::Look)?;
-        collections::get(self, request.into_inner()).await.map(Response::new)
+        collections::get(self, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_collections(
@@ -112,7 +122,9 @@ impl Controller for Service {
         request: Request<wire::ListCollectionsRequest>,
     ) -> Result<Response<wire::ListCollectionsResponse>, Status> {
         requester(&request, Need::Look)?;
-        collections::list(self, request.into_inner()).await.map(Response::new)
+        collections::list(self, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type WatchCollectionStream = Answers<wire::Collection>;
@@ -122,7 +134,9 @@ impl Controller for Service {
         request: Request<wire::WatchCollectionRequest>,
     ) -> Result<Response<Self::WatchCollectionStream>, Status> {
         requester(&request, Need::Look)?;
-        collections::watch(self, request.into_inner()).await.map(Response::new)
+        collections::watch(self, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_evidence(
@@ -130,7 +144,9 @@ impl Controller for Service {
         request: Request<wire::ListEvidenceRequest>,
     ) -> Result<Response<wire::ListEvidenceResponse>, Status> {
         requester(&request, Need::Look)?;
-        evidence::list(self, request.into_inner()).await.map(Response::new)
+        evidence::list(self, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type ReadEvidenceStream = Answers<wire::ReadEvidenceResponse>;
@@ -140,7 +156,9 @@ impl Controller for Service {
         request: Request<wire::ReadEvidenceRequest>,
     ) -> Result<Response<Self::ReadEvidenceStream>, Status> {
         let who = requester(&request, Need::Read)?;
-        evidence::read(self, who, request.into_inner()).await.map(Response::new)
+        evidence::read(self, who, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn verify_evidence(
@@ -150,9 +168,13 @@ impl Controller for Service {
         let who = requester(&request, Need::Respond)?;
         // Each re-reads a whole collection: one at a time, so that nobody starves the store.
         let _alone = self.verifying.try_acquire().map_err(|_| {
-            Status::resource_exhausted("a verification is running already: try again when it has ended")
+            Status::resource_exhausted(
+                "a verification is running already: try again when it has ended",
+            )
         })?;
-        evidence::verify(self, who, request.into_inner()).await.map(Response::new)
+        evidence::verify(self, who, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_containers(
@@ -160,6 +182,8 @@ impl Controller for Service {
         request: Request<wire::ListContainersRequest>,
     ) -> Result<Response<wire::ListContainersResponse>, Status> {
         requester(&request, Need::Look)?;
-        containers::list(self, request.into_inner()).await.map(Response::new)
+        containers::list(self, request.into_inner())
+            .await
+            .map(Response::new)
     }
 }

@@ -9,7 +9,11 @@ fn checked_in_definitions_match_the_types() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
     let regenerate = std::env::var_os("IMPOUND_REGENERATE").is_some();
     for definition in definitions() {
-        let name = definition.metadata.name.clone().expect("a definition has a name");
+        let name = definition
+            .metadata
+            .name
+            .clone()
+            .expect("a definition has a name");
         let path = directory.join(format!("{name}.yaml"));
         let generated = yaml(&definition).expect("a definition is serialisable");
         if regenerate {

@@ -32,13 +32,21 @@ pub async fn report(client: &Client, pod: &Pod) -> Vec<Credential> {
 }
 
 fn account(pod: &Pod) -> String {
-    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
-    account.filter(|account| !account.is_empty()).unwrap_or_else(|| "default".into())
+    let account = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.service_account_name.clone());
+    account
+        .filter(|account| !account.is_empty())
+        .unwrap_or_else(|| "default".into())
 }
 
 /// Tokens are projected into volumes; each names its audience and life.
 fn tokens(pod: &Pod, namespace: &str, account: &str) -> Vec<Credential> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let volumes = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten());
     let sources = volumes.filter_map(|volume| {
         let projected = volume.projected.as_ref()?;
         let tokens = projected.sources.iter().flatten();
@@ -107,14 +115,18 @@ async fn bindings(
 fn names(subjects: Option<&Vec<Subject>>, namespace: &str, account: &str) -> bool {
     let group = format!("system:serviceaccounts:{namespace}");
     let user = format!("system:serviceaccount:{namespace}:{account}");
-    subjects.into_iter().flatten().any(|subject| match subject.kind.as_str() {
-        "ServiceAccount" => {
-            subject.name == account && subject.namespace.as_deref().unwrap_or(namespace) == namespace
-        }
-        "Group" => subject.name == group,
-        "User" => subject.name == user,
-        _ => false,
-    })
+    subjects
+        .into_iter()
+        .flatten()
+        .any(|subject| match subject.kind.as_str() {
+            "ServiceAccount" => {
+                subject.name == account
+                    && subject.namespace.as_deref().unwrap_or(namespace) == namespace
+            }
+            "Group" => subject.name == group,
+            "User" => subject.name == user,
+            _ => false,
+        })
 }
 
 fn role(reference: &RoleRef) -> String {
@@ -122,20 +134,37 @@ fn role(reference: &RoleRef) -> String {
 }
 
 fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
+    let Some(spec) = &pod.spec else {
+        return Vec::new();
+    };
     let mounted = spec.volumes.iter().flatten().flat_map(|volume| {
-        let whole = volume.secret.as_ref().and_then(|secret| secret.secret_name.clone());
+        let whole = volume
+            .secret
+            .as_ref()
+            .and_then(|secret| secret.secret_name.clone());
         let projected = volume.projected.iter().flat_map(|projected| {
             let sources = projected.sources.iter().flatten();
             sources.filter_map(|source| Some(source.secret.as_ref()?.name.clone()))
         });
         whole.into_iter().chain(projected)
     });
-    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-    let mut found: BTreeSet<(String, &str)> = mounted.map(|name| (name, "mounted as files")).collect();
-    found.extend(containers.flat_map(from_environment).map(|name| (name, "in the environment")));
+    let containers = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers);
+    let mut found: BTreeSet<(String, &str)> =
+        mounted.map(|name| (name, "mounted as files")).collect();
     found.extend(
-        spec.image_pull_secrets.iter().flatten().map(|secret| (secret.name.clone(), "used to pull images")),
+        containers
+            .flat_map(from_environment)
+            .map(|name| (name, "in the environment")),
+    );
+    found.extend(
+        spec.image_pull_secrets
+            .iter()
+            .flatten()
+            .map(|secret| (secret.name.clone(), "used to pull images")),
     );
     found
         .into_iter()
@@ -152,11 +181,21 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
 
 fn from_environment(container: &Container) -> Vec<String> {
     let single = container.env.iter().flatten().filter_map(|variable| {
-        Some(variable.value_from.as_ref()?.secret_key_ref.as_ref()?.name.clone())
+        Some(
+            variable
+                .value_from
+                .as_ref()?
+                .secret_key_ref
+                .as_ref()?
+                .name
+                .clone(),
+        )
     });
-    let whole = container.env_from.iter().flatten().filter_map(|source| {
-        Some(source.secret_ref.as_ref()?.name.clone())
-    });
+    let whole = container
+        .env_from
+        .iter()
+        .flatten()
+        .filter_map(|source| Some(source.secret_ref.as_ref()?.name.clone()));
     single.chain(whole).collect()
 }
 
@@ -185,7 +224,10 @@ mod tests {
             },
         }))
         .unwrap();
-        let names: Vec<String> = secrets(&pod, "shop").into_iter().map(|secret| secret.name).collect();
+        let names: Vec<String> = secrets(&pod, "shop")
+            .into_iter()
+            .map(|secret| secret.name)
+            .collect();
         assert_eq!(names, ["api-key", "bulk", "db", "registry", "tls"]);
         let tokens = tokens(&pod, "shop", &account(&pod));
         assert_eq!(tokens.len(), 1);
@@ -208,9 +250,16 @@ mod tests {
             (subject("ServiceAccount", "other", Some("shop")), false),
             (subject("Group", "system:serviceaccounts:shop", None), true),
             (subject("Group", "system:serviceaccounts", None), false),
-            (subject("User", "system:serviceaccount:shop:web", None), true),
+            (
+                subject("User", "system:serviceaccount:shop:web", None),
+                true,
+            ),
         ] {
-            assert_eq!(names(Some(&subjects), "shop", "web"), expected, "{subjects:?}");
+            assert_eq!(
+                names(Some(&subjects), "shop", "web"),
+                expected,
+                "{subjects:?}"
+            );
         }
     }
 }

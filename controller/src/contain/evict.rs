@@ -32,7 +32,11 @@ pub fn candidate(pod: &Pod, spec: &QuarantineSpec) -> EvictionStatus {
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         pod: pod.metadata.name.clone().unwrap_or_default(),
         uid: pod.metadata.uid.clone().unwrap_or_default(),
-        state: if kept.is_some() { EvictionState::Kept } else { EvictionState::Pending },
+        state: if kept.is_some() {
+            EvictionState::Kept
+        } else {
+            EvictionState::Pending
+        },
         message: kept.unwrap_or_default(),
         tried: None,
     }
@@ -41,7 +45,12 @@ pub fn candidate(pod: &Pod, spec: &QuarantineSpec) -> EvictionStatus {
 /// The eviction of exactly the pod with this uid, through `policy/v1`, which respects budgets.
 #[must_use]
 pub fn call(eviction: &EvictionStatus) -> ApiCall {
-    let EvictionStatus { namespace, pod, uid, .. } = eviction;
+    let EvictionStatus {
+        namespace,
+        pod,
+        uid,
+        ..
+    } = eviction;
     let body = json!({
         "apiVersion": "policy/v1",
         "kind": "Eviction",
@@ -63,7 +72,10 @@ pub fn call(eviction: &EvictionStatus) -> ApiCall {
 #[must_use]
 pub fn outcome(answer: Result<(), &ApiError>) -> (EvictionState, String) {
     match answer {
-        Ok(()) => (EvictionState::Evicting, "eviction granted; the pod is terminating".into()),
+        Ok(()) => (
+            EvictionState::Evicting,
+            "eviction granted; the pod is terminating".into(),
+        ),
         // 404: gone. 409 with a uid precondition: the name belongs to another pod now.
         Err(error) if matches!(error.code(), 404 | 409) => {
             (EvictionState::Evicting, "the pod is ending".into())
@@ -76,9 +88,7 @@ pub fn outcome(answer: Result<(), &ApiError>) -> (EvictionState, String) {
             (EvictionState::Blocked, format!("waiting: {message}"))
         }
         // 500: two budgets select the pod, or a passing fault. Both are tried again until time is up.
-        Err(error) if error.is_transient() => {
-            (EvictionState::Blocked, format!("waiting: {error}"))
-        }
+        Err(error) if error.is_transient() => (EvictionState::Blocked, format!("waiting: {error}")),
         Err(error) => (EvictionState::Failed, error.to_string()),
     }
 }

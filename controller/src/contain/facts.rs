@@ -50,7 +50,9 @@ pub async fn check(
 #[must_use]
 pub fn settling(facts: &[Fact]) -> bool {
     let lasting = [NO_POLICY_ALLOWS, TRAFFIC_BLOCKED];
-    facts.iter().any(|fact| fact.state == FactState::False && !lasting.contains(&fact.name.as_str()))
+    facts
+        .iter()
+        .any(|fact| fact.state == FactState::False && !lasting.contains(&fact.name.as_str()))
 }
 
 const TRAFFIC_BLOCKED: &str = "TrafficBlocked";
@@ -58,7 +60,15 @@ const NO_POLICY_ALLOWS: &str = "NoPolicyAllows";
 
 fn labelled(pod: &Pod, quarantine: &str) -> Fact {
     let held = is_labelled(pod, quarantine);
-    fact("Labelled", held, if held { "the pod carries the suspect label" } else { "the pod does not carry the suspect label" })
+    fact(
+        "Labelled",
+        held,
+        if held {
+            "the pod carries the suspect label"
+        } else {
+            "the pod does not carry the suspect label"
+        },
+    )
 }
 
 fn owner_released(pod: &Pod) -> Fact {
@@ -67,7 +77,10 @@ fn owner_released(pod: &Pod) -> Fact {
         Some(owner) => fact(
             "OwnerReleased",
             false,
-            &format!("{} {} still owns the pod and may delete it", owner.kind, owner.name),
+            &format!(
+                "{} {} still owns the pod and may delete it",
+                owner.kind, owner.name
+            ),
         ),
     }
 }
@@ -77,23 +90,44 @@ fn no_endpoints(pod: &Pod, slices: &[EndpointSlice]) -> Fact {
     let addresses: Vec<&str> = pod
         .status
         .iter()
-        .flat_map(|status| status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref()))
+        .flat_map(|status| {
+            status
+                .pod_ips
+                .iter()
+                .flatten()
+                .map(|ip| ip.ip.as_str())
+                .chain(status.pod_ip.as_deref())
+        })
         .collect();
     let holding: Vec<&str> = slices
         .iter()
         .filter(|slice| {
             slice.endpoints.iter().flatten().any(|endpoint| {
-                let target = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref());
+                let target = endpoint
+                    .target_ref
+                    .as_ref()
+                    .and_then(|target| target.uid.as_deref());
                 (uid.is_some() && target == uid)
-                    || endpoint.addresses.iter().any(|address| addresses.contains(&address.as_str()))
+                    || endpoint
+                        .addresses
+                        .iter()
+                        .any(|address| addresses.contains(&address.as_str()))
             })
         })
         .filter_map(|slice| slice.metadata.name.as_deref())
         .collect();
     if holding.is_empty() {
-        fact("NoEndpoints", true, "no EndpointSlice holds the pod: no Service sends it traffic")
+        fact(
+            "NoEndpoints",
+            true,
+            "no EndpointSlice holds the pod: no Service sends it traffic",
+        )
     } else {
-        fact("NoEndpoints", false, &format!("EndpointSlice {} still holds the pod", holding.join(", ")))
+        fact(
+            "NoEndpoints",
+            false,
+            &format!("EndpointSlice {} still holds the pod", holding.join(", ")),
+        )
     }
 }
 
@@ -108,27 +142,52 @@ fn policy_selects(labels: &Labels, policies: &[NetworkPolicy], settings: &Settin
     });
     let name = &settings.policy_name;
     if found {
-        fact("PolicySelectsPod", true, &format!("NetworkPolicy {name} denies all traffic of the pod"))
+        fact(
+            "PolicySelectsPod",
+            true,
+            &format!("NetworkPolicy {name} denies all traffic of the pod"),
+        )
     } else {
-        fact("PolicySelectsPod", false, &format!("no NetworkPolicy {name} selects the pod"))
+        fact(
+            "PolicySelectsPod",
+            false,
+            &format!("no NetworkPolicy {name} selects the pod"),
+        )
     }
 }
 
 fn no_policy_allows(labels: &Labels, policies: &[NetworkPolicy]) -> Fact {
     let allowing = policy::still_allowing(policies, labels);
     if allowing.is_empty() {
-        fact(NO_POLICY_ALLOWS, true, "no other NetworkPolicy allows the pod any traffic")
+        fact(
+            NO_POLICY_ALLOWS,
+            true,
+            "no other NetworkPolicy allows the pod any traffic",
+        )
     } else {
-        fact(NO_POLICY_ALLOWS, false, &format!("{}; policies add up, so this traffic flows: change or delete that policy", allowing.join("; ")))
+        fact(
+            NO_POLICY_ALLOWS,
+            false,
+            &format!(
+                "{}; policies add up, so this traffic flows: change or delete that policy",
+                allowing.join("; ")
+            ),
+        )
     }
 }
 
 fn node_cordoned(node: Option<&Node>) -> Fact {
     match node {
-        Some(node) if node::is_cordoned(node) => {
-            fact("NodeCordoned", true, "the node is unschedulable and tainted")
-        }
-        Some(_) => fact("NodeCordoned", false, "new pods can be scheduled to the node"),
+        Some(node) if node::is_cordoned(node) => fact(
+            "NodeCordoned",
+            true,
+            "the node is unschedulable and tainted",
+        ),
+        Some(_) => fact(
+            "NodeCordoned",
+            false,
+            "new pods can be scheduled to the node",
+        ),
         None => fact("NodeCordoned", false, "the node object is gone"),
     }
 }
@@ -153,7 +212,11 @@ fn traffic_blocked(pod: &Pod) -> Fact {
 fn fact(name: &str, held: bool, message: &str) -> Fact {
     Fact {
         name: name.into(),
-        state: if held { FactState::True } else { FactState::False },
+        state: if held {
+            FactState::True
+        } else {
+            FactState::False
+        },
         message: message.into(),
     }
 }

@@ -53,7 +53,11 @@ pub fn cordon(node: &Node) -> Option<ApiCall> {
         taints.push(own_taint());
     }
     let mut patch = guarded(node);
-    merge(&mut patch, "spec", json!({ "unschedulable": true, "taints": taints }));
+    merge(
+        &mut patch,
+        "spec",
+        json!({ "unschedulable": true, "taints": taints }),
+    );
     if !missing.is_empty() {
         merge(&mut patch, "metadata", json!({ "annotations": missing }));
     }
@@ -96,14 +100,24 @@ pub fn unlabel(node: &Node, undo: &NodeUndo, settings: &Settings) -> Option<ApiC
         .filter(|(key, value)| labels.get(key) == Some(value))
         .map(|(key, value)| {
             let before = undo.labels.get(&key).cloned().flatten();
-            (key, before.filter(|before| *before != value).map_or(Value::Null, Value::from))
+            (
+                key,
+                before
+                    .filter(|before| *before != value)
+                    .map_or(Value::Null, Value::from),
+            )
         })
         .collect();
     if back.is_empty() {
         return None;
     }
     let patch = json!({ "metadata": { "uid": node.metadata.uid, "labels": back } });
-    Some(call(StepName::UndoLabelNode, node, patch, "the node is not suspect any more"))
+    Some(call(
+        StepName::UndoLabelNode,
+        node,
+        patch,
+        "the node is not suspect any more",
+    ))
 }
 
 /// The call that makes the node schedulable again as far as it was, `None` if it is so already.
@@ -124,7 +138,10 @@ pub fn uncordon(node: &Node, undo: &NodeUndo) -> Option<ApiCall> {
         return None;
     }
     let mut patch = guarded(node);
-    let taints: Vec<&Taint> = taints(node).iter().filter(|taint| taint.key != TAINT_KEY).collect();
+    let taints: Vec<&Taint> = taints(node)
+        .iter()
+        .filter(|taint| taint.key != TAINT_KEY)
+        .collect();
     merge(&mut patch, "spec", json!({ "taints": taints }));
     if lift {
         merge(&mut patch, "spec", json!({ "unschedulable": null }));
@@ -164,7 +181,9 @@ fn is_unschedulable(node: &Node) -> bool {
 
 fn has_own_taint(node: &Node) -> bool {
     let own = own_taint();
-    taints(node).iter().any(|taint| taint.key == own.key && taint.effect == own.effect)
+    taints(node)
+        .iter()
+        .any(|taint| taint.key == own.key && taint.effect == own.effect)
 }
 
 fn own_taint() -> Taint {
@@ -177,12 +196,18 @@ fn own_taint() -> Taint {
 }
 
 fn taints(node: &Node) -> &[Taint] {
-    node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
+    node.spec
+        .as_ref()
+        .and_then(|spec| spec.taints.as_deref())
+        .unwrap_or_default()
 }
 
 fn wanted_labels(settings: &Settings) -> [(String, String); 2] {
     let (key, value) = PROTECTED_NODE_LABEL;
-    [settings.node_label.clone(), (key.to_owned(), value.to_owned())]
+    [
+        settings.node_label.clone(),
+        (key.to_owned(), value.to_owned()),
+    ]
 }
 
 fn guarded(node: &Node) -> Value {
@@ -202,4 +227,3 @@ fn call(step: StepName, node: &Node, patch: Value, purpose: &str) -> ApiCall {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     super::plan::patch_call(step, format!("/api/v1/nodes/{name}"), &patch, purpose)
 }
-

@@ -103,9 +103,16 @@ const ADOPTERS: [(&str, &str); 5] = [
 ///
 /// # Errors
 /// [`Refusal`] if the pod or its node does not exist, or the pod is not scheduled.
-pub async fn observe(client: &Client, namespace: &str, pod: &str) -> Result<Observed, ObserveError> {
+pub async fn observe(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+) -> Result<Observed, ObserveError> {
     let (pod_raw, pod) = suspect(client, namespace, pod).await?;
-    let name = format!("{namespace}/{}", pod.metadata.name.as_deref().unwrap_or_default());
+    let name = format!(
+        "{namespace}/{}",
+        pod.metadata.name.as_deref().unwrap_or_default()
+    );
     let node_name = pod
         .spec
         .as_ref()
@@ -117,7 +124,8 @@ pub async fn observe(client: &Client, namespace: &str, pod: &str) -> Result<Obse
 
     let node_path = format!("/api/v1/nodes/{node_name}");
     let services_path = format!("/api/v1/namespaces/{namespace}/services");
-    let policies_path = format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies");
+    let policies_path =
+        format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies");
     let ((node_raw, owner), (adopters, (services, (policies, pods_on_node)))) = try_join(
         try_join(read_any(client, &node_path), owner(client, namespace, &pod)),
         try_join(
@@ -160,10 +168,12 @@ pub async fn suspect(
     pod: &str,
 ) -> Result<(Value, Pod), ObserveError> {
     let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
-    let raw = read(client, &path).await?.ok_or_else(|| Refusal::NoSuchPod {
-        namespace: namespace.to_owned(),
-        pod: pod.to_owned(),
-    })?;
+    let raw = read(client, &path)
+        .await?
+        .ok_or_else(|| Refusal::NoSuchPod {
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+        })?;
     let pod = typed(&path, "Pod", raw.clone())?;
     Ok((raw, pod))
 }
@@ -185,14 +195,21 @@ pub async fn node(client: &Client, name: &str) -> Result<Option<Node>, ObserveEr
 /// # Errors
 /// If the API does not answer as it should.
 pub async fn pods_on_node(client: &Client, node: &str) -> Result<Vec<Pod>, ObserveError> {
-    list(client, &format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")).await
+    list(
+        client,
+        &format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}"),
+    )
+    .await
 }
 
 /// The NetworkPolicies of a namespace.
 ///
 /// # Errors
 /// If the API does not answer as it should.
-pub async fn policies(client: &Client, namespace: &str) -> Result<Vec<NetworkPolicy>, ObserveError> {
+pub async fn policies(
+    client: &Client,
+    namespace: &str,
+) -> Result<Vec<NetworkPolicy>, ObserveError> {
     list(
         client,
         &format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies"),
@@ -204,12 +221,19 @@ pub async fn policies(client: &Client, namespace: &str) -> Result<Vec<NetworkPol
 ///
 /// # Errors
 /// If the API does not answer as it should.
-pub async fn list<T: DeserializeOwned>(client: &Client, path: &str) -> Result<Vec<T>, ObserveError> {
+pub async fn list<T: DeserializeOwned>(
+    client: &Client,
+    path: &str,
+) -> Result<Vec<T>, ObserveError> {
     #[derive(Deserialize)]
     struct Items<T> {
         items: Vec<T>,
     }
-    let raw = read(client, path).await?.ok_or_else(|| ObserveError::NotServed { path: path.to_owned() })?;
+    let raw = read(client, path)
+        .await?
+        .ok_or_else(|| ObserveError::NotServed {
+            path: path.to_owned(),
+        })?;
     let items: Items<T> = typed(path, "list", raw)?;
     Ok(items.items)
 }
@@ -234,10 +258,15 @@ async fn owner(client: &Client, namespace: &str, pod: &Pod) -> Result<Option<Own
         return Ok(None);
     };
     let same = |(kind, group): &&(&str, &str)| {
-        *kind == reference.kind && group.trim_start_matches("apis/").trim_start_matches("api/") == reference.api_version
+        *kind == reference.kind
+            && group.trim_start_matches("apis/").trim_start_matches("api/") == reference.api_version
     };
     let Some((_, group)) = ADOPTERS.iter().find(same) else {
-        return Ok(Some(Owner { reference: reference.clone(), raw: None, parent: None }));
+        return Ok(Some(Owner {
+            reference: reference.clone(),
+            raw: None,
+            parent: None,
+        }));
     };
     let path = format!(
         "/{group}/namespaces/{namespace}/{}s/{}",

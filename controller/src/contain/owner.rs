@@ -22,7 +22,9 @@ pub struct Ownership {
 pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
     let pod = full_name(&observed.pod);
     let annotations = observed.pod.metadata.annotations.as_ref();
-    if annotations.is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror")) {
+    if annotations
+        .is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror"))
+    {
         return Err(Refusal::Static { pod });
     }
     let Some(owner) = &observed.owner else {
@@ -32,13 +34,25 @@ pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
         });
     };
     let described = format!("{} {}", owner.reference.kind, owner.reference.name);
-    let known = ["ReplicaSet", "StatefulSet", "DaemonSet", "Job", "ReplicationController"];
+    let known = [
+        "ReplicaSet",
+        "StatefulSet",
+        "DaemonSet",
+        "Job",
+        "ReplicationController",
+    ];
     let built_in = ["v1", "apps/v1", "batch/v1"].contains(&owner.reference.api_version.as_str());
     if !built_in || !known.contains(&owner.reference.kind.as_str()) {
-        return Err(Refusal::UnknownOwner { pod, owner: described });
+        return Err(Refusal::UnknownOwner {
+            pod,
+            owner: described,
+        });
     }
     if owner.raw.is_none() {
-        return Err(Refusal::OwnerGone { pod, owner: described });
+        return Err(Refusal::OwnerGone {
+            pod,
+            owner: described,
+        });
     }
     let described = match &owner.parent {
         Some(parent) => format!("{} {} ({described})", parent.kind, parent.name),
@@ -59,7 +73,10 @@ pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
              malicious, the replacement is too."
         )],
     };
-    Ok(Ownership { owner: described, consequences })
+    Ok(Ownership {
+        owner: described,
+        consequences,
+    })
 }
 
 fn job(observed: &Observed, described: &str) -> Vec<String> {
@@ -69,7 +86,11 @@ fn job(observed: &Observed, described: &str) -> Vec<String> {
     )];
     let raw = observed.owner.as_ref().and_then(|owner| owner.raw.as_ref());
     let deadline = raw.and_then(|raw| raw.pointer("/spec/activeDeadlineSeconds")?.as_i64());
-    let own = observed.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+    let own = observed
+        .pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.active_deadline_seconds);
     if let Some(seconds) = own {
         consequences.push(format!(
             "The pod itself has activeDeadlineSeconds {seconds}: the kubelet kills it then, also in quarantine. \

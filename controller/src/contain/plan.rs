@@ -44,12 +44,20 @@ pub fn plan(
     others: &[Quarantine],
     settings: &Settings,
 ) -> Result<Plan, Refusal> {
-    let namespace = observed.pod.metadata.namespace.as_deref().unwrap_or_default();
+    let namespace = observed
+        .pod
+        .metadata
+        .namespace
+        .as_deref()
+        .unwrap_or_default();
     refuse_name(quarantine, &spec.case)?;
     refuse_uid(&observed.pod, spec.pod_uid.as_deref())?;
     refuse_other_quarantine(&observed.pod, quarantine, others)?;
     refuse_state(&observed.pod)?;
-    let Ownership { owner, mut consequences } = ownership(observed)?;
+    let Ownership {
+        owner,
+        mut consequences,
+    } = ownership(observed)?;
 
     let undo = Undo {
         pod: pod::undo(observed, quarantine, settings)?,
@@ -104,7 +112,12 @@ pub(crate) fn patch_call(step: StepName, path: String, patch: &Value, purpose: &
 }
 
 /// A deletion of exactly the object with this uid, as a call.
-pub(crate) fn delete_call(step: StepName, path: String, uid: Option<&str>, purpose: &str) -> ApiCall {
+pub(crate) fn delete_call(
+    step: StepName,
+    path: String,
+    uid: Option<&str>,
+    purpose: &str,
+) -> ApiCall {
     let body = uid.map_or_else(String::new, |uid| {
         json!({ "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": { "uid": uid } })
             .to_string()
@@ -113,7 +126,11 @@ pub(crate) fn delete_call(step: StepName, path: String, uid: Option<&str>, purpo
         step,
         method: "DELETE".into(),
         path,
-        content_type: if body.is_empty() { String::new() } else { "application/json".into() },
+        content_type: if body.is_empty() {
+            String::new()
+        } else {
+            "application/json".into()
+        },
         body,
         purpose: purpose.into(),
     }
@@ -122,11 +139,16 @@ pub(crate) fn delete_call(step: StepName, path: String, uid: Option<&str>, purpo
 /// Names that the store would refuse are refused before the pod is contained, not after.
 fn refuse_name(quarantine: &str, case: &str) -> Result<(), Refusal> {
     if quarantine.len() > NAME_LIMIT {
-        return Err(Refusal::NameTooLong { name: quarantine.to_owned(), limit: NAME_LIMIT });
+        return Err(Refusal::NameTooLong {
+            name: quarantine.to_owned(),
+            limit: NAME_LIMIT,
+        });
     }
     let case = case.parse::<CaseId>().map(drop);
     let name = quarantine.parse::<CollectionName>().map(drop);
-    case.and(name).map_err(|error| Refusal::BadName { reason: error.to_string() })
+    case.and(name).map_err(|error| Refusal::BadName {
+        reason: error.to_string(),
+    })
 }
 
 fn refuse_uid(pod: &Pod, expected: Option<&str>) -> Result<(), Refusal> {
@@ -150,7 +172,11 @@ fn refuse_other_quarantine(
     let by_status = others.iter().find(|other| {
         other.metadata.name.as_deref() != Some(quarantine)
             && other.metadata.namespace == pod.metadata.namespace
-            && other.status.as_ref().and_then(|status| status.pod_uid.as_deref()) == uid
+            && other
+                .status
+                .as_ref()
+                .and_then(|status| status.pod_uid.as_deref())
+                == uid
     });
     match by_status {
         None => Ok(()),
@@ -165,7 +191,10 @@ fn refuse_state(pod: &Pod) -> Result<(), Refusal> {
     let name = full_name(pod);
     let phase = phase(pod);
     if matches!(phase, "Succeeded" | "Failed") {
-        return Err(Refusal::Ended { pod: name, phase: phase.to_owned() });
+        return Err(Refusal::Ended {
+            pod: name,
+            phase: phase.to_owned(),
+        });
     }
     Ok(())
 }
@@ -187,18 +216,17 @@ fn shared_node_undo(
         .map(|undo| undo.node.clone())
 }
 
-fn warnings(
-    observed: &Observed,
-    undo: &Undo,
-    evictions: &[EvictionStatus],
-) -> Vec<String> {
+fn warnings(observed: &Observed, undo: &Undo, evictions: &[EvictionStatus]) -> Vec<String> {
     let mut warnings = vec![
         "A NetworkPolicy holds only as far as the cluster's network plugin enforces it; traffic to \
          and from the pod's own node stays allowed, and connections that exist may survive."
             .to_owned(),
     ];
     warnings.extend(state_warnings(&observed.pod));
-    warnings.extend(policy::still_allowing(&observed.policies, &pod::labels_after(&undo.pod)));
+    warnings.extend(policy::still_allowing(
+        &observed.policies,
+        &pod::labels_after(&undo.pod),
+    ));
     if undo.node.unschedulable {
         warnings.push("The node was unschedulable before; release leaves it so.".to_owned());
     }
@@ -208,7 +236,10 @@ fn warnings(
             .iter()
             .filter(|eviction| eviction.state == EvictionState::Kept)
             .map(|eviction| {
-                format!("{}/{} stays on the node: {}", eviction.namespace, eviction.pod, eviction.message)
+                format!(
+                    "{}/{} stays on the node: {}",
+                    eviction.namespace, eviction.pod, eviction.message
+                )
             }),
     );
     warnings
@@ -233,7 +264,9 @@ fn state_warnings(pod: &Pod) -> Vec<String> {
         );
     }
     if phase(pod) == "Pending" {
-        warnings.push("The pod does not run yet: there may be no container to collect from.".to_owned());
+        warnings.push(
+            "The pod does not run yet: there may be no container to collect from.".to_owned(),
+        );
     }
     warnings
 }

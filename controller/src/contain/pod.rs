@@ -103,7 +103,10 @@ pub fn restore(pod: &Pod, undo: &PodUndo) -> Option<ApiCall> {
         .iter()
         .filter(|(key, value)| labels.get(*key) == Some(*value))
         .map(|(key, _)| {
-            let before = undo.labels.get(key).map_or(Value::Null, |value| json!(value));
+            let before = undo
+                .labels
+                .get(key)
+                .map_or(Value::Null, |value| json!(value));
             (key.clone(), before)
         })
         .collect();
@@ -111,7 +114,11 @@ pub fn restore(pod: &Pod, undo: &PodUndo) -> Option<ApiCall> {
         undo.removed
             .iter()
             .filter(|key| !labels.contains_key(*key))
-            .filter_map(|key| undo.labels.get(key).map(|value| (key.clone(), json!(value)))),
+            .filter_map(|key| {
+                undo.labels
+                    .get(key)
+                    .map(|value| (key.clone(), json!(value)))
+            }),
     );
     let back_annotations: Map<String, Value> = POD_ANNOTATIONS
         .iter()
@@ -160,11 +167,17 @@ fn refuse_if_still_selected(observed: &Observed, undo: &PodUndo) -> Result<(), R
         .services
         .iter()
         .find(|service| {
-            let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+            let selector = service
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.selector.as_ref());
             service_selects(selector, &after)
         })
         .map(|service| {
-            format!("Service {}", service.metadata.name.as_deref().unwrap_or_default())
+            format!(
+                "Service {}",
+                service.metadata.name.as_deref().unwrap_or_default()
+            )
         });
     match owner.or(service) {
         None => Ok(()),

@@ -66,7 +66,11 @@ pub fn deny_all(
 pub fn remove(namespace: &str, policies: &[NetworkPolicy], settings: &Settings) -> Option<ApiCall> {
     let policy = policies.iter().find(|policy| {
         policy.metadata.name.as_deref() == Some(&settings.policy_name)
-            && policy.metadata.labels.as_ref().and_then(|labels| labels.get(PART_OF_LABEL.0))
+            && policy
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(PART_OF_LABEL.0))
                 == Some(&PART_OF_LABEL.1.to_owned())
     })?;
     Some(super::plan::delete_call(

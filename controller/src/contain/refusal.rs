@@ -135,7 +135,9 @@ pub enum Refusal {
         limit: usize,
     },
     /// A case or a Quarantine whose name can't be part of the evidence's path.
-    #[error("the evidence could not be stored under this name: {reason}. Nothing was changed; create it again")]
+    #[error(
+        "the evidence could not be stored under this name: {reason}. Nothing was changed; create it again"
+    )]
     BadName {
         /// What was expected and what came.
         reason: String,

@@ -25,8 +25,8 @@ use crate::describe::describe;
 use crate::kubernetes::{from_kube, read};
 use crate::progress::{ArtifactProgress, ArtifactState as Stage, CollectionProgress};
 use crate::resources::{
-    ArtifactState, ArtifactStatus, Before, Collection, CollectionPhase, CollectionStatus, Quarantine,
-    now,
+    ArtifactState, ArtifactStatus, Before, Collection, CollectionPhase, CollectionStatus,
+    Quarantine, now,
 };
 use crate::store::CollectionId;
 
@@ -54,8 +54,10 @@ impl Running {
 
     fn locked(
         &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<Collection>, watch::Receiver<CollectionProgress>>>
-    {
+    ) -> std::sync::MutexGuard<
+        '_,
+        HashMap<ObjectRef<Collection>, watch::Receiver<CollectionProgress>>,
+    > {
         // The map is whole after every operation, also if a holder panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,7 +212,11 @@ async fn report(
 
 fn take_over(status: &mut CollectionStatus, progress: &CollectionProgress) {
     status.artifacts = artifacts(progress);
-    status.bytes = progress.artifacts.iter().map(|artifact| artifact.bytes).sum();
+    status.bytes = progress
+        .artifacts
+        .iter()
+        .map(|artifact| artifact.bytes)
+        .sum();
     if let Some(quick) = &progress.quick {
         status.quick_done = true;
         status.missing.clone_from(&quick.failures);
@@ -225,12 +231,19 @@ fn conclude(
     match outcome {
         Ok(sealed) => {
             let complete = sealed.outcome == Outcome::Complete;
-            status.phase = if complete { CollectionPhase::Sealed } else { CollectionPhase::Partial };
+            status.phase = if complete {
+                CollectionPhase::Sealed
+            } else {
+                CollectionPhase::Partial
+            };
             status.missing = sealed.missing;
             status.message = if complete {
                 "everything asked for is stored, re-read, complete and signed".into()
             } else {
-                format!("signed, but {} are missing or incomplete", status.missing.len())
+                format!(
+                    "signed, but {} are missing or incomplete",
+                    status.missing.len()
+                )
             };
             for warning in sealed.warnings {
                 status.message.push_str("; ");
@@ -248,7 +261,14 @@ fn conclude(
         }
         Err(error) => {
             status.attempts += 1;
-            fail(status, format!("given up after {} attempts: {}", status.attempts, describe(&error)));
+            fail(
+                status,
+                format!(
+                    "given up after {} attempts: {}",
+                    status.attempts,
+                    describe(&error)
+                ),
+            );
             None
         }
     }
@@ -264,13 +284,21 @@ fn fail(status: &mut CollectionStatus, reason: String) {
 /// turn into a collection that is sealed without the evidence, so the first bytes wait for it;
 /// after [`AGENT_PATIENCE`] the collection goes on and names what is missing.
 async fn unreachable(context: &Context, node: &str, status: &CollectionStatus) -> Option<String> {
-    let since = status.started.as_ref().map_or(SignedDuration::MAX, |started| {
-        Timestamp::now().duration_since(started.0)
-    });
+    let since = status
+        .started
+        .as_ref()
+        .map_or(SignedDuration::MAX, |started| {
+            Timestamp::now().duration_since(started.0)
+        });
     if since > context.agent_patience.unwrap_or(AGENT_PATIENCE) || !status.artifacts.is_empty() {
         return None;
     }
-    let error = context.agents.connect(node).await.err().filter(AgentError::is_transient)?;
+    let error = context
+        .agents
+        .connect(node)
+        .await
+        .err()
+        .filter(AgentError::is_transient)?;
     Some(describe(&error))
 }
 
@@ -306,19 +334,35 @@ async fn prepare(
         Some(quarantine) => {
             let status = quarantine.status.unwrap_or_default();
             let before = status.before.unwrap_or_default();
-            (before, status.pod_uid.unwrap_or_default(), status.node.unwrap_or_default())
+            (
+                before,
+                status.pod_uid.unwrap_or_default(),
+                status.node.unwrap_or_default(),
+            )
         }
         None => match observe::observe(&context.client, &namespace, &spec.pod).await {
             Ok(seen) => {
                 let uid = seen.pod.metadata.uid.clone().unwrap_or_default();
                 let node = seen.node.metadata.name.clone().unwrap_or_default();
                 let owner = seen.owner.and_then(|owner| owner.raw);
-                (Before { pod: seen.pod_raw, node: seen.node_raw, owner }, uid, node)
+                (
+                    Before {
+                        pod: seen.pod_raw,
+                        node: seen.node_raw,
+                        owner,
+                    },
+                    uid,
+                    node,
+                )
             }
             // It was begun: what is stored, an image on the node and the seal must still be settled.
             Err(ObserveError::Refused(_)) if status.pod_uid.is_some() => {
                 let uid = status.pod_uid.clone().unwrap_or_default();
-                (Before::default(), uid, status.node.clone().unwrap_or_default())
+                (
+                    Before::default(),
+                    uid,
+                    status.node.clone().unwrap_or_default(),
+                )
             }
             Err(error) => return Err(error.into()),
         },
@@ -340,20 +384,34 @@ async fn prepare(
         requested_by: spec.requested_by.clone(),
         reason: spec.reason.clone(),
         cluster,
-        target: TargetPod { namespace: namespace.clone(), name: spec.pod.clone(), uid, node },
+        target: TargetPod {
+            namespace: namespace.clone(),
+            name: spec.pod.clone(),
+            uid,
+            node,
+        },
         before: files(&before),
         neighbours,
         pause: spec.pause,
-        quarantine: spec.quarantine.as_ref().map(|name| format!("{namespace}/{name}")),
+        quarantine: spec
+            .quarantine
+            .as_ref()
+            .map(|name| format!("{namespace}/{name}")),
     })
 }
 
 /// The node's other pods that have containers there: they are to be evicted, and with them goes what
 /// they would have told. A pod that never had a container (evicted before, image not pulled) has
 /// nothing to tell and is not missed.
-async fn neighbours(context: &Context, node: &str, suspect: &str) -> Result<Vec<TargetPod>, Unready> {
+async fn neighbours(
+    context: &Context,
+    node: &str,
+    suspect: &str,
+) -> Result<Vec<TargetPod>, Unready> {
     let pods = observe::pods_on_node(&context.client, node).await?;
-    let others = pods.into_iter().filter(|pod| pod.metadata.uid.as_deref() != Some(suspect));
+    let others = pods
+        .into_iter()
+        .filter(|pod| pod.metadata.uid.as_deref() != Some(suspect));
     let others = others.filter(|pod| !super::guarding::container_ids(pod).is_empty());
     Ok(others.map(|pod| target(pod, node)).collect())
 }
@@ -378,18 +436,24 @@ fn files(before: &Before) -> Vec<(String, Vec<u8>)> {
         .filter_map(|(name, object)| {
             // Pretty, because people read it; a Value is always serialisable.
             let object = object.filter(|object| !object.is_null());
-            object.and_then(|object| serde_json::to_vec_pretty(object).ok()).map(|bytes| (name.to_owned(), bytes))
+            object
+                .and_then(|object| serde_json::to_vec_pretty(object).ok())
+                .map(|bytes| (name.to_owned(), bytes))
         })
         .collect()
 }
 
 async fn quarantine(object: &Collection, context: &Context) -> Result<Option<Quarantine>, Unready> {
-    let Some(name) = &object.spec.quarantine else { return Ok(None) };
+    let Some(name) = &object.spec.quarantine else {
+        return Ok(None);
+    };
     let namespace = object.namespace().unwrap_or_default();
     let api = Api::<Quarantine>::namespaced(context.client.clone(), &namespace);
     match api.get_opt(name).await {
         Ok(Some(quarantine)) => Ok(Some(quarantine)),
-        Ok(None) => Err(Unready::Never(format!("quarantine {namespace}/{name} does not exist"))),
+        Ok(None) => Err(Unready::Never(format!(
+            "quarantine {namespace}/{name} does not exist"
+        ))),
         Err(error) => Err(Unready::Now(from_kube("GET", "quarantine", error).into())),
     }
 }
@@ -399,12 +463,17 @@ async fn quarantine(object: &Collection, context: &Context) -> Result<Option<Qua
 async fn cluster_uid(context: &Context) -> Result<String, Unready> {
     let found = read(&context.client, "/api/v1/namespaces/kube-system").await;
     let found = found.map_err(|error| Unready::Now(error.into()))?;
-    let uid = found.as_ref().and_then(|namespace| namespace.pointer("/metadata/uid")?.as_str());
+    let uid = found
+        .as_ref()
+        .and_then(|namespace| namespace.pointer("/metadata/uid")?.as_str());
     Ok(uid.unwrap_or_default().to_owned())
 }
 
 fn collection_id(case: &str, name: &str) -> Result<CollectionId, impound_evidence::NameError> {
-    Ok(CollectionId { case: case.parse::<CaseId>()?, name: name.parse::<CollectionName>()? })
+    Ok(CollectionId {
+        case: case.parse::<CaseId>()?,
+        name: name.parse::<CollectionName>()?,
+    })
 }
 
 async fn save(
@@ -416,8 +485,12 @@ async fn save(
     let api = Api::<Collection>::namespaced(context.client.clone(), &namespace);
     let patch = json!({ "metadata": { "uid": object.metadata.uid }, "status": status });
     let name = object.name_any();
-    let saved = api.patch_status(&name, &manager(), &Patch::Merge(patch)).await;
-    saved.map(drop).map_err(|error| from_kube("PATCH", &format!("collections/{name}/status"), error).into())
+    let saved = api
+        .patch_status(&name, &manager(), &Patch::Merge(patch))
+        .await;
+    saved
+        .map(drop)
+        .map_err(|error| from_kube("PATCH", &format!("collections/{name}/status"), error).into())
 }
 
 /// The end of a collection is recorded however long the API is away: a restart would otherwise

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::record::{Record, manager};
 use super::{Context, ReconcileError};
-use crate::describe::describe;
 use crate::contain::observe::{self, ObserveError, Observed, observe};
 use crate::contain::plan::{self, Plan, plan};
 use crate::contain::refusal::Refusal;
 use crate::contain::{node, pod, policy, protect};
+use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube, read, send};
 use crate::resources::{
     ApiCall, Before, Quarantine, QuarantinePhase, QuarantineSpec, StepName, StepState, Undo,
@@ -58,7 +58,13 @@ pub async fn record_plan(
     hold(record, context).await?;
     // Node and policy are shared: nobody releases them between our look and our record.
     let _alone = context.shared.lock().await;
-    let prepared = prepare(context, &record.namespace(), &record.name(), &record.object.spec).await;
+    let prepared = prepare(
+        context,
+        &record.namespace(),
+        &record.name(),
+        &record.object.spec,
+    )
+    .await;
     let (observed, plan) = match prepared {
         Ok(prepared) => prepared,
         Err(ObserveError::Refused(refusal)) => {
@@ -67,7 +73,8 @@ pub async fn record_plan(
             return Ok(None);
         }
         Err(error) => {
-            record.status.message = format!("not planned yet, nothing is changed: {}", describe(&error));
+            record.status.message =
+                format!("not planned yet, nothing is changed: {}", describe(&error));
             record.save().await?;
             return Err(error.into());
         }
@@ -107,7 +114,9 @@ pub async fn carry_out(
     match attempt(record, context, step, fresh, &undo).await {
         Ok(message) => record.end(step, StepState::Done, message),
         Err(StepError::Hopeless(message)) => record.end(step, StepState::Failed, message),
-        Err(StepError::Refused(message) | StepError::Transient(message)) if is_helper(step) && attempts >= HELPER_ATTEMPTS => {
+        Err(StepError::Refused(message) | StepError::Transient(message))
+            if is_helper(step) && attempts >= HELPER_ATTEMPTS =>
+        {
             let message = format!("given up after {attempts} attempts: {message}");
             record.end(step, StepState::Failed, message);
         }
@@ -152,7 +161,10 @@ fn is_in_force(quarantine: &Quarantine) -> bool {
 /// Steps without which the pod is still contained: they are given up at last, so that they never
 /// keep policy and strip waiting.
 fn is_helper(step: StepName) -> bool {
-    matches!(step, StepName::Cordon | StepName::Protect | StepName::LabelNode)
+    matches!(
+        step,
+        StepName::Cordon | StepName::Protect | StepName::LabelNode
+    )
 }
 
 /// Why a step did not succeed.
@@ -181,7 +193,9 @@ impl From<ObserveError> for StepError {
         match error {
             ObserveError::Api(error) => error.into(),
             ObserveError::Refused(refusal) => Self::Hopeless(refusal.to_string()),
-            ObserveError::Shape { .. } | ObserveError::NotServed { .. } => Self::Refused(describe(&error)),
+            ObserveError::Shape { .. } | ObserveError::NotServed { .. } => {
+                Self::Refused(describe(&error))
+            }
         }
     }
 }
@@ -256,7 +270,10 @@ async fn next_call(
                 }
             };
             Ok(if step == StepName::Cordon {
-                Effect::of(node::cordon(node), "the node was cordoned and tainted already")
+                Effect::of(
+                    node::cordon(node),
+                    "the node was cordoned and tainted already",
+                )
             } else {
                 Effect::of(node::label(node, settings), "the node was labelled already")
             })
@@ -293,9 +310,14 @@ async fn next_call(
                     &read_again
                 }
             };
-            Ok(Effect::of(pod::strip(suspect, &undo.pod), "the pod was stripped and labelled already"))
+            Ok(Effect::of(
+                pod::strip(suspect, &undo.pod),
+                "the pod was stripped and labelled already",
+            ))
         }
-        other => Err(StepError::Hopeless(format!("{other} is not a containment step"))),
+        other => Err(StepError::Hopeless(format!(
+            "{other} is not a containment step"
+        ))),
     }
 }
 
@@ -304,12 +326,21 @@ async fn current_pod(
     record: &Record,
     context: &Context,
 ) -> Result<k8s_openapi::api::core::v1::Pod, StepError> {
-    let (_, pod) =
-        observe::suspect(&context.client, &record.namespace(), &record.object.spec.pod).await?;
+    let (_, pod) = observe::suspect(
+        &context.client,
+        &record.namespace(),
+        &record.object.spec.pod,
+    )
+    .await?;
     let expected = record.status.pod_uid.clone().unwrap_or_default();
     let found = pod.metadata.uid.clone().unwrap_or_default();
     if found != expected {
-        return Err(Refusal::OtherUid { pod: plan::full_name(&pod), expected, found }.into());
+        return Err(Refusal::OtherUid {
+            pod: plan::full_name(&pod),
+            expected,
+            found,
+        }
+        .into());
     }
     Ok(pod)
 }
@@ -328,7 +359,9 @@ async fn current_node(
 async fn hold(record: &Record, context: &Context) -> Result<(), ReconcileError> {
     let metadata = &record.object.metadata;
     let mut finalizers = metadata.finalizers.clone().unwrap_or_default();
-    if finalizers.iter().any(|finalizer| finalizer == FINALIZER) || metadata.deletion_timestamp.is_some() {
+    if finalizers.iter().any(|finalizer| finalizer == FINALIZER)
+        || metadata.deletion_timestamp.is_some()
+    {
         return Ok(());
     }
     finalizers.push(FINALIZER.into());
@@ -340,12 +373,19 @@ async fn hold(record: &Record, context: &Context) -> Result<(), ReconcileError> 
 /// # Errors
 /// If the API does not take the change.
 pub async fn let_go(record: &Record, context: &Context) -> Result<(), ReconcileError> {
-    let finalizers = record.object.metadata.finalizers.clone().unwrap_or_default();
+    let finalizers = record
+        .object
+        .metadata
+        .finalizers
+        .clone()
+        .unwrap_or_default();
     if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
         return Ok(());
     }
-    let left: Vec<String> =
-        finalizers.into_iter().filter(|finalizer| finalizer != FINALIZER).collect();
+    let left: Vec<String> = finalizers
+        .into_iter()
+        .filter(|finalizer| finalizer != FINALIZER)
+        .collect();
     patch_finalizers(record, context, &json!(left)).await
 }
 

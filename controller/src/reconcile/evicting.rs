@@ -34,13 +34,21 @@ pub async fn round(
 ) -> Result<Option<Duration>, ReconcileError> {
     record.begin(StepName::Evict);
     let node = record.status.node.clone().unwrap_or_default();
-    let (present, quarantined) =
-        futures::try_join!(observe::pods_on_node(&context.client, &node), quarantined(context))?;
+    let (present, quarantined) = futures::try_join!(
+        observe::pods_on_node(&context.client, &node),
+        quarantined(context)
+    )?;
     let mut evictions = std::mem::take(&mut record.status.evictions);
     mark_gone(&mut evictions, &present);
     add_new(&mut evictions, &present, record);
-    for eviction in evictions.iter_mut().filter(|eviction| is_to_be_tried(eviction.state)) {
-        let Some(pod) = present.iter().find(|pod| pod.metadata.uid.as_deref() == Some(&eviction.uid)) else {
+    for eviction in evictions
+        .iter_mut()
+        .filter(|eviction| is_to_be_tried(eviction.state))
+    {
+        let Some(pod) = present
+            .iter()
+            .find(|pod| pod.metadata.uid.as_deref() == Some(&eviction.uid))
+        else {
             continue;
         };
         let suspect = quarantined.contains(&(eviction.namespace.clone(), eviction.pod.clone()));
@@ -49,7 +57,8 @@ pub async fn round(
         if let Some(why) = stays {
             (eviction.state, eviction.message) = (EvictionState::Kept, why);
         } else if pod.metadata.deletion_timestamp.is_some() {
-            (eviction.state, eviction.message) = (EvictionState::Evicting, "the pod is terminating".into());
+            (eviction.state, eviction.message) =
+                (EvictionState::Evicting, "the pod is terminating".into());
         } else if is_due(eviction) {
             let answer = send(&context.client, &evict::call(eviction)).await;
             (eviction.state, eviction.message) = evict::outcome(answer.as_ref().map(|_| ()));
@@ -65,9 +74,16 @@ pub async fn round(
         }
     }
     if is_overdue(record) {
-        for eviction in evictions.iter_mut().filter(|eviction| is_open(eviction.state)) {
+        for eviction in evictions
+            .iter_mut()
+            .filter(|eviction| is_open(eviction.state))
+        {
             eviction.state = EvictionState::Failed;
-            eviction.message = format!("given up after {} s: {}", DEADLINE.as_secs(), eviction.message);
+            eviction.message = format!(
+                "given up after {} s: {}",
+                DEADLINE.as_secs(),
+                eviction.message
+            );
         }
     }
     record.status.evictions = evictions;
@@ -76,16 +92,30 @@ pub async fn round(
 
 fn conclude(record: &mut Record) -> Option<Duration> {
     let summary = summary(&record.status.evictions);
-    let any = |state| record.status.evictions.iter().any(|eviction| eviction.state == state);
+    let any = |state| {
+        record
+            .status
+            .evictions
+            .iter()
+            .any(|eviction| eviction.state == state)
+    };
     if any(EvictionState::Evicting) || any(EvictionState::Blocked) {
-        let pause = if any(EvictionState::Evicting) { TERMINATING_PAUSE } else { BLOCKED_PAUSE };
+        let pause = if any(EvictionState::Evicting) {
+            TERMINATING_PAUSE
+        } else {
+            BLOCKED_PAUSE
+        };
         record.wait(StepName::Evict, summary);
         return Some(pause);
     }
     if any(EvictionState::Failed) {
         record.end(StepName::Evict, StepState::Failed, summary);
     } else if record.object.spec.keep_neighbours {
-        record.end(StepName::Evict, StepState::Skipped, "the request says to keep the neighbours");
+        record.end(
+            StepName::Evict,
+            StepState::Skipped,
+            "the request says to keep the neighbours",
+        );
     } else {
         record.end(StepName::Evict, StepState::Done, summary);
     }
@@ -94,7 +124,12 @@ fn conclude(record: &mut Record) -> Option<Duration> {
 
 /// E.g. "2 gone, 1 kept; default/db-0 blocked: waiting: …".
 fn summary(evictions: &[EvictionStatus]) -> String {
-    let count = |state| evictions.iter().filter(|eviction| eviction.state == state).count();
+    let count = |state| {
+        evictions
+            .iter()
+            .filter(|eviction| eviction.state == state)
+            .count()
+    };
     let counts = [
         (count(EvictionState::Gone), "evicted"),
         (count(EvictionState::Evicting), "terminating"),
@@ -108,8 +143,18 @@ fn summary(evictions: &[EvictionStatus]) -> String {
     parts.extend(
         evictions
             .iter()
-            .filter(|eviction| matches!(eviction.state, EvictionState::Blocked | EvictionState::Failed))
-            .map(|eviction| format!("{}/{} not evicted: {}", eviction.namespace, eviction.pod, eviction.message)),
+            .filter(|eviction| {
+                matches!(
+                    eviction.state,
+                    EvictionState::Blocked | EvictionState::Failed
+                )
+            })
+            .map(|eviction| {
+                format!(
+                    "{}/{} not evicted: {}",
+                    eviction.namespace, eviction.pod, eviction.message
+                )
+            }),
     );
     if parts.is_empty() {
         return "no other pod is on the node".into();
@@ -125,9 +170,19 @@ async fn quarantined(context: &Context) -> Result<HashSet<(String, String)>, Obs
         .await
         .map_err(|error| from_kube("GET", "/apis/impound.dev/v1alpha1/quarantines", error))?;
     let open = list.items.into_iter().filter(|quarantine| {
-        quarantine.status.as_ref().is_none_or(|status| !status.phase.is_over())
+        quarantine
+            .status
+            .as_ref()
+            .is_none_or(|status| !status.phase.is_over())
     });
-    Ok(open.map(|quarantine| (quarantine.namespace().unwrap_or_default(), quarantine.spec.pod)).collect())
+    Ok(open
+        .map(|quarantine| {
+            (
+                quarantine.namespace().unwrap_or_default(),
+                quarantine.spec.pod,
+            )
+        })
+        .collect())
 }
 
 /// Pods that came to the node between the plan and the cordon.
@@ -145,13 +200,21 @@ fn add_new(evictions: &mut Vec<EvictionStatus>, present: &[Pod], record: &Record
 /// A blocked eviction is asked for again after a while, however often there is another reason to look.
 fn is_due(eviction: &EvictionStatus) -> bool {
     let pause = SignedDuration::try_from(BLOCKED_PAUSE).unwrap_or_default();
-    eviction.tried.as_ref().is_none_or(|tried| Timestamp::now().duration_since(tried.0) >= pause)
+    eviction
+        .tried
+        .as_ref()
+        .is_none_or(|tried| Timestamp::now().duration_since(tried.0) >= pause)
 }
 
 /// A pod that is not on the node any more, or whose name belongs to another uid, is gone.
 fn mark_gone(evictions: &mut [EvictionStatus], present: &[Pod]) {
-    for eviction in evictions.iter_mut().filter(|eviction| is_open(eviction.state)) {
-        let still_there = present.iter().any(|pod| pod.metadata.uid.as_deref() == Some(&eviction.uid));
+    for eviction in evictions
+        .iter_mut()
+        .filter(|eviction| is_open(eviction.state))
+    {
+        let still_there = present
+            .iter()
+            .any(|pod| pod.metadata.uid.as_deref() == Some(&eviction.uid));
         if !still_there {
             eviction.state = EvictionState::Gone;
             eviction.message.clear();
@@ -169,6 +232,9 @@ fn is_open(state: EvictionState) -> bool {
 
 fn is_overdue(record: &Record) -> bool {
     let steps = &record.status.steps;
-    let started = steps.iter().find(|step| step.name == StepName::Evict).and_then(|step| step.started.clone());
+    let started = steps
+        .iter()
+        .find(|step| step.name == StepName::Evict)
+        .and_then(|step| step.started.clone());
     started.is_some_and(|started| Timestamp::now().duration_since(started.0) > DEADLINE)
 }

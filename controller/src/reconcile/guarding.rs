@@ -50,15 +50,23 @@ pub fn applies(phase: QuarantinePhase) -> bool {
 ///
 /// # Errors
 /// If the API can't be read.
-pub async fn look(record: &mut Record, context: &Context) -> Result<Option<Duration>, ReconcileError> {
+pub async fn look(
+    record: &mut Record,
+    context: &Context,
+) -> Result<Option<Duration>, ReconcileError> {
     let namespace = record.namespace();
-    let suspect = match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await {
+    let suspect = match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await
+    {
         Ok((_, pod)) if pod.metadata.uid == record.status.pod_uid => Some(pod),
         Ok(_) | Err(ObserveError::Refused(Refusal::NoSuchPod { .. })) => None,
         Err(error) => return Err(error.into()),
     };
     let Some(suspect) = suspect else {
-        note(record, "PodGone", "the suspect pod is gone: its containers can't be collected any more".into());
+        note(
+            record,
+            "PodGone",
+            "the suspect pod is gone: its containers can't be collected any more".into(),
+        );
         return Ok(None);
     };
     restarts(record, &suspect);
@@ -77,7 +85,11 @@ pub async fn look(record: &mut Record, context: &Context) -> Result<Option<Durat
             // Somebody else wrote at the same moment.
             Err(error) if error.is_conflict() => again = Some(CONFLICT_PAUSE),
             Err(error) => {
-                note(record, "NotRestored", format!("{}: {}", call.purpose, describe(&error)));
+                note(
+                    record,
+                    "NotRestored",
+                    format!("{}: {}", call.purpose, describe(&error)),
+                );
                 again = Some(REFUSED_PAUSE);
             }
         }
@@ -89,7 +101,11 @@ pub async fn look(record: &mut Record, context: &Context) -> Result<Option<Durat
 /// How long to leave a thing alone that was put back before, by how often that was.
 fn too_soon(record: &Record, call: &ApiCall) -> Option<Duration> {
     let what = restored(call);
-    let times = record.status.drift.iter().filter(|drift| drift.what == what);
+    let times = record
+        .status
+        .drift
+        .iter()
+        .filter(|drift| drift.what == what);
     let last = times.clone().map(|drift| drift.time.0).max()?;
     let doubled = 1_u64 << times.count().min(6);
     let pause = Duration::from_millis(250 * doubled).min(SLOWEST);
@@ -113,7 +129,11 @@ async fn missing(
     let (node, policies, budget) = futures::try_join!(
         observe::node(&context.client, &node_name),
         observe::policies(&context.client, &namespace),
-        async { read(&context.client, &budget_path).await.map_err(|error: ApiError| error.into()) },
+        async {
+            read(&context.client, &budget_path)
+                .await
+                .map_err(|error: ApiError| error.into())
+        },
     )?;
     let mut calls = Vec::new();
     if let Some(node) = &node {
@@ -141,7 +161,9 @@ fn restarts(record: &mut Record, suspect: &Pod) {
         .and_then(|before| serde_json::from_value(before.pod.clone()).ok());
     let before = before.as_ref().map(container_ids).unwrap_or_default();
     for (name, (id, restarts)) in container_ids(suspect) {
-        let Some((old, _)) = before.get(&name).filter(|(old, _)| *old != id) else { continue };
+        let Some((old, _)) = before.get(&name).filter(|(old, _)| *old != id) else {
+            continue;
+        };
         note(
             record,
             "EvidenceLoss",
@@ -173,12 +195,20 @@ pub fn container_ids(pod: &Pod) -> BTreeMap<String, (String, i32)> {
 
 /// Records what happened. A state that lasts is recorded once; each restoration is a new event.
 fn note(record: &mut Record, reason: &str, what: String) {
-    let said = record.status.drift.iter().any(|drift| drift.reason == reason && drift.what == what);
+    let said = record
+        .status
+        .drift
+        .iter()
+        .any(|drift| drift.reason == reason && drift.what == what);
     if said && reason != RESTORED {
         return;
     }
     record.alert(reason, what.clone());
-    record.status.drift.push(Drift { time: now(), reason: reason.into(), what });
+    record.status.drift.push(Drift {
+        time: now(),
+        reason: reason.into(),
+        what,
+    });
     let surplus = record.status.drift.len().saturating_sub(KEPT);
     record.status.drift.drain(..surplus);
 }

@@ -96,8 +96,18 @@ pub fn is_contained(status: &QuarantineStatus) -> bool {
     if flows {
         return false;
     }
-    ["Labelled", "OwnerReleased", "NoEndpoints", "PolicySelectsPod"].iter().all(|name| {
-        status.facts.iter().any(|fact| fact.name == *name && fact.state == FactState::True)
+    [
+        "Labelled",
+        "OwnerReleased",
+        "NoEndpoints",
+        "PolicySelectsPod",
+    ]
+    .iter()
+    .all(|name| {
+        status
+            .facts
+            .iter()
+            .any(|fact| fact.name == *name && fact.state == FactState::True)
     })
 }
 
@@ -130,7 +140,8 @@ fn work(
         return Next::Neighbours;
     }
     if !ended(status, StepName::Collect)
-        && (spec.skip_collection || collection.is_some_and(|collection| collection.phase.is_final()))
+        && (spec.skip_collection
+            || collection.is_some_and(|collection| collection.phase.is_final()))
     {
         return Next::Collect;
     }
@@ -153,7 +164,11 @@ fn ended(status: &QuarantineStatus, step: StepName) -> bool {
 /// How a step stands, `None` if it was not begun.
 #[must_use]
 pub fn state(status: &QuarantineStatus, step: StepName) -> Option<StepState> {
-    status.steps.iter().find(|recorded| recorded.name == step).map(|recorded| recorded.state)
+    status
+        .steps
+        .iter()
+        .find(|recorded| recorded.name == step)
+        .map(|recorded| recorded.state)
 }
 
 #[cfg(test)]
@@ -164,22 +179,43 @@ mod tests {
     fn status(done: &[StepName]) -> QuarantineStatus {
         QuarantineStatus {
             undo: Some(Undo::default()),
-            steps: done.iter().map(|name| step(*name, StepState::Done)).collect(),
+            steps: done
+                .iter()
+                .map(|name| step(*name, StepState::Done))
+                .collect(),
             ..QuarantineStatus::default()
         }
     }
 
     fn step(name: StepName, state: StepState) -> StepStatus {
-        StepStatus { name, state, message: String::new(), started: None, finished: None, attempts: 1 }
+        StepStatus {
+            name,
+            state,
+            message: String::new(),
+            started: None,
+            finished: None,
+            attempts: 1,
+        }
     }
 
     fn sealed() -> CollectionStatus {
-        CollectionStatus { phase: CollectionPhase::Sealed, quick_done: true, ..Default::default() }
+        CollectionStatus {
+            phase: CollectionPhase::Sealed,
+            quick_done: true,
+            ..Default::default()
+        }
     }
 
     #[test]
     fn nothing_is_changed_before_the_plan_is_recorded() {
-        assert_eq!(next(&QuarantineSpec::default(), &QuarantineStatus::default(), None), Next::Plan);
+        assert_eq!(
+            next(
+                &QuarantineSpec::default(),
+                &QuarantineStatus::default(),
+                None
+            ),
+            Next::Plan
+        );
     }
 
     #[test]
@@ -206,36 +242,65 @@ mod tests {
     fn a_failed_helper_step_does_not_keep_the_pod_uncontained() {
         let mut status = status(&[]);
         status.steps.push(step(StepName::Cordon, StepState::Failed));
-        assert_eq!(next(&QuarantineSpec::default(), &status, None), Next::Contain(StepName::Protect));
+        assert_eq!(
+            next(&QuarantineSpec::default(), &status, None),
+            Next::Contain(StepName::Protect)
+        );
     }
 
     #[test]
     fn a_blocked_eviction_never_delays_the_end_of_the_collection() {
         let mut status = status(&CONTAINMENT);
         status.steps.push(step(StepName::Verify, StepState::Done));
-        status.steps.push(step(StepName::Neighbours, StepState::Done));
+        status
+            .steps
+            .push(step(StepName::Neighbours, StepState::Done));
         status.steps.push(step(StepName::Evict, StepState::Waiting));
-        assert_eq!(next(&QuarantineSpec::default(), &status, Some(&sealed())), Next::Collect);
+        assert_eq!(
+            next(&QuarantineSpec::default(), &status, Some(&sealed())),
+            Next::Collect
+        );
     }
 
     #[test]
     fn release_waits_for_sealed_evidence_unless_forced() {
-        let mut spec = QuarantineSpec { release: Some(ReleaseSpec::default()), ..Default::default() };
+        let mut spec = QuarantineSpec {
+            release: Some(ReleaseSpec::default()),
+            ..Default::default()
+        };
         let mut status = status(&CONTAINMENT);
         assert_eq!(next(&spec, &status, None), Next::Verify);
         status.phase = QuarantinePhase::Incomplete;
-        for name in [StepName::Verify, StepName::Neighbours, StepName::Evict, StepName::Collect] {
+        for name in [
+            StepName::Verify,
+            StepName::Neighbours,
+            StepName::Evict,
+            StepName::Collect,
+        ] {
             status.steps.push(step(name, StepState::Failed));
         }
         assert_eq!(next(&spec, &status, None), Next::RefuseRelease);
-        assert_eq!(next(&spec, &status, Some(&sealed())), Next::Undo(StepName::UndoLabelNode));
-        spec.release = Some(ReleaseSpec { force: true, ..Default::default() });
-        assert_eq!(next(&spec, &status, None), Next::Undo(StepName::UndoLabelNode));
+        assert_eq!(
+            next(&spec, &status, Some(&sealed())),
+            Next::Undo(StepName::UndoLabelNode)
+        );
+        spec.release = Some(ReleaseSpec {
+            force: true,
+            ..Default::default()
+        });
+        assert_eq!(
+            next(&spec, &status, None),
+            Next::Undo(StepName::UndoLabelNode)
+        );
     }
 
     #[test]
     fn release_is_containment_in_reverse() {
-        let spec = QuarantineSpec { skip_collection: true, release: Some(ReleaseSpec::default()), ..Default::default() };
+        let spec = QuarantineSpec {
+            skip_collection: true,
+            release: Some(ReleaseSpec::default()),
+            ..Default::default()
+        };
         let mut status = status(&CONTAINMENT);
         for expected in RELEASE {
             assert_eq!(next(&spec, &status, None), Next::Undo(expected));

@@ -51,14 +51,17 @@ pub async fn reconcile(
     let mut fresh = None;
     loop {
         let collection = collection(&record, &context).await?;
-        let status = collection.as_ref().and_then(|collection| collection.status.clone());
+        let status = collection
+            .as_ref()
+            .and_then(|collection| collection.status.clone());
         let delay = match next_step::next(&record.object.spec, &record.status, status.as_ref()) {
             Next::Plan => {
                 fresh = containing::record_plan(&mut record, &context).await?;
                 None
             }
             Next::Contain(step) => {
-                let delay = containing::carry_out(&mut record, &context, step, fresh.as_ref()).await?;
+                let delay =
+                    containing::carry_out(&mut record, &context, step, fresh.as_ref()).await?;
                 if delay.is_some() || Some(&step) == CONTAINMENT.last() {
                     record.save().await?;
                 }
@@ -86,14 +89,19 @@ pub async fn reconcile(
             }
             Next::AwaitCollection => {
                 if collection.is_none() {
-                    let what = "its Collection object was deleted; what was stored is still in the store";
+                    let what =
+                        "its Collection object was deleted; what was stored is still in the store";
                     record.end(StepName::Collect, StepState::Failed, what);
                 } else {
                     record.wait(StepName::Collect, "evidence is on its way");
                 }
                 let again = guarding::look(&mut record, &context).await?;
                 record.save().await?;
-                if collection.is_none() { None } else { Some(again.unwrap_or(HEARTBEAT)) }
+                if collection.is_none() {
+                    None
+                } else {
+                    Some(again.unwrap_or(HEARTBEAT))
+                }
             }
             Next::Finish => {
                 finish(&mut record);
@@ -126,13 +134,20 @@ pub async fn reconcile(
             Next::Rest => {
                 let mut again = None;
                 if guarding::applies(record.status.phase) {
-                    again = Some(guarding::look(&mut record, &context).await?.unwrap_or(WATCH_OVER));
+                    again = Some(
+                        guarding::look(&mut record, &context)
+                            .await?
+                            .unwrap_or(WATCH_OVER),
+                    );
                     // What is called contained, complete or failed follows the facts of now.
                     finish(&mut record);
                     withdraw(&mut record);
                 }
                 record.save().await?;
-                if matches!(record.status.phase, QuarantinePhase::Released | QuarantinePhase::Refused) {
+                if matches!(
+                    record.status.phase,
+                    QuarantinePhase::Released | QuarantinePhase::Refused
+                ) {
                     containing::let_go(&record, &context).await?;
                 }
                 return Ok(again.map_or_else(Action::await_change, Action::requeue));
@@ -151,7 +166,10 @@ fn withdraw(record: &mut Record) {
     let release = record.object.spec.release.is_some();
     if record.status.undo.is_none() {
         if (deleting || release) && record.status.phase == QuarantinePhase::Pending {
-            record.enter(QuarantinePhase::Released, "withdrawn before anything was changed");
+            record.enter(
+                QuarantinePhase::Released,
+                "withdrawn before anything was changed",
+            );
         }
     } else if deleting && !release && !record.status.phase.is_over() {
         record.status.message = "deletion waits until it is released: `impound release`".into();
@@ -167,7 +185,11 @@ async fn neighbours(
 ) -> Result<Option<Duration>, ReconcileError> {
     let spec = &record.object.spec;
     if spec.skip_collection {
-        record.end(StepName::Neighbours, StepState::Skipped, "the request says to collect nothing");
+        record.end(
+            StepName::Neighbours,
+            StepState::Skipped,
+            "the request says to collect nothing",
+        );
         record.save().await?;
         return Ok(None);
     }
@@ -175,12 +197,18 @@ async fn neighbours(
         record.begin(StepName::Neighbours);
         create_collection(record, context).await?;
         record.status.collection = Some(record.name());
-        record.wait(StepName::Neighbours, "inspect and diff of every container on the node");
+        record.wait(
+            StepName::Neighbours,
+            "inspect and diff of every container on the node",
+        );
         record.save().await?;
         return Ok(None);
     };
     if collection.spec.quarantine.as_deref() != Some(&record.name()) {
-        let message = format!("a collection named {} exists and is not this quarantine's", record.name());
+        let message = format!(
+            "a collection named {} exists and is not this quarantine's",
+            record.name()
+        );
         record.end(StepName::Neighbours, StepState::Failed, message.clone());
         record.end(StepName::Collect, StepState::Failed, message);
         record.save().await?;
@@ -192,7 +220,11 @@ async fn neighbours(
         let mut problems = status.missing.clone();
         problems.extend(log_contained(record, context).await.err());
         if problems.is_empty() {
-            record.end(StepName::Neighbours, StepState::Done, "stored before any eviction");
+            record.end(
+                StepName::Neighbours,
+                StepState::Done,
+                "stored before any eviction",
+            );
         } else {
             let message = format!("not all is stored: {}", problems.join("; "));
             record.end(StepName::Neighbours, StepState::Failed, message);
@@ -200,7 +232,10 @@ async fn neighbours(
     } else if status.phase.is_final() {
         record.end(StepName::Neighbours, StepState::Failed, status.message);
     } else {
-        record.wait(StepName::Neighbours, "inspect and diff of every container on the node");
+        record.wait(
+            StepName::Neighbours,
+            "inspect and diff of every container on the node",
+        );
         record.save().await?;
         return Ok(Some(HEARTBEAT));
     }
@@ -251,13 +286,21 @@ async fn collection(
 
 fn collected(record: &mut Record, status: Option<&CollectionStatus>) {
     let Some(status) = status.filter(|_| !record.object.spec.skip_collection) else {
-        record.end(StepName::Collect, StepState::Skipped, "the request says to collect nothing");
+        record.end(
+            StepName::Collect,
+            StepState::Skipped,
+            "the request says to collect nothing",
+        );
         return;
     };
     let location = status.location.clone().unwrap_or_default();
     match status.phase {
         CollectionPhase::Sealed => {
-            record.end(StepName::Collect, StepState::Done, format!("sealed at {location}"));
+            record.end(
+                StepName::Collect,
+                StepState::Done,
+                format!("sealed at {location}"),
+            );
         }
         CollectionPhase::Partial => {
             let missing = status.missing.join("; ");
@@ -281,10 +324,18 @@ fn finish(record: &mut Record) {
     let unproved = verifying::sentences(&record.status.facts, FactState::Unverified);
     if !is_contained(&record.status) {
         let untrue = verifying::sentences(&record.status.facts, FactState::False);
-        let message = [untrue, failed].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
+        let message = [untrue, failed]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
         record.enter(QuarantinePhase::Failed, format!("NOT contained: {message}"));
     } else if failed.is_empty() {
-        let location = if record.object.spec.skip_collection { "; no evidence was wanted" } else { "; evidence is sealed" };
+        let location = if record.object.spec.skip_collection {
+            "; no evidence was wanted"
+        } else {
+            "; evidence is sealed"
+        };
         record.enter(
             QuarantinePhase::Complete,
             format!("contained at the Kubernetes API{location}; not proved: {unproved}"),
@@ -306,14 +357,32 @@ async fn log_contained(record: &Record, context: &Context) -> Result<(), String>
         .iter()
         .map(|fact| format!("{}={:?}", fact.name, fact.state))
         .collect();
-    let event = if is_contained(&record.status) { CustodyEvent::Contained } else { CustodyEvent::Failed };
-    log(record, context, event, &format!("containment of the pod: {}", facts.join(", ")), None).await
+    let event = if is_contained(&record.status) {
+        CustodyEvent::Contained
+    } else {
+        CustodyEvent::Failed
+    };
+    log(
+        record,
+        context,
+        event,
+        &format!("containment of the pod: {}", facts.join(", ")),
+        None,
+    )
+    .await
 }
 
 async fn log_release(record: &Record, context: &Context) -> Result<(), String> {
     let release = record.object.spec.release.clone().unwrap_or_default();
     let what = format!("quarantine released by {}", release.requested_by);
-    log(record, context, CustodyEvent::Released, &what, Some(release.reason)).await
+    log(
+        record,
+        context,
+        CustodyEvent::Released,
+        &what,
+        Some(release.reason),
+    )
+    .await
 }
 
 async fn log(
@@ -327,8 +396,16 @@ async fn log(
     if spec.skip_collection {
         return Ok(());
     }
-    super::collection::log(context, &spec.case, &record.name(), event, &spec.requested_by, what, why)
-        .await
-        .map(drop)
-        .map_err(|error| format!("custody entry {event:?} not written: {error}"))
+    super::collection::log(
+        context,
+        &spec.case,
+        &record.name(),
+        event,
+        &spec.requested_by,
+        what,
+        why,
+    )
+    .await
+    .map(drop)
+    .map_err(|error| format!("custody entry {event:?} not written: {error}"))
 }

@@ -31,8 +31,17 @@ impl Record {
     #[must_use]
     pub fn new(object: Quarantine, context: Arc<Context>) -> Self {
         let status = object.status.clone().unwrap_or_default();
-        let saved = object.status.as_ref().map_or(Value::Null, |status| json!(status));
-        Self { object, status, context, saved, events: Vec::new() }
+        let saved = object
+            .status
+            .as_ref()
+            .map_or(Value::Null, |status| json!(status));
+        Self {
+            object,
+            status,
+            context,
+            saved,
+            events: Vec::new(),
+        }
     }
 
     /// Namespace of quarantine and pod.
@@ -138,7 +147,9 @@ impl Record {
             let name = self.name();
             api.patch_status(&name, &manager(), &Patch::Merge(patch))
                 .await
-                .map_err(|error| from_kube("PATCH", &format!("quarantines/{name}/status"), error))?;
+                .map_err(|error| {
+                    from_kube("PATCH", &format!("quarantines/{name}/status"), error)
+                })?;
             self.saved = status;
         }
         self.publish();
@@ -147,24 +158,31 @@ impl Record {
 
     fn step(&mut self, name: StepName) -> &mut StepStatus {
         let steps = &mut self.status.steps;
-        let position = steps.iter().position(|step| step.name == name).unwrap_or_else(|| {
-            steps.push(StepStatus {
-                name,
-                state: StepState::Running,
-                message: String::new(),
-                started: None,
-                finished: None,
-                attempts: 0,
+        let position = steps
+            .iter()
+            .position(|step| step.name == name)
+            .unwrap_or_else(|| {
+                steps.push(StepStatus {
+                    name,
+                    state: StepState::Running,
+                    message: String::new(),
+                    started: None,
+                    finished: None,
+                    attempts: 0,
+                });
+                steps.len() - 1
             });
-            steps.len() - 1
-        });
         #[expect(clippy::indexing_slicing, reason = "found or pushed just above")]
         &mut steps[position]
     }
 
     fn announce(&mut self, bad: bool, reason: &str, note: String) {
         self.events.push(Event {
-            type_: if bad { EventType::Warning } else { EventType::Normal },
+            type_: if bad {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
             reason: reason.into(),
             note: Some(shortened(note)),
             action: "Quarantine".into(),
@@ -201,7 +219,10 @@ impl Record {
 /// Writes under the name of this controller.
 #[must_use]
 pub fn manager() -> PatchParams {
-    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() }
+    PatchParams {
+        field_manager: Some(FIELD_MANAGER.into()),
+        ..Default::default()
+    }
 }
 
 /// Only the top-level fields that differ: the plan and the recorded objects are large and are
@@ -216,7 +237,10 @@ fn changed_fields(saved: &Value, status: &Value) -> Value {
     let gone = saved
         .filter(|(key, _)| status.get(key.as_str()).is_none())
         .map(|(key, _)| (key.clone(), Value::Null));
-    changed.chain(gone).collect::<serde_json::Map<_, _>>().into()
+    changed
+        .chain(gone)
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// The API server refuses an event whose note has more than 1024 bytes.

@@ -24,14 +24,21 @@ pub async fn undo(
     step: StepName,
 ) -> Result<Option<Duration>, ReconcileError> {
     if record.status.phase != QuarantinePhase::Releasing {
-        record.enter(QuarantinePhase::Releasing, "recorded changes are being undone, last first");
+        record.enter(
+            QuarantinePhase::Releasing,
+            "recorded changes are being undone, last first",
+        );
     }
     let attempts = record.begin(step);
     match attempt(record, context, step).await {
         Ok(Undone::Now(message)) => record.end(step, StepState::Done, message),
         Ok(Undone::NotNeeded(message)) => record.end(step, StepState::Skipped, message),
         // A release is not over while something is left to undo.
-        Err(StepError::Transient(message) | StepError::Refused(message) | StepError::Hopeless(message)) => {
+        Err(
+            StepError::Transient(message)
+            | StepError::Refused(message)
+            | StepError::Hopeless(message),
+        ) => {
             record.wait(step, format!("NOT undone, tried again: {message}"));
             return Ok(Some(backoff(attempts)));
         }
@@ -51,7 +58,12 @@ async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<U
         .await?
         .into_iter()
         .filter(|other| other.metadata.uid != record.object.metadata.uid)
-        .filter(|other| other.status.as_ref().is_some_and(|status| status.phase != QuarantinePhase::Releasing))
+        .filter(|other| {
+            other
+                .status
+                .as_ref()
+                .is_some_and(|status| status.phase != QuarantinePhase::Releasing)
+        })
         .collect();
     if let Some(message) = still_needed(record, &others, step) {
         return Ok(Undone::NotNeeded(message));
@@ -78,7 +90,10 @@ async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<U
 fn still_needed(record: &Record, others: &[Quarantine], step: StepName) -> Option<String> {
     let sharing = others.iter().find(|other| match step {
         StepName::UndoLabelNode | StepName::UndoCordon => {
-            other.status.as_ref().and_then(|status| status.node.as_ref())
+            other
+                .status
+                .as_ref()
+                .and_then(|status| status.node.as_ref())
                 == record.status.node.as_ref()
         }
         StepName::UndoPolicy => other.metadata.namespace == record.object.metadata.namespace,
@@ -97,7 +112,10 @@ async fn next_call(
     context: &Context,
     step: StepName,
 ) -> Result<Result<ApiCall, String>, StepError> {
-    let Undo { pod: pod_undo, node: node_undo } = record.status.undo.clone().unwrap_or_default();
+    let Undo {
+        pod: pod_undo,
+        node: node_undo,
+    } = record.status.undo.clone().unwrap_or_default();
     let namespace = record.namespace();
     let call = match step {
         StepName::UndoLabelNode | StepName::UndoCordon => {
@@ -131,12 +149,16 @@ async fn next_call(
             let path = protect::budget_path(&namespace, &record.name());
             let budget = read(&context.client, &path).await?;
             budget.map(|budget| {
-                let uid = budget.pointer("/metadata/uid").and_then(serde_json::Value::as_str);
+                let uid = budget
+                    .pointer("/metadata/uid")
+                    .and_then(serde_json::Value::as_str);
                 protect::remove(&namespace, &record.name(), uid)
             })
         }
         other => {
-            return Err(StepError::Hopeless(format!("{other} is not a release step")));
+            return Err(StepError::Hopeless(format!(
+                "{other} is not a release step"
+            )));
         }
     };
     Ok(call.ok_or_else(|| "nothing of ours was left".into()))
@@ -148,7 +170,9 @@ pub fn finish(record: &mut Record) {
     let adopted = if owner == "nobody" {
         "released".to_owned()
     } else {
-        format!("released; {owner} adopts the pod again and removes one of its pods, which may be this one")
+        format!(
+            "released; {owner} adopts the pod again and removes one of its pods, which may be this one"
+        )
     };
     record.status.before = None;
     record.status.plan.clear();

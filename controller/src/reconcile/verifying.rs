@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep};
 use super::next_step::is_contained;
 use super::record::Record;
 use super::{Context, ReconcileError};
-use crate::contain::{credentials, facts};
 use crate::contain::observe::ObserveError;
+use crate::contain::{credentials, facts};
 use crate::resources::{Fact, FactState, QuarantinePhase, StepName, StepState};
 
 /// The API's own controllers release a pod and rewrite EndpointSlices within about 100 ms on an
@@ -102,7 +102,11 @@ pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), R
     if was && !is {
         record.alert("NotContained", format!("NOT contained any more: {untrue}"));
     } else if is && !was {
-        record.end(StepName::Verify, StepState::Done, "contained at the Kubernetes API, later than expected");
+        record.end(
+            StepName::Verify,
+            StepState::Done,
+            "contained at the Kubernetes API, later than expected",
+        );
     }
     Ok(())
 }
@@ -120,10 +124,20 @@ fn conclude(record: &mut Record) {
     let proved = "contained at the Kubernetes API";
     if untrue.is_empty() {
         record.end(StepName::Verify, StepState::Done, proved);
-        record.enter(QuarantinePhase::Contained, format!("{proved}; not proved: {open}"));
+        record.enter(
+            QuarantinePhase::Contained,
+            format!("{proved}; not proved: {open}"),
+        );
     } else {
-        record.end(StepName::Verify, StepState::Failed, format!("{proved}, but {untrue}"));
-        record.enter(QuarantinePhase::Contained, format!("{proved}, but {untrue}; not proved: {open}"));
+        record.end(
+            StepName::Verify,
+            StepState::Failed,
+            format!("{proved}, but {untrue}"),
+        );
+        record.enter(
+            QuarantinePhase::Contained,
+            format!("{proved}, but {untrue}; not proved: {open}"),
+        );
     }
 }
 
@@ -131,5 +145,8 @@ fn conclude(record: &mut Record) {
 #[must_use]
 pub fn sentences(facts: &[Fact], state: FactState) -> String {
     let of_state = facts.iter().filter(|fact| fact.state == state);
-    of_state.map(|fact| fact.message.as_str()).collect::<Vec<_>>().join("; ")
+    of_state
+        .map(|fact| fact.message.as_str())
+        .collect::<Vec<_>>()
+        .join("; ")
 }

@@ -1,7 +1,13 @@
 //! `Collection`: one pod's evidence, on its way from the node into the store.
 
-#![expect(clippy::duplicated_attributes, reason = "clippy reads the columns as repeated attributes")]
-#![expect(unreachable_pub, reason = "the derive repeats the type where nobody reaches it")]
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "clippy reads the columns as repeated attributes"
+)]
+#![expect(
+    unreachable_pub,
+    reason = "the derive repeats the type where nobody reaches it"
+)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{CustomResource, KubeSchema};
@@ -25,7 +31,11 @@ use super::CASE_PATTERN;
     printcolumn(name = "Case", type_ = "string", json_path = ".spec.case"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.bytes"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    ),
     printcolumn(
         name = "Location",
         type_ = "string",

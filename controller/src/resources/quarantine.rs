@@ -1,7 +1,13 @@
 //! `Quarantine`: one suspect pod, what was done to it and how to undo it.
 
-#![expect(clippy::duplicated_attributes, reason = "clippy reads the columns as repeated attributes")]
-#![expect(unreachable_pub, reason = "the derive repeats the type where nobody reaches it")]
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "clippy reads the columns as repeated attributes"
+)]
+#![expect(
+    unreachable_pub,
+    reason = "the derive repeats the type where nobody reaches it"
+)]
 
 use std::collections::BTreeMap;
 
@@ -28,7 +34,11 @@ use super::{CASE_PATTERN, any_object};
     printcolumn(name = "Case", type_ = "string", json_path = ".spec.case"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Evidence", type_ = "string", json_path = ".status.collection"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    ),
     printcolumn(
         name = "Message",
         type_ = "string",

@@ -33,11 +33,17 @@ pub(super) fn requester<T>(request: &Request<T>, need: Need) -> Result<String, S
     let peer = Peer::of(request)
         .ok_or_else(|| Status::unauthenticated("the connection carries no client certificate"))?;
     let PeerId::Responder { role, .. } = &peer.id else {
-        return Err(refused(peer, "only a responder's certificate may call the controller"));
+        return Err(refused(
+            peer,
+            "only a responder's certificate may call the controller",
+        ));
     };
     let needed = need.role();
     if *role < needed {
-        return Err(refused(peer, &format!("this call needs the role {needed}, the certificate has {role}")));
+        return Err(refused(
+            peer,
+            &format!("this call needs the role {needed}, the certificate has {role}"),
+        ));
     }
     Ok(peer.id.to_string())
 }

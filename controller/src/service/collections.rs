@@ -25,7 +25,10 @@ pub(super) async fn create(
     status::checked_name("namespace", &request.namespace)?;
     status::checked_name("pod", &request.pod)?;
     status::checked_text("reason", &request.reason, REASON_LIMIT)?;
-    let case: CaseId = request.case_id.parse().map_err(|error| status::of_name(&error))?;
+    let case: CaseId = request
+        .case_id
+        .parse()
+        .map_err(|error| status::of_name(&error))?;
     let (_, pod) = observe::suspect(&service.context.client, &request.namespace, &request.pod)
         .await
         .map_err(|error| status::of_observe(&error))?;
@@ -51,7 +54,11 @@ pub(super) async fn create(
         .await
         .map_err(|error| Status::unavailable(crate::describe::describe(&error)))?;
     let name = collection_name(&request)?;
-    let stored = service.store.collections(&case).await.map_err(|error| status::of_store(&error))?;
+    let stored = service
+        .store
+        .collections(&case)
+        .await
+        .map_err(|error| status::of_store(&error))?;
     if stored.contains(&name) {
         return Err(exists(&case, &name));
     }
@@ -68,7 +75,10 @@ pub(super) async fn create(
             quarantine: None,
         },
     );
-    match api(service, &request.namespace).create(&PostParams::default(), &collection).await {
+    match api(service, &request.namespace)
+        .create(&PostParams::default(), &collection)
+        .await
+    {
         Ok(created) => Ok(convert::collection(&created, None)),
         Err(error) => match from_kube("POST", "collections", error) {
             error if error.is_conflict() => Err(exists(&case, &name)),
@@ -103,8 +113,12 @@ pub(super) async fn list(
         .items;
     items.retain(|item| request.case_id.is_empty() || item.spec.case == request.case_id);
     items.sort_by_key(|item| item.metadata.creation_timestamp.clone());
-    let collections = items.iter().map(|item| convert::collection(item, live(service, item).as_ref()));
-    Ok(wire::ListCollectionsResponse { collections: collections.collect() })
+    let collections = items
+        .iter()
+        .map(|item| convert::collection(item, live(service, item).as_ref()));
+    Ok(wire::ListCollectionsResponse {
+        collections: collections.collect(),
+    })
 }
 
 /// The object's changes, and the bytes in between if this replica is the one that collects.
@@ -113,15 +127,18 @@ pub(super) async fn watch(
     request: wire::WatchCollectionRequest,
 ) -> Result<Answers<wire::Collection>, Status> {
     let found = find(service, &request.namespace, &request.name).await?;
-    let mut objects =
-        watcher::watch_object(api(service, &request.namespace), &request.name).default_backoff().boxed();
+    let mut objects = watcher::watch_object(api(service, &request.namespace), &request.name)
+        .default_backoff()
+        .boxed();
     let context = service.context.clone();
     let (send, answers) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut object = found;
         loop {
             let mut progress = context.running.progress(&object);
-            let seen = progress.as_mut().map(|progress| progress.borrow_and_update().clone());
+            let seen = progress
+                .as_mut()
+                .map(|progress| progress.borrow_and_update().clone());
             let over = is_final(&object);
             let answer = convert::collection(&object, seen.as_ref());
             if send.send(Ok(answer)).await.is_err() || over {
@@ -160,16 +177,23 @@ fn live(service: &Service, collection: &Collection) -> Option<CollectionProgress
 }
 
 fn is_final(collection: &Collection) -> bool {
-    collection.status.as_ref().is_some_and(|status| status.phase.is_final())
+    collection
+        .status
+        .as_ref()
+        .is_some_and(|status| status.phase.is_final())
 }
 
 async fn find(service: &Service, namespace: &str, name: &str) -> Result<Collection, Status> {
     status::checked_name("namespace", namespace)?;
     status::checked_name("name", name)?;
     let found = api(service, namespace).get_opt(name).await;
-    found.map_err(|error| status::of_kube("GET", name, error))?.ok_or_else(|| {
-        Status::not_found(format!("no collection is named {name} in namespace {namespace}: see `impound list`"))
-    })
+    found
+        .map_err(|error| status::of_kube("GET", name, error))?
+        .ok_or_else(|| {
+            Status::not_found(format!(
+                "no collection is named {name} in namespace {namespace}: see `impound list`"
+            ))
+        })
 }
 
 fn collection_name(request: &wire::CreateCollectionRequest) -> Result<CollectionName, Status> {

@@ -24,15 +24,26 @@ pub(super) async fn list(
     let pods = observe::pods_on_node(&service.context.client, &request.node)
         .await
         .map_err(|error| status::of_observe(&error))?;
-    let known: HashSet<String> = pods.into_iter().filter_map(|pod| pod.metadata.uid).collect();
-    let info = connection.client.info(agent::InfoRequest {}).await?.into_inner();
+    let known: HashSet<String> = pods
+        .into_iter()
+        .filter_map(|pod| pod.metadata.uid)
+        .collect();
+    let info = connection
+        .client
+        .info(agent::InfoRequest {})
+        .await?
+        .into_inner();
     let listed = connection
         .client
         .list_containers(agent::ListContainersRequest { pod: None })
         .await?
         .into_inner();
     Ok(wire::ListContainersResponse {
-        containers: listed.containers.into_iter().map(|container| described(container, &known)).collect(),
+        containers: listed
+            .containers
+            .into_iter()
+            .map(|container| described(container, &known))
+            .collect(),
         runtime: info.runtime,
         runtime_version: info.runtime_version,
     })
@@ -41,7 +52,10 @@ pub(super) async fn list(
 fn described(container: agent::Container, known: &HashSet<String>) -> wire::NodeContainer {
     let state = container.state().as_str_name();
     wire::NodeContainer {
-        state: state.strip_prefix("CONTAINER_STATE_").unwrap_or(state).to_lowercase(),
+        state: state
+            .strip_prefix("CONTAINER_STATE_")
+            .unwrap_or(state)
+            .to_lowercase(),
         known_to_kubernetes: known.contains(&container.pod_uid),
         id: container.id,
         name: container.name,

@@ -20,7 +20,10 @@ pub(super) fn quarantine(object: &Quarantine) -> wire::Quarantine {
         reason: spec.reason.clone(),
         requested_by: spec.requested_by.clone(),
         pod: spec.pod.clone(),
-        pod_uid: status.pod_uid.or_else(|| spec.pod_uid.clone()).unwrap_or_default(),
+        pod_uid: status
+            .pod_uid
+            .or_else(|| spec.pod_uid.clone())
+            .unwrap_or_default(),
         node: status.node.unwrap_or_default(),
         phase: format!("{:?}", status.phase),
         message: status.message,
@@ -72,7 +75,10 @@ pub(super) fn quarantine(object: &Quarantine) -> wire::Quarantine {
 }
 
 /// `live` is newer than the object where this replica is collecting.
-pub(super) fn collection(object: &Collection, live: Option<&CollectionProgress>) -> wire::Collection {
+pub(super) fn collection(
+    object: &Collection,
+    live: Option<&CollectionProgress>,
+) -> wire::Collection {
     let metadata = &object.metadata;
     let spec = &object.spec;
     let status = object.status.clone().unwrap_or_default();
@@ -83,8 +89,16 @@ pub(super) fn collection(object: &Collection, live: Option<&CollectionProgress>)
         reason: spec.reason.clone(),
         requested_by: spec.requested_by.clone(),
         pod: spec.pod.clone(),
-        pod_uid: status.pod_uid.clone().or_else(|| spec.pod_uid.clone()).unwrap_or_default(),
-        node: status.node.clone().or_else(|| spec.node.clone()).unwrap_or_default(),
+        pod_uid: status
+            .pod_uid
+            .clone()
+            .or_else(|| spec.pod_uid.clone())
+            .unwrap_or_default(),
+        node: status
+            .node
+            .clone()
+            .or_else(|| spec.node.clone())
+            .unwrap_or_default(),
         phase: format!("{:?}", status.phase),
         artifacts: match live {
             Some(live) => live.artifacts.iter().map(live_artifact).collect(),
@@ -125,7 +139,10 @@ fn live_artifact(artifact: &ArtifactProgress) -> wire::CollectedArtifact {
         state: format!("{:?}", artifact.state),
         bytes: artifact.bytes,
         expected_bytes: artifact.expected_bytes,
-        sha256: artifact.sha256.map(|sha256| sha256.to_string()).unwrap_or_default(),
+        sha256: artifact
+            .sha256
+            .map(|sha256| sha256.to_string())
+            .unwrap_or_default(),
         message: artifact.message.clone(),
         started: artifact.started.map(evidence_time),
         finished: artifact.finished.map(evidence_time),
@@ -152,7 +169,10 @@ fn second(time: &Time) -> Timestamp {
 }
 
 fn timestamp(time: jiff::Timestamp) -> Timestamp {
-    Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+    Timestamp {
+        seconds: time.as_second(),
+        nanos: time.subsec_nanosecond(),
+    }
 }
 
 fn evidence_time(time: impound_evidence::Timestamp) -> Timestamp {

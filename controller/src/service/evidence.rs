@@ -3,8 +3,8 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 use impound_evidence::{
-    CHECKPOINT, CUSTODY, CaseId, CollectionName, Completeness, Entry, Event, EvidencePath, MANIFEST,
-    MANIFEST_LIMIT, Manifest, Outcome, Sha256Hasher,
+    CHECKPOINT, CUSTODY, CaseId, CollectionName, Completeness, Entry, Event, EvidencePath,
+    MANIFEST, MANIFEST_LIMIT, Manifest, Outcome, Sha256Hasher,
 };
 use impound_proto::controller::v1 as wire;
 use tonic::Status;
@@ -18,26 +18,50 @@ pub(super) async fn list(
     service: &Service,
     request: wire::ListEvidenceRequest,
 ) -> Result<wire::ListEvidenceResponse, Status> {
-    let case: CaseId = request.case_id.parse().map_err(|error| status::of_name(&error))?;
-    let mut names = service.store.collections(&case).await.map_err(|error| status::of_store(&error))?;
+    let case: CaseId = request
+        .case_id
+        .parse()
+        .map_err(|error| status::of_name(&error))?;
+    let mut names = service
+        .store
+        .collections(&case)
+        .await
+        .map_err(|error| status::of_store(&error))?;
     if !request.collection.is_empty() {
-        let wanted: CollectionName =
-            request.collection.parse().map_err(|error| status::of_name(&error))?;
+        let wanted: CollectionName = request
+            .collection
+            .parse()
+            .map_err(|error| status::of_name(&error))?;
         names.retain(|name| *name == wanted);
     }
     if names.is_empty() {
         return Err(Status::not_found(format!(
             "no evidence of case {case}{} is in the store: see `impound list`",
-            if request.collection.is_empty() { String::new() } else { format!(" in collection {}", request.collection) }
+            if request.collection.is_empty() {
+                String::new()
+            } else {
+                format!(" in collection {}", request.collection)
+            }
         )));
     }
     names.sort();
     let mut files = Vec::new();
     for name in names {
-        let at = CollectionId { case: case.clone(), name };
+        let at = CollectionId {
+            case: case.clone(),
+            name,
+        };
         let manifest = manifest(service, &at).await?;
-        let stored = service.store.list(&at).await.map_err(|error| status::of_store(&error))?;
-        files.extend(stored.iter().map(|file| described(&at, file, manifest.as_ref())));
+        let stored = service
+            .store
+            .list(&at)
+            .await
+            .map_err(|error| status::of_store(&error))?;
+        files.extend(
+            stored
+                .iter()
+                .map(|file| described(&at, file, manifest.as_ref())),
+        );
     }
     Ok(wire::ListEvidenceResponse { files })
 }
@@ -48,7 +72,10 @@ pub(super) async fn read(
     request: wire::ReadEvidenceRequest,
 ) -> Result<Answers<wire::ReadEvidenceResponse>, Status> {
     let at = collection_id(&request.case_id, &request.collection)?;
-    let path: EvidencePath = request.path.parse().map_err(|error| status::of_name(&error))?;
+    let path: EvidencePath = request
+        .path
+        .parse()
+        .map_err(|error| status::of_name(&error))?;
     let manifest = manifest(service, &at).await?;
     let reader = service
         .store
@@ -65,11 +92,16 @@ pub(super) async fn read(
         .and_then(|manifest| manifest.artifact(&path))
         .map(|record| record.sha256.to_string())
         .unwrap_or_default();
-    let header = Message::Header(wire::ReadEvidenceHeader { size: reader.size, sha256 });
+    let header = Message::Header(wire::ReadEvidenceHeader {
+        size: reader.size,
+        sha256,
+    });
     let chunks = reader.chunks.map_err(|error| status::of_store(&error));
     let start = (chunks, request.offset, Some(Sha256Hasher::new()));
     let body = stream::try_unfold(start, |(mut chunks, offset, hasher)| async move {
-        let Some(mut hasher) = hasher else { return Ok(None) };
+        let Some(mut hasher) = hasher else {
+            return Ok(None);
+        };
         let answer = match chunks.try_next().await? {
             Some(data) => {
                 hasher.update(&data);
@@ -79,13 +111,20 @@ pub(super) async fn read(
             }
             None => {
                 let sha256 = hasher.finish().to_string();
-                (Message::Trailer(wire::ReadEvidenceTrailer { sha256 }), (chunks, offset, None))
+                (
+                    Message::Trailer(wire::ReadEvidenceTrailer { sha256 }),
+                    (chunks, offset, None),
+                )
             }
         };
         Ok::<_, Status>(Some(answer))
     });
     let messages = stream::once(async { Ok(header) }).chain(body);
-    Ok(messages.map_ok(|message| wire::ReadEvidenceResponse { message: Some(message) }).boxed())
+    Ok(messages
+        .map_ok(|message| wire::ReadEvidenceResponse {
+            message: Some(message),
+        })
+        .boxed())
 }
 
 pub(super) async fn verify(
@@ -94,8 +133,16 @@ pub(super) async fn verify(
     request: wire::VerifyEvidenceRequest,
 ) -> Result<wire::VerifyEvidenceResponse, Status> {
     let at = collection_id(&request.case_id, &request.collection)?;
-    if service.store.list(&at).await.map_err(|error| status::of_store(&error))?.is_empty() {
-        return Err(Status::not_found(format!("there is no collection {at} in the store")));
+    if service
+        .store
+        .list(&at)
+        .await
+        .map_err(|error| status::of_store(&error))?
+        .is_empty()
+    {
+        return Err(Status::not_found(format!(
+            "there is no collection {at} in the store"
+        )));
     }
     let source = service.store.evidence(&at);
     let keys = service.keys.clone();
@@ -104,7 +151,10 @@ pub(super) async fn verify(
         .map_err(|error| Status::internal(describe(&error)))?;
     let intact = verdict.intact();
     let word = if intact { "intact" } else { "NOT intact" };
-    let what = format!("{} files, {} bytes re-read: {word}", verdict.files, verdict.bytes);
+    let what = format!(
+        "{} files, {} bytes re-read: {word}",
+        verdict.files, verdict.bytes
+    );
     log(service, &at, Event::Verified, &who, &what).await?;
     Ok(wire::VerifyEvidenceResponse {
         intact,
@@ -130,7 +180,10 @@ async fn log(
         .await
         .map(drop)
         .map_err(|error| {
-            Status::unavailable(format!("the custody log of {at} can't be written: {}", describe(&error)))
+            Status::unavailable(format!(
+                "the custody log of {at} can't be written: {}",
+                describe(&error)
+            ))
         })
 }
 
@@ -145,13 +198,19 @@ async fn manifest(service: &Service, at: &CollectionId) -> Result<Option<Manifes
     Ok(bytes.and_then(|bytes| Manifest::decode(&bytes).ok()))
 }
 
-fn described(at: &CollectionId, file: &StoredFile, manifest: Option<&Manifest>) -> wire::EvidenceFile {
+fn described(
+    at: &CollectionId,
+    file: &StoredFile,
+    manifest: Option<&Manifest>,
+) -> wire::EvidenceFile {
     let record = manifest.and_then(|manifest| manifest.artifact(&file.path));
     wire::EvidenceFile {
         collection: at.name.to_string(),
         path: file.path.to_string(),
         size: file.size,
-        sha256: record.map(|record| record.sha256.to_string()).unwrap_or_default(),
+        sha256: record
+            .map(|record| record.sha256.to_string())
+            .unwrap_or_default(),
         completeness: match record.map(|record| &record.completeness) {
             Some(Completeness::Complete) => "complete".into(),
             Some(Completeness::Incomplete { .. }) => "incomplete".into(),

@@ -38,11 +38,18 @@ pub(super) async fn plan(
     let (_, pod) = observe::suspect(&service.context.client, &namespace, &spec.pod)
         .await
         .map_err(|error| status::of_observe(&error))?;
-    let name = base_name(&spec.pod, pod.metadata.uid.as_deref().unwrap_or_default(), UID_LENGTH);
+    let name = base_name(
+        &spec.pod,
+        pod.metadata.uid.as_deref().unwrap_or_default(),
+        UID_LENGTH,
+    );
     let (_, plan) = prepare(&service.context, &namespace, &name, &spec)
         .await
         .map_err(|error| status::of_observe(&error))?;
-    Ok(wire::CreateQuarantineResponse { quarantine: None, plan: Some(convert::plan(&plan)) })
+    Ok(wire::CreateQuarantineResponse {
+        quarantine: None,
+        plan: Some(convert::plan(&plan)),
+    })
 }
 
 pub(super) async fn create(
@@ -56,12 +63,24 @@ pub(super) async fn create(
         .await
         .map_err(|error| status::of_observe(&error))?;
     spec.pod_uid = observed.pod.metadata.uid.clone();
-    let base = base_name(&spec.pod, spec.pod_uid.as_deref().unwrap_or_default(), UID_LENGTH);
+    let base = base_name(
+        &spec.pod,
+        spec.pod_uid.as_deref().unwrap_or_default(),
+        UID_LENGTH,
+    );
     let case: CaseId = spec.case.parse().map_err(|error| status::of_name(&error))?;
-    let stored = service.store.collections(&case).await.map_err(|error| status::of_store(&error))?;
+    let stored = service
+        .store
+        .collections(&case)
+        .await
+        .map_err(|error| status::of_store(&error))?;
     let api = api(service, &namespace);
     for number in 1..=NAMES {
-        let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
+        let name = if number == 1 {
+            base.clone()
+        } else {
+            format!("{base}-{number}")
+        };
         // The collection gets the same name, and a collection is never written twice.
         if stored.iter().any(|collection| collection.as_str() == name) {
             continue;
@@ -96,7 +115,10 @@ pub(super) async fn find(
     status::checked_name("namespace", namespace)?;
     status::checked_name("name", name)?;
     let api = api(service, namespace);
-    let by_name = api.get_opt(name).await.map_err(|error| status::of_kube("GET", name, error))?;
+    let by_name = api
+        .get_opt(name)
+        .await
+        .map_err(|error| status::of_kube("GET", name, error))?;
     if let Some(found) = by_name {
         return Ok(found);
     }
@@ -134,7 +156,9 @@ pub(super) async fn list(
         .items;
     items.retain(|item| request.case_id.is_empty() || item.spec.case == request.case_id);
     items.sort_by_key(|item| item.metadata.creation_timestamp.clone());
-    Ok(wire::ListQuarantinesResponse { quarantines: items.iter().map(convert::quarantine).collect() })
+    Ok(wire::ListQuarantinesResponse {
+        quarantines: items.iter().map(convert::quarantine).collect(),
+    })
 }
 
 pub(super) async fn watch(
@@ -152,7 +176,9 @@ pub(super) async fn watch(
     let follow = request.follow;
     // `take_while` would swallow the last one, so the end is made after it.
     let until_settled = stream::try_unfold(Some(changes.boxed()), move |state| async move {
-        let Some(mut changes) = state else { return Ok(None) };
+        let Some(mut changes) = state else {
+            return Ok(None);
+        };
         match changes.try_next().await? {
             None => Ok(None),
             Some(quarantine) => {
@@ -175,8 +201,13 @@ pub(super) async fn release(
     let name = found.metadata.name.clone().unwrap_or_default();
     let recorded = found.status.clone().unwrap_or_default();
     refuse_release(service, &found, &recorded, &name, request.force).await?;
-    let release = ReleaseSpec { reason: request.reason, requested_by: who, force: request.force };
-    let patch = json!({ "metadata": { "uid": found.metadata.uid }, "spec": { "release": release } });
+    let release = ReleaseSpec {
+        reason: request.reason,
+        requested_by: who,
+        force: request.force,
+    };
+    let patch =
+        json!({ "metadata": { "uid": found.metadata.uid }, "spec": { "release": release } });
     let released = api(service, &request.namespace)
         .patch(&name, &manager(), &Patch::Merge(patch))
         .await
@@ -193,7 +224,9 @@ async fn refuse_release(
 ) -> Result<(), Status> {
     match recorded.phase {
         QuarantinePhase::Released => {
-            return Err(Status::failed_precondition(format!("{name} is released already")));
+            return Err(Status::failed_precondition(format!(
+                "{name} is released already"
+            )));
         }
         QuarantinePhase::Refused => {
             return Err(Status::failed_precondition(format!(
@@ -231,7 +264,10 @@ fn checked(
     status::checked_name("namespace", &request.namespace)?;
     status::checked_name("pod", &request.pod)?;
     status::checked_text("reason", &request.reason, REASON_LIMIT)?;
-    let _: CaseId = request.case_id.parse().map_err(|error| status::of_name(&error))?;
+    let _: CaseId = request
+        .case_id
+        .parse()
+        .map_err(|error| status::of_name(&error))?;
     let spec = QuarantineSpec {
         pod: request.pod,
         pod_uid: Some(request.pod_uid).filter(|uid| !uid.is_empty()),

@@ -6,15 +6,17 @@ use impound_evidence::NameError;
 
 use crate::contain::observe::ObserveError;
 use crate::contain::refusal::Refusal;
-use crate::kubernetes::{ApiError, from_kube};
 use crate::describe::describe;
+use crate::kubernetes::{ApiError, from_kube};
 use crate::store::StoreError;
 
 pub(super) fn of_observe(error: &ObserveError) -> Status {
     match error {
         ObserveError::Refused(refusal) => of_refusal(refusal),
         ObserveError::Api(error) => of_api(error),
-        ObserveError::Shape { .. } | ObserveError::NotServed { .. } => Status::internal(describe(error)),
+        ObserveError::Shape { .. } | ObserveError::NotServed { .. } => {
+            Status::internal(describe(error))
+        }
     }
 }
 
@@ -35,7 +37,10 @@ pub(super) fn of_api(error: &ApiError) -> Status {
         409 => Code::Aborted,
         _ => Code::Unavailable,
     };
-    Status::new(code, format!("the Kubernetes API refused: {}", describe(error)))
+    Status::new(
+        code,
+        format!("the Kubernetes API refused: {}", describe(error)),
+    )
 }
 
 pub(super) fn of_kube(method: &str, path: &str, error: kube::Error) -> Status {
@@ -47,7 +52,11 @@ pub(super) fn of_name(error: &NameError) -> Status {
 }
 
 pub(super) fn of_store(error: &StoreError) -> Status {
-    let code = if error.is_not_found() { Code::NotFound } else { Code::Unavailable };
+    let code = if error.is_not_found() {
+        Code::NotFound
+    } else {
+        Code::Unavailable
+    };
     Status::new(code, describe(error))
 }
 
@@ -55,7 +64,9 @@ pub(super) fn of_store(error: &StoreError) -> Status {
 pub(super) fn checked_text(field: &str, value: &str, limit: usize) -> Result<(), Status> {
     let length = value.chars().count();
     if value.trim().is_empty() {
-        return Err(Status::invalid_argument(format!("{field} is missing: it is required")));
+        return Err(Status::invalid_argument(format!(
+            "{field} is missing: it is required"
+        )));
     }
     if length > limit {
         return Err(Status::invalid_argument(format!(
@@ -70,7 +81,9 @@ pub(super) fn checked_name(field: &str, value: &str) -> Result<(), Status> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let valid = !value.is_empty()
         && value.len() <= 253
-        && value.bytes().all(|byte| plain(byte) || matches!(byte, b'-' | b'.'))
+        && value
+            .bytes()
+            .all(|byte| plain(byte) || matches!(byte, b'-' | b'.'))
         && value.bytes().next().is_some_and(plain)
         && value.bytes().last().is_some_and(plain);
     if valid {

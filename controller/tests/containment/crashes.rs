@@ -34,15 +34,24 @@ async fn killed_after(write: usize, expected_effects: usize) {
             tokio::time::sleep(Duration::from_micros(200)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), reached).await.expect("the write comes");
+    tokio::time::timeout(Duration::from_secs(60), reached)
+        .await
+        .expect("the write comes");
     drop(asked);
     world.kill_controller();
     world.start_controller().await;
     let quarantine = world.current(&suspect).await.name;
     let done = world.settled(&quarantine).await;
-    assert_eq!(done.phase, "Complete", "killed after write {write}: {done:#?}");
+    assert_eq!(
+        done.phase, "Complete",
+        "killed after write {write}: {done:#?}"
+    );
     let effects = world.effects();
-    assert_eq!(effects.len(), expected_effects, "killed after write {write}: {effects:#?}");
+    assert_eq!(
+        effects.len(),
+        expected_effects,
+        "killed after write {write}: {effects:#?}"
+    );
 }
 
 /// Writes other than to lease and events: those that containment consists of.
@@ -51,6 +60,8 @@ fn writes(world: &World) -> usize {
     world
         .requests()
         .iter()
-        .filter(|request| request.method != "GET" && !own.iter().any(|own| request.path.contains(own)))
+        .filter(|request| {
+            request.method != "GET" && !own.iter().any(|own| request.path.contains(own))
+        })
         .count()
 }

@@ -19,7 +19,10 @@ async fn converges(fault: Fault) {
                 break world.current(&request.pod).await.name;
             }
             Err(status) => assert!(
-                matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Aborted),
+                matches!(
+                    status.code(),
+                    tonic::Code::Unavailable | tonic::Code::Aborted
+                ),
                 "{status}"
             ),
         }
@@ -39,7 +42,13 @@ async fn refused_writes_are_tried_again() {
 #[tokio::test]
 async fn lost_connections_and_lost_answers_are_looked_into_and_not_repeated() {
     for effect in [Effect::DropBefore, Effect::DropAfter] {
-        for (method, path) in [("POST", "/networkpolicies"), ("POST", "/poddisruptionbudgets"), ("PATCH", "/pods/"), ("PATCH", "/nodes/"), ("PATCH", "/status")] {
+        for (method, path) in [
+            ("POST", "/networkpolicies"),
+            ("POST", "/poddisruptionbudgets"),
+            ("PATCH", "/pods/"),
+            ("PATCH", "/nodes/"),
+            ("PATCH", "/status"),
+        ] {
             converges(Fault::new(effect.clone()).on(method, path).times(1)).await;
         }
     }

@@ -14,7 +14,11 @@ impl World {
             },
         });
         let mut spec = json!({ "template": template });
-        let (api, selects) = if kind == "Job" { ("batch/v1", false) } else { ("apps/v1", true) };
+        let (api, selects) = if kind == "Job" {
+            ("batch/v1", false)
+        } else {
+            ("apps/v1", true)
+        };
         if selects {
             spec["selector"] = json!({ "matchLabels": { "app": "db" } });
         }
@@ -24,9 +28,16 @@ impl World {
         if kind == "Job" {
             spec["template"]["spec"]["restartPolicy"] = json!("Never");
         }
-        self.create(json!({ "apiVersion": api, "kind": kind, "metadata": { "name": "db" }, "spec": spec })).await;
+        self.create(
+            json!({ "apiVersion": api, "kind": kind, "metadata": { "name": "db" }, "spec": spec }),
+        )
+        .await;
         eventually("a pod runs", || async {
-            let running = self.pods("app=db").await.into_iter().find(super::world::is_running);
+            let running = self
+                .pods("app=db")
+                .await
+                .into_iter()
+                .find(super::world::is_running);
             running.ok_or_else(|| "none runs".to_owned())
         })
         .await
@@ -50,13 +61,26 @@ impl World {
 #[tokio::test]
 async fn a_statefulsets_pod_keeps_its_name_and_is_not_replaced() {
     let world = World::start().await;
-    let pod = world.workload("StatefulSet", json!({ "replicas": 1, "serviceName": "db" })).await;
+    let pod = world
+        .workload("StatefulSet", json!({ "replicas": 1, "serviceName": "db" }))
+        .await;
     let done = world.quarantine(&name(&pod)).await;
     assert_eq!(done.phase, "Complete", "{done:#?}");
-    assert!(done.warnings.iter().any(|warning| warning.contains("starts no replacement")));
+    assert!(
+        done.warnings
+            .iter()
+            .any(|warning| warning.contains("starts no replacement"))
+    );
     let contained = world.pod(&name(&pod)).await;
-    assert_eq!((contained.metadata.uid, contained.metadata.owner_references), (pod.metadata.uid, None));
-    assert_eq!(world.pods("app=db").await.len(), 0, "its name is taken, so there is no replacement");
+    assert_eq!(
+        (contained.metadata.uid, contained.metadata.owner_references),
+        (pod.metadata.uid, None)
+    );
+    assert_eq!(
+        world.pods("app=db").await.len(),
+        0,
+        "its name is taken, so there is no replacement"
+    );
 }
 
 #[tokio::test]
@@ -66,9 +90,16 @@ async fn a_daemonsets_pod_gets_no_successor_on_the_suspect_node() {
     let node = node_of(&pod);
     let done = world.quarantine(&name(&pod)).await;
     assert_eq!(done.phase, "Complete", "{done:#?}");
-    assert!(done.warnings.iter().any(|warning| warning.contains("own taint keeps it away")));
+    assert!(
+        done.warnings
+            .iter()
+            .any(|warning| warning.contains("own taint keeps it away"))
+    );
     let others = world.pods("app=db").await;
-    assert!(others.iter().all(|other| node_of(other) != node), "a new daemon pod is on the suspect node");
+    assert!(
+        others.iter().all(|other| node_of(other) != node),
+        "a new daemon pod is on the suspect node"
+    );
 }
 
 #[tokio::test]
@@ -77,11 +108,21 @@ async fn a_jobs_pod_is_released_by_its_controller_uid() {
     let pod = world.workload("Job", json!({ "backoffLimit": 3 })).await;
     let done = world.quarantine(&name(&pod)).await;
     assert_eq!(done.phase, "Complete", "{done:#?}");
-    assert!(done.warnings.iter().any(|warning| warning.contains("no longer counts the pod")));
+    assert!(
+        done.warnings
+            .iter()
+            .any(|warning| warning.contains("no longer counts the pod"))
+    );
     let contained = world.pod(&name(&pod)).await;
     assert_eq!(contained.metadata.owner_references, None);
-    assert_eq!(label(&contained, "batch.kubernetes.io/controller-uid"), None);
-    assert_eq!(label(&contained, "batch.kubernetes.io/job-name").as_deref(), Some("db"));
+    assert_eq!(
+        label(&contained, "batch.kubernetes.io/controller-uid"),
+        None
+    );
+    assert_eq!(
+        label(&contained, "batch.kubernetes.io/job-name").as_deref(),
+        Some("db")
+    );
 }
 
 #[tokio::test]
@@ -90,7 +131,10 @@ async fn a_bare_pod_is_contained_without_an_owner_to_release_it() {
     let pod = world.bare("lonely", json!({})).await;
     let done = world.quarantine(&name(&pod)).await;
     assert_eq!(done.phase, "Complete", "{done:#?}");
-    assert_eq!(label(&world.pod("lonely").await, "status").as_deref(), Some("suspectpod"));
+    assert_eq!(
+        label(&world.pod("lonely").await, "status").as_deref(),
+        Some("suspectpod")
+    );
 }
 
 #[tokio::test]
@@ -99,7 +143,15 @@ async fn a_pod_on_its_nodes_network_is_never_called_contained() {
     let pod = world.bare("host", json!({ "hostNetwork": true })).await;
     let done = world.quarantine(&name(&pod)).await;
     assert_eq!(done.phase, "Failed", "{done:#?}");
-    assert!(done.message.starts_with("NOT contained"), "{}", done.message);
+    assert!(
+        done.message.starts_with("NOT contained"),
+        "{}",
+        done.message
+    );
     assert!(done.message.contains("hostNetwork"), "{}", done.message);
-    assert_eq!(state(&done, "Strip"), "Done", "what can be done is done all the same");
+    assert_eq!(
+        state(&done, "Strip"),
+        "Done",
+        "what can be done is done all the same"
+    );
 }

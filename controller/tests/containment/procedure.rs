@@ -18,36 +18,71 @@ async fn a_deployments_pod_is_contained_and_its_neighbours_leave() {
     let done = world.quarantine(&name(suspect)).await;
 
     assert_eq!(done.phase, "Complete", "{done:#?}");
-    assert_eq!(done.requested_by, "spiffe://impound.dev/responder/responder/alice");
+    assert_eq!(
+        done.requested_by,
+        "spiffe://impound.dev/responder/responder/alice"
+    );
     let contained = world.pod(&name(suspect)).await;
     assert_eq!(contained.metadata.uid, suspect.metadata.uid);
     assert_eq!(label(&contained, "app"), None);
     assert_eq!(label(&contained, "status").as_deref(), Some("suspectpod"));
-    assert_eq!(contained.metadata.owner_references, None, "the ReplicaSet has let go");
+    assert_eq!(
+        contained.metadata.owner_references, None,
+        "the ReplicaSet has let go"
+    );
     let replaced = world.running("app=nginx", 2).await;
-    assert!(replaced.iter().all(|pod| node_of(pod) != node || name(pod) == name(suspect)));
+    assert!(
+        replaced
+            .iter()
+            .all(|pod| node_of(pod) != node || name(pod) == name(suspect))
+    );
     let moved = world.running("app=tomcat", 1).await;
     if node_of(tomcat.first().unwrap()) == node {
-        assert_ne!(node_of(moved.first().unwrap()), node, "tomcat went to another node");
+        assert_ne!(
+            node_of(moved.first().unwrap()),
+            node,
+            "tomcat went to another node"
+        );
     }
 
     let node = world.node(&node).await;
     let spec = node.spec.unwrap();
     assert_eq!(spec.unschedulable, Some(true));
-    assert!(spec.taints.unwrap().iter().any(|taint| taint.key == "impound.dev/suspect"));
+    assert!(
+        spec.taints
+            .unwrap()
+            .iter()
+            .any(|taint| taint.key == "impound.dev/suspect")
+    );
     let labels = node.metadata.labels.unwrap();
-    assert_eq!(labels.get("status").map(String::as_str), Some("suspectnode"));
-    assert_eq!(labels.get("node-restriction.kubernetes.io/impound").map(String::as_str), Some("suspect"));
+    assert_eq!(
+        labels.get("status").map(String::as_str),
+        Some("suspectnode")
+    );
+    assert_eq!(
+        labels
+            .get("node-restriction.kubernetes.io/impound")
+            .map(String::as_str),
+        Some("suspect")
+    );
 
     let policies = Api::<NetworkPolicy>::namespaced(world.client.clone(), &world.namespace);
-    let policy = policies.get("deny-all-suspectpod").await.unwrap().spec.unwrap();
+    let policy = policies
+        .get("deny-all-suspectpod")
+        .await
+        .unwrap()
+        .spec
+        .unwrap();
     assert_eq!(policy.policy_types.unwrap(), ["Ingress", "Egress"]);
     assert!(policy.ingress.is_none_or(|rules| rules.is_empty()));
     assert!(policy.egress.is_none_or(|rules| rules.is_empty()));
     let slices = Api::<EndpointSlice>::namespaced(world.client.clone(), &world.namespace);
     for slice in slices.list(&ListParams::default()).await.unwrap() {
         for endpoint in slice.endpoints.into_iter().flatten() {
-            assert_ne!(endpoint.target_ref.and_then(|target| target.uid), suspect.metadata.uid);
+            assert_ne!(
+                endpoint.target_ref.and_then(|target| target.uid),
+                suspect.metadata.uid
+            );
         }
     }
 }
@@ -80,12 +115,20 @@ async fn a_dry_run_changes_nothing_and_says_what_the_real_run_sends() {
     let node = node_of(suspect);
     world.deployment("tomcat", 1, Some(&node)).await;
     let mut alice = world.responder("alice").await;
-    let request = CreateQuarantineRequest { dry_run: true, ..world.request(&name(suspect)) };
+    let request = CreateQuarantineRequest {
+        dry_run: true,
+        ..world.request(&name(suspect))
+    };
     let answer = alice.create_quarantine(request).await.unwrap().into_inner();
     assert!(answer.quarantine.is_none());
     assert_eq!(world.effects(), Vec::<String>::new());
     let plan = answer.plan.unwrap();
-    assert!(plan.warnings.iter().any(|warning| warning.contains("Deployment nginx")), "{plan:#?}");
+    assert!(
+        plan.warnings
+            .iter()
+            .any(|warning| warning.contains("Deployment nginx")),
+        "{plan:#?}"
+    );
     let planned: Vec<String> = plan
         .calls
         .iter()
@@ -132,27 +175,45 @@ async fn an_exhausted_budget_blocks_an_eviction_visibly_and_nothing_else() {
         }))
         .await;
     let mut alice = world.responder("alice").await;
-    let created = alice.create_quarantine(world.request(&name(suspect))).await.unwrap().into_inner();
+    let created = alice
+        .create_quarantine(world.request(&name(suspect)))
+        .await
+        .unwrap()
+        .into_inner();
     let quarantine = created.quarantine.unwrap().name;
     let waiting = eventually("the eviction is shown as blocked", || async {
         let now = world.current(&quarantine).await;
         let step = now.steps.iter().find(|step| step.name == "Evict").cloned();
         match step {
-            Some(step) if step.state == "Waiting" && step.message.contains("disruption budget") => Ok(now),
+            Some(step) if step.state == "Waiting" && step.message.contains("disruption budget") => {
+                Ok(now)
+            }
             step => Err(format!("{step:?}")),
         }
     })
     .await;
-    assert_eq!(waiting.phase, "Contained", "containment does not wait for an eviction");
+    assert_eq!(
+        waiting.phase, "Contained",
+        "containment does not wait for an eviction"
+    );
     let before = world.requests().len();
     tokio::time::sleep(std::time::Duration::from_secs(8)).await;
     let asked = world.requests().split_off(before);
-    let work = asked.iter().filter(|request| !request.path.contains("lease")).count();
-    assert!(work < 8 * 5, "{work} requests in 8 s while waiting: {asked:#?}");
+    let work = asked
+        .iter()
+        .filter(|request| !request.path.contains("lease"))
+        .count();
+    assert!(
+        work < 8 * 5,
+        "{work} requests in 8 s while waiting: {asked:#?}"
+    );
     let budgets: Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> =
         Api::namespaced(world.client.clone(), &world.namespace);
     let allow = Patch::Merge(json!({ "spec": { "minAvailable": 0 } }));
-    budgets.patch("tomcat", &PatchParams::default(), &allow).await.unwrap();
+    budgets
+        .patch("tomcat", &PatchParams::default(), &allow)
+        .await
+        .unwrap();
     assert_eq!(world.settled(&quarantine).await.phase, "Complete");
 }
 
@@ -169,8 +230,17 @@ async fn a_pod_whose_traffic_another_policy_allows_is_never_called_contained() {
     let done = world.quarantine(&name(pods.first().unwrap())).await;
     assert_eq!(done.phase, "Failed", "{done:#?}");
     assert_eq!(state(&done, "Verify"), "Failed");
-    assert!(done.message.starts_with("NOT contained"), "{}", done.message);
-    assert!(done.message.contains("NetworkPolicy allow-all still allows egress"), "{}", done.message);
+    assert!(
+        done.message.starts_with("NOT contained"),
+        "{}",
+        done.message
+    );
+    assert!(
+        done.message
+            .contains("NetworkPolicy allow-all still allows egress"),
+        "{}",
+        done.message
+    );
 }
 
 #[tokio::test]
@@ -199,11 +269,21 @@ async fn a_node_without_an_agent_leaves_the_pod_contained_and_says_what_is_missi
     let created = alice.create_quarantine(request).await.unwrap().into_inner();
     let done = world.settled(&created.quarantine.unwrap().name).await;
     assert_eq!(done.phase, "Incomplete", "{done:#?}");
-    assert!(done.facts.iter().any(|fact| fact.name == "OwnerReleased" && fact.state == "True"));
+    assert!(
+        done.facts
+            .iter()
+            .any(|fact| fact.name == "OwnerReleased" && fact.state == "True")
+    );
     assert!(done.message.contains("agent of node"), "{}", done.message);
-    let request = GetQuarantineRequest { namespace: world.namespace.clone(), name: name(pods.first().unwrap()) };
+    let request = GetQuarantineRequest {
+        namespace: world.namespace.clone(),
+        name: name(pods.first().unwrap()),
+    };
     let by_pod = alice.get_quarantine(request).await.unwrap().into_inner();
-    assert_eq!(by_pod.name, done.name, "a quarantine is also found by its pod's name");
+    assert_eq!(
+        by_pod.name, done.name,
+        "a quarantine is also found by its pod's name"
+    );
 }
 
 #[tokio::test]
@@ -218,12 +298,29 @@ async fn what_the_suspect_could_act_with_is_reported_and_not_revoked() {
         }))
         .await;
     let done = world.quarantine(&name(pods.first().unwrap())).await;
-    let binding = done.credentials.iter().find(|credential| credential.name == "too-much").unwrap();
-    assert_eq!(binding.grants, format!("ClusterRole admin in namespace {}", world.namespace));
-    assert_eq!(binding.revoke, format!("kubectl delete rolebinding too-much -n {}", world.namespace));
-    let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings/too-much", world.namespace);
+    let binding = done
+        .credentials
+        .iter()
+        .find(|credential| credential.name == "too-much")
+        .unwrap();
+    assert_eq!(
+        binding.grants,
+        format!("ClusterRole admin in namespace {}", world.namespace)
+    );
+    assert_eq!(
+        binding.revoke,
+        format!("kubectl delete rolebinding too-much -n {}", world.namespace)
+    );
+    let path = format!(
+        "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings/too-much",
+        world.namespace
+    );
     let request = http::Request::get(path).body(Vec::new()).unwrap();
-    world.client.request::<serde_json::Value>(request).await.unwrap();
+    world
+        .client
+        .request::<serde_json::Value>(request)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -240,5 +337,8 @@ async fn a_quarantine_withdrawn_before_it_was_planned_changes_nothing() {
     world.start_controller().await;
     let done = world.settled("too-late").await;
     assert_eq!(done.phase, "Released", "{done:#?}");
-    assert_eq!(label(&world.pod(&name(pods.first().unwrap())).await, "app").as_deref(), Some("nginx"));
+    assert_eq!(
+        label(&world.pod(&name(pods.first().unwrap())).await, "app").as_deref(),
+        Some("nginx")
+    );
 }

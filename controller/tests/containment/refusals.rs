@@ -1,6 +1,8 @@
 //! Bad input and pods that can't be contained: refused with the reason, and nothing is changed.
 
-use impound_proto::controller::v1::{CreateCollectionRequest, CreateQuarantineRequest, ListContainersRequest};
+use impound_proto::controller::v1::{
+    CreateCollectionRequest, CreateQuarantineRequest, ListContainersRequest,
+};
 use serde_json::json;
 use tonic::Code;
 
@@ -12,14 +14,42 @@ type Spoil = fn(&mut CreateQuarantineRequest);
 async fn malformed_requests_are_refused_before_anything_is_read() {
     let world = World::start_in_memory().await;
     let cases: [(&str, Spoil, &str); 8] = [
-        ("case with a path", |request| request.case_id = "../../etc".into(), "case"),
-        ("case with dots", |request| request.case_id = "a..b".into(), "case"),
+        (
+            "case with a path",
+            |request| request.case_id = "../../etc".into(),
+            "case",
+        ),
+        (
+            "case with dots",
+            |request| request.case_id = "a..b".into(),
+            "case",
+        ),
         ("no case", |request| request.case_id.clear(), "case"),
-        ("long case", |request| request.case_id = "x".repeat(64), "case"),
-        ("no reason", |request| request.reason = "  ".into(), "reason"),
-        ("long reason", |request| request.reason = "x".repeat(1025), "at most 1024"),
-        ("pod with a path", |request| request.pod = "a/b".into(), "expected a Kubernetes name"),
-        ("namespace with a query", |request| request.namespace = "x?y".into(), "expected a Kubernetes name"),
+        (
+            "long case",
+            |request| request.case_id = "x".repeat(64),
+            "case",
+        ),
+        (
+            "no reason",
+            |request| request.reason = "  ".into(),
+            "reason",
+        ),
+        (
+            "long reason",
+            |request| request.reason = "x".repeat(1025),
+            "at most 1024",
+        ),
+        (
+            "pod with a path",
+            |request| request.pod = "a/b".into(),
+            "expected a Kubernetes name",
+        ),
+        (
+            "namespace with a query",
+            |request| request.namespace = "x?y".into(),
+            "expected a Kubernetes name",
+        ),
     ];
     let mut alice = world.responder("alice").await;
     let before = world.requests().len();
@@ -31,7 +61,9 @@ async fn malformed_requests_are_refused_before_anything_is_read() {
         assert!(refused.message().contains(expected), "{what}: {refused}");
     }
     let asked: Vec<_> = world.requests().split_off(before);
-    let looked = asked.iter().filter(|request| request.path.contains("/pods/") || request.path.contains("/nodes/"));
+    let looked = asked
+        .iter()
+        .filter(|request| request.path.contains("/pods/") || request.path.contains("/nodes/"));
     assert_eq!(looked.count(), 0, "{asked:#?}");
 }
 
@@ -39,7 +71,10 @@ async fn malformed_requests_are_refused_before_anything_is_read() {
 async fn an_unknown_pod_is_not_found() {
     let world = World::start().await;
     let mut alice = world.responder("alice").await;
-    let refused = alice.create_quarantine(world.request("nosuch")).await.unwrap_err();
+    let refused = alice
+        .create_quarantine(world.request("nosuch"))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
     assert!(refused.message().contains("kubectl get pods"), "{refused}");
 }
@@ -49,9 +84,14 @@ async fn a_viewer_may_look_but_not_quarantine() {
     let world = World::start().await;
     let pods = world.deployment("nginx", 1, None).await;
     let mut eve = world.responder("eve").await;
-    let refused = eve.create_quarantine(world.request(&name(pods.first().unwrap()))).await.unwrap_err();
+    let refused = eve
+        .create_quarantine(world.request(&name(pods.first().unwrap())))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    eve.list_quarantines(impound_proto::controller::v1::ListQuarantinesRequest::default()).await.unwrap();
+    eve.list_quarantines(impound_proto::controller::v1::ListQuarantinesRequest::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -60,7 +100,10 @@ async fn a_second_quarantine_of_a_pod_names_the_first() {
     let pods = world.deployment("nginx", 1, None).await;
     let first = world.quarantine(&name(pods.first().unwrap())).await;
     let mut alice = world.responder("alice").await;
-    let refused = alice.create_quarantine(world.request(&name(pods.first().unwrap()))).await.unwrap_err();
+    let refused = alice
+        .create_quarantine(world.request(&name(pods.first().unwrap())))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::AlreadyExists);
     assert!(refused.message().contains(&first.name), "{refused}");
 }
@@ -95,7 +138,12 @@ async fn a_node_without_an_agent_is_an_answer_and_not_a_failed_collection() {
     let refused = alice.create_collection(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().contains("the agent of node"), "{refused}");
-    let unknown = ListContainersRequest { node: "nosuch".into() };
+    let unknown = ListContainersRequest {
+        node: "nosuch".into(),
+    };
     let refused = alice.list_containers(unknown).await.unwrap_err();
-    assert!(refused.message().contains("node nosuch does not exist"), "{refused}");
+    assert!(
+        refused.message().contains("node nosuch does not exist"),
+        "{refused}"
+    );
 }

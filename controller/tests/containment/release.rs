@@ -17,7 +17,11 @@ impl World {
             reason: "false alarm".into(),
             force,
         };
-        self.responder("alice").await.release_quarantine(request).await.map(drop)
+        self.responder("alice")
+            .await
+            .release_quarantine(request)
+            .await
+            .map(drop)
     }
 }
 
@@ -35,11 +39,29 @@ async fn release_puts_pod_and_node_back_as_they_were() {
     let kept = world.running("app=nginx", 1).await;
     assert_eq!(label(kept.first().unwrap(), "status"), None);
     let after = world.node(&node_of(suspect)).await;
-    assert_eq!(after.spec.as_ref().unwrap().unschedulable.unwrap_or_default(), false);
-    let taints = |node: &Node| node.spec.clone().and_then(|spec| spec.taints).unwrap_or_default().len();
+    assert_eq!(
+        after
+            .spec
+            .as_ref()
+            .unwrap()
+            .unschedulable
+            .unwrap_or_default(),
+        false
+    );
+    let taints = |node: &Node| {
+        node.spec
+            .clone()
+            .and_then(|spec| spec.taints)
+            .unwrap_or_default()
+            .len()
+    };
     super::world::eventually("the taints are as before", || async {
         let now = world.node(&node_of(suspect)).await;
-        if taints(&now) == taints(&before) { Ok(()) } else { Err(format!("{:?}", now.spec)) }
+        if taints(&now) == taints(&before) {
+            Ok(())
+        } else {
+            Err(format!("{:?}", now.spec))
+        }
     })
     .await;
     assert_eq!(after.metadata.labels, before.metadata.labels);
@@ -48,7 +70,13 @@ async fn release_puts_pod_and_node_back_as_they_were() {
         before.metadata.annotations.unwrap_or_default()
     );
     let policies = Api::<NetworkPolicy>::namespaced(world.client.clone(), &world.namespace);
-    assert!(policies.get_opt("deny-all-suspectpod").await.unwrap().is_none());
+    assert!(
+        policies
+            .get_opt("deny-all-suspectpod")
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -58,14 +86,26 @@ async fn a_node_that_was_cordoned_before_stays_cordoned() {
     let node = node_of(pods.first().unwrap());
     let nodes = Api::<Node>::all(world.client.clone());
     let cordon = |value| Patch::Merge(json!({ "spec": { "unschedulable": value } }));
-    nodes.patch(&node, &PatchParams::default(), &cordon(Some(true))).await.unwrap();
+    nodes
+        .patch(&node, &PatchParams::default(), &cordon(Some(true)))
+        .await
+        .unwrap();
     let done = world.quarantine(&name(pods.first().unwrap())).await;
     world.release(&done.name, false).await.unwrap();
     assert_eq!(world.settled(&done.name).await.phase, "Released");
     let spec = world.node(&node).await.spec.unwrap();
-    nodes.patch(&node, &PatchParams::default(), &cordon(None)).await.unwrap();
+    nodes
+        .patch(&node, &PatchParams::default(), &cordon(None))
+        .await
+        .unwrap();
     assert_eq!(spec.unschedulable, Some(true));
-    assert!(!spec.taints.unwrap_or_default().iter().any(|taint| taint.key == "impound.dev/suspect"));
+    assert!(
+        !spec
+            .taints
+            .unwrap_or_default()
+            .iter()
+            .any(|taint| taint.key == "impound.dev/suspect")
+    );
 }
 
 #[tokio::test]
@@ -76,25 +116,61 @@ async fn two_quarantines_on_one_node_share_it_until_the_last_is_released() {
     let node = node_of(first_pod);
     let more = world.deployment("tomcat", 1, Some(&node)).await;
     let second_pod = more.first().unwrap();
-    assert_eq!(node_of(second_pod), node, "this test needs two pods on one node");
+    assert_eq!(
+        node_of(second_pod),
+        node,
+        "this test needs two pods on one node"
+    );
     let mut keep = world.request(&name(first_pod));
     keep.keep_neighbours = true;
     let mut alice = world.responder("alice").await;
-    let first = alice.create_quarantine(keep).await.unwrap().into_inner().quarantine.unwrap().name;
+    let first = alice
+        .create_quarantine(keep)
+        .await
+        .unwrap()
+        .into_inner()
+        .quarantine
+        .unwrap()
+        .name;
     world.settled(&first).await;
     let second = world.quarantine(&name(second_pod)).await.name;
 
     world.release(&first, false).await.unwrap();
     assert_eq!(world.settled(&first).await.phase, "Released");
     let between = world.node(&node).await.spec.unwrap();
-    assert_eq!(between.unschedulable, Some(true), "the second quarantine still needs the node");
+    assert_eq!(
+        between.unschedulable,
+        Some(true),
+        "the second quarantine still needs the node"
+    );
     let policies = Api::<NetworkPolicy>::namespaced(world.client.clone(), &world.namespace);
-    assert!(policies.get_opt("deny-all-suspectpod").await.unwrap().is_some());
+    assert!(
+        policies
+            .get_opt("deny-all-suspectpod")
+            .await
+            .unwrap()
+            .is_some()
+    );
 
     world.release(&second, false).await.unwrap();
     assert_eq!(world.settled(&second).await.phase, "Released");
-    assert_eq!(world.node(&node).await.spec.unwrap().unschedulable.unwrap_or_default(), false);
-    assert!(policies.get_opt("deny-all-suspectpod").await.unwrap().is_none());
+    assert_eq!(
+        world
+            .node(&node)
+            .await
+            .spec
+            .unwrap()
+            .unschedulable
+            .unwrap_or_default(),
+        false
+    );
+    assert!(
+        policies
+            .get_opt("deny-all-suspectpod")
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -104,7 +180,14 @@ async fn release_is_refused_without_sealed_evidence_unless_forced() {
     let mut request = world.request(&name(pods.first().unwrap()));
     request.skip_collection = false;
     let mut alice = world.responder("alice").await;
-    let quarantine = alice.create_quarantine(request).await.unwrap().into_inner().quarantine.unwrap().name;
+    let quarantine = alice
+        .create_quarantine(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .quarantine
+        .unwrap()
+        .name;
     world.settled(&quarantine).await;
     let refused = world.release(&quarantine, false).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);

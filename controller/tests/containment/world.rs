@@ -69,8 +69,9 @@ impl World {
             Some(cluster) => Kubeconfig::from_yaml(&cluster.kubeconfig()).unwrap(),
             None => Kubeconfig::read_from(&kubeconfig).unwrap(),
         };
-        let mut config =
-            Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.unwrap();
+        let mut config = Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
+            .await
+            .unwrap();
         config.default_retry = false;
         let client = Client::try_from(config).unwrap();
         let namespace = format!("impound-test-{}", uuid::Uuid::new_v4().simple());
@@ -87,8 +88,15 @@ impl World {
         };
         pki::init(&dir.path().join("pki"), &plan).unwrap();
         std::fs::create_dir(dir.path().join("store")).unwrap();
-        let world =
-            Self { client, namespace, memory, dir, kubeconfig, port: free_port(), controller: None };
+        let world = Self {
+            client,
+            namespace,
+            memory,
+            dir,
+            kubeconfig,
+            port: free_port(),
+            controller: None,
+        };
         world.furnish().await;
         world
     }
@@ -119,7 +127,9 @@ impl World {
         self.controller = Some(child);
         eventually("the controller answers", || async {
             let connected = self.try_responder("alice").await;
-            connected.map(drop).map_err(|error| format!("{error}; {}", self.log()))
+            connected
+                .map(drop)
+                .map_err(|error| format!("{error}; {}", self.log()))
         })
         .await;
     }
@@ -136,18 +146,27 @@ impl World {
         self.try_responder(name).await.unwrap()
     }
 
-    async fn try_responder(&self, name: &str) -> Result<ControllerClient<Channel>, tls::ConnectError> {
+    async fn try_responder(
+        &self,
+        name: &str,
+    ) -> Result<ControllerClient<Channel>, tls::ConnectError> {
         let dir = self.dir.path().join("pki/responders").join(name);
         let files = TlsFiles::in_dir(&dir, "controller-ca.crt");
         let (credentials, _) = tls::client_credentials(files, Peers::AnyResponder).unwrap();
         let address = format!("127.0.0.1:{}", self.port);
-        tls::connect(&address, credentials, PeerId::Controller).await.map(ControllerClient::new)
+        tls::connect(&address, credentials, PeerId::Controller)
+            .await
+            .map(ControllerClient::new)
     }
 
     /// Quarantines a pod without collecting and waits until nothing more happens.
     pub(crate) async fn quarantine(&self, pod: &str) -> Quarantine {
         let mut alice = self.responder("alice").await;
-        let created = alice.create_quarantine(self.request(pod)).await.unwrap().into_inner();
+        let created = alice
+            .create_quarantine(self.request(pod))
+            .await
+            .unwrap()
+            .into_inner();
         self.settled(&created.quarantine.unwrap().name).await
     }
 
@@ -185,8 +204,16 @@ impl World {
     }
 
     pub(crate) async fn current(&self, name: &str) -> Quarantine {
-        let request = GetQuarantineRequest { namespace: self.namespace.clone(), name: name.into() };
-        self.responder("alice").await.get_quarantine(request).await.unwrap().into_inner()
+        let request = GetQuarantineRequest {
+            namespace: self.namespace.clone(),
+            name: name.into(),
+        };
+        self.responder("alice")
+            .await
+            .get_quarantine(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     pub(crate) async fn create(&self, object: Value) {
@@ -197,15 +224,25 @@ impl World {
             None => (String::new(), "v1".to_owned()),
         };
         let kind = object["kind"].as_str().unwrap().to_owned();
-        let resource = ApiResource::from_gvk(&GroupVersionKind { group, version, kind });
+        let resource = ApiResource::from_gvk(&GroupVersionKind {
+            group,
+            version,
+            kind,
+        });
         let object: DynamicObject = serde_json::from_value(object).unwrap();
-        let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), &self.namespace, &resource);
+        let api =
+            Api::<DynamicObject>::namespaced_with(self.client.clone(), &self.namespace, &resource);
         api.create(&PostParams::default(), &object).await.unwrap();
     }
 
     /// A Deployment with a Service, and its pods once they run. The first is on a node of its own
     /// choice; `with` are merged into the pod template's spec.
-    pub(crate) async fn deployment(&self, name: &str, replicas: usize, node: Option<&str>) -> Vec<Pod> {
+    pub(crate) async fn deployment(
+        &self,
+        name: &str,
+        replicas: usize,
+        node: Option<&str>,
+    ) -> Vec<Pod> {
         let mut template = json!({
             "metadata": { "labels": { "app": name } },
             "spec": { "terminationGracePeriodSeconds": 1, "containers": [{ "name": name, "image": "busybox:1",
@@ -234,28 +271,47 @@ impl World {
         eventually("pods run", || async {
             let pods = self.pods(labels).await;
             let running = pods.iter().filter(|pod| is_running(pod)).count();
-            if running == count && pods.len() == count { Ok(pods) } else { Err(format!("{running} of {count} run")) }
+            if running == count && pods.len() == count {
+                Ok(pods)
+            } else {
+                Err(format!("{running} of {count} run"))
+            }
         })
         .await
     }
 
     pub(crate) async fn pods(&self, labels: &str) -> Vec<Pod> {
         let api = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
-        api.list(&ListParams::default().labels(labels)).await.unwrap().items
+        api.list(&ListParams::default().labels(labels))
+            .await
+            .unwrap()
+            .items
     }
 
     pub(crate) async fn pod(&self, name: &str) -> Pod {
-        Api::<Pod>::namespaced(self.client.clone(), &self.namespace).get(name).await.unwrap()
+        Api::<Pod>::namespaced(self.client.clone(), &self.namespace)
+            .get(name)
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn node(&self, name: &str) -> Node {
-        Api::<Node>::all(self.client.clone()).get(name).await.unwrap()
+        Api::<Node>::all(self.client.clone())
+            .get(name)
+            .await
+            .unwrap()
     }
 
     /// What the controller asked of the in-memory API, in order.
     pub(crate) fn requests(&self) -> Vec<RequestRecord> {
-        let all = self.memory.as_ref().expect("only the in-memory cluster has a log").requests();
-        all.into_iter().filter(|request| request.user == "impound").collect()
+        let all = self
+            .memory
+            .as_ref()
+            .expect("only the in-memory cluster has a log")
+            .requests();
+        all.into_iter()
+            .filter(|request| request.user == "impound")
+            .collect()
     }
 
     /// Its writes, without those to its own resources, its lease and events.
@@ -267,7 +323,12 @@ impl World {
             .filter(|request| !own.iter().any(|own| request.path.contains(own)))
             .filter(|request| request.status < 300)
             .map(|request| {
-                let path = request.path.split('?').next().unwrap_or_default().to_owned();
+                let path = request
+                    .path
+                    .split('?')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned();
                 format!("{} {path}", request.method)
             })
             .collect()
@@ -281,25 +342,39 @@ impl World {
     async fn furnish(&self) {
         let definitions = Api::<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition>::all(self.client.clone());
         for definition in impound_controller::resources::definitions() {
-            let created = definitions.create(&PostParams::default(), &definition).await;
+            let created = definitions
+                .create(&PostParams::default(), &definition)
+                .await;
             if let Err(error) = created {
-                assert!(matches!(&error, kube::Error::Api(status) if status.code == 409), "{error}");
+                assert!(
+                    matches!(&error, kube::Error::Api(status) if status.code == 409),
+                    "{error}"
+                );
             }
         }
         eventually("the definitions are served", || async {
             for resource in ["quarantines", "collections"] {
                 let path = format!("/apis/impound.dev/v1alpha1/{resource}");
                 let request = http::Request::get(path).body(Vec::new()).unwrap();
-                self.client.request::<Value>(request).await.map_err(|error| error.to_string())?;
+                self.client
+                    .request::<Value>(request)
+                    .await
+                    .map_err(|error| error.to_string())?;
             }
             Ok(())
         })
         .await;
         let namespace = Namespace {
-            metadata: kube::api::ObjectMeta { name: Some(self.namespace.clone()), ..Default::default() },
+            metadata: kube::api::ObjectMeta {
+                name: Some(self.namespace.clone()),
+                ..Default::default()
+            },
             ..Default::default()
         };
-        Api::<Namespace>::all(self.client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+        Api::<Namespace>::all(self.client.clone())
+            .create(&PostParams::default(), &namespace)
+            .await
+            .unwrap();
     }
 }
 
@@ -346,9 +421,17 @@ pub(crate) fn state(quarantine: &Quarantine, step: &str) -> String {
 
 pub(crate) fn is_running(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
-        && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+        && pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref())
+            == Some("Running")
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }

@@ -41,14 +41,26 @@ fn deployment_pod() -> Observed {
     Observed {
         pods_on_node: vec![pod_typed.clone()],
         owner: Some(Owner {
-            reference: pod_typed.metadata.owner_references.clone().unwrap().remove(0),
+            reference: pod_typed
+                .metadata
+                .owner_references
+                .clone()
+                .unwrap()
+                .remove(0),
             raw: Some(json!({})),
             parent: Some(from(json!({
                 "apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "d", "controller": true
             }))),
         }),
-        adopters: vec![Adopter { kind: "ReplicaSet", name: "web".into(), uid: "rs".into(), selector: web }],
-        services: vec![from(json!({ "metadata": { "name": "web" }, "spec": { "selector": { "app": "nginx" } } }))],
+        adopters: vec![Adopter {
+            kind: "ReplicaSet",
+            name: "web".into(),
+            uid: "rs".into(),
+            selector: web,
+        }],
+        services: vec![from(
+            json!({ "metadata": { "name": "web" }, "spec": { "selector": { "app": "nginx" } } }),
+        )],
         policies: vec![],
         node: from(node.clone()),
         node_raw: node,
@@ -58,15 +70,30 @@ fn deployment_pod() -> Observed {
 }
 
 fn spec() -> QuarantineSpec {
-    QuarantineSpec { pod: "web-1".into(), case: "INC-1".into(), reason: "beaconing".into(), ..Default::default() }
+    QuarantineSpec {
+        pod: "web-1".into(),
+        case: "INC-1".into(),
+        reason: "beaconing".into(),
+        ..Default::default()
+    }
 }
 
 fn planned(observed: &Observed) -> Result<Plan, Refusal> {
-    plan(observed, "web-1-f70964d0", &spec(), &[], &Settings::default())
+    plan(
+        observed,
+        "web-1-f70964d0",
+        &spec(),
+        &[],
+        &Settings::default(),
+    )
 }
 
 fn body(plan: &Plan, step: StepName) -> Value {
-    let call = plan.calls.iter().find(|call| call.step == step).expect("the step has a call");
+    let call = plan
+        .calls
+        .iter()
+        .find(|call| call.step == step)
+        .expect("the step has a call");
     serde_json::from_str(&call.body).expect("a body is JSON")
 }
 
@@ -76,7 +103,13 @@ fn a_deployments_pod_is_planned_in_the_safe_order() {
     let steps: Vec<StepName> = plan.calls.iter().map(|call| call.step).collect();
     assert_eq!(
         steps,
-        [StepName::Cordon, StepName::Protect, StepName::Policy, StepName::Strip, StepName::LabelNode]
+        [
+            StepName::Cordon,
+            StepName::Protect,
+            StepName::Policy,
+            StepName::Strip,
+            StepName::LabelNode
+        ]
     );
     assert_eq!(plan.owner, "Deployment web (ReplicaSet web)");
 }
@@ -117,10 +150,17 @@ fn a_selector_that_would_match_again_after_the_strip_is_refused() {
         kind: "ReplicaSet",
         name: "catch-all".into(),
         uid: "other".into(),
-        selector: selector(json!({ "matchExpressions": [{ "key": "app", "operator": "DoesNotExist" }] })),
+        selector: selector(
+            json!({ "matchExpressions": [{ "key": "app", "operator": "DoesNotExist" }] }),
+        ),
     });
     let refusal = planned(&observed).unwrap_err();
-    assert!(refusal.to_string().contains("ReplicaSet catch-all would select pod shop/web-1"), "{refusal}");
+    assert!(
+        refusal
+            .to_string()
+            .contains("ReplicaSet catch-all would select pod shop/web-1"),
+        "{refusal}"
+    );
 }
 
 #[test]
@@ -132,7 +172,9 @@ fn what_another_policy_still_allows_is_said_before_anything_is_done() {
     }))];
     let plan = planned(&observed).unwrap();
     assert!(
-        plan.warnings.iter().any(|warning| warning.starts_with("NetworkPolicy allow-blue still allows ingress")),
+        plan.warnings
+            .iter()
+            .any(|warning| warning.starts_with("NetworkPolicy allow-blue still allows ingress")),
         "{:?}",
         plan.warnings
     );
@@ -145,7 +187,10 @@ fn a_policy_of_our_name_that_does_something_else_is_refused() {
         "metadata": { "name": "deny-all-suspectpod" },
         "spec": { "podSelector": { "matchLabels": { "app": "nginx" } }, "policyTypes": ["Ingress"] },
     }))];
-    assert!(matches!(planned(&observed), Err(Refusal::ForeignPolicy { .. })));
+    assert!(matches!(
+        planned(&observed),
+        Err(Refusal::ForeignPolicy { .. })
+    ));
 }
 
 #[test]
@@ -158,10 +203,15 @@ fn pods_that_cannot_be_contained_safely_are_refused_with_the_reason() {
         ("is a static pod", |observed| {
             observed.pod.metadata.annotations = from(json!({ "kubernetes.io/config.mirror": "x" }));
         }),
-        ("how that controller reacts", |observed| owner_kind(observed, "CloneSet")),
-        ("does not exist any more: its selector is unknown", |observed| {
-            observed.owner.as_mut().unwrap().raw = None;
+        ("how that controller reacts", |observed| {
+            owner_kind(observed, "CloneSet")
         }),
+        (
+            "does not exist any more: its selector is unknown",
+            |observed| {
+                observed.owner.as_mut().unwrap().raw = None;
+            },
+        ),
     ];
     for (expected, change) in cases {
         let mut observed = deployment_pod();
@@ -177,9 +227,15 @@ fn the_consequences_of_each_kind_of_pod_are_said_beforehand() {
     type Change = fn(&mut Observed);
     let cases: [(&str, Change); 8] = [
         ("replaces the pod with a new one", |_| {}),
-        ("starts no replacement as long as", |observed| owner_kind(observed, "StatefulSet")),
-        ("would start a new pod on the suspect node", |observed| owner_kind(observed, "DaemonSet")),
-        ("no longer counts the pod", |observed| owner_kind(observed, "Job")),
+        ("starts no replacement as long as", |observed| {
+            owner_kind(observed, "StatefulSet")
+        }),
+        ("would start a new pod on the suspect node", |observed| {
+            owner_kind(observed, "DaemonSet")
+        }),
+        ("no longer counts the pod", |observed| {
+            owner_kind(observed, "Job")
+        }),
         ("No controller owns the pod", |observed| {
             observed.owner = None;
             observed.adopters.clear();
@@ -198,7 +254,13 @@ fn the_consequences_of_each_kind_of_pod_are_said_beforehand() {
         let mut observed = deployment_pod();
         change(&mut observed);
         let plan = planned(&observed).expect(expected);
-        assert!(plan.warnings.iter().any(|warning| warning.contains(expected)), "{:#?}", plan.warnings);
+        assert!(
+            plan.warnings
+                .iter()
+                .any(|warning| warning.contains(expected)),
+            "{:#?}",
+            plan.warnings
+        );
     }
 }
 
@@ -231,12 +293,18 @@ fn a_job_lets_go_by_its_controller_uid_alone() {
         selector: selector(json!({ "matchLabels": { "batch.kubernetes.io/controller-uid": "j" } })),
     }];
     let plan = planned(&observed).unwrap();
-    assert_eq!(plan.undo.pod.removed, ["batch.kubernetes.io/controller-uid"]);
+    assert_eq!(
+        plan.undo.pod.removed,
+        ["batch.kubernetes.io/controller-uid"]
+    );
 }
 
 #[test]
 fn another_uid_under_the_same_name_is_refused() {
-    let spec = QuarantineSpec { pod_uid: Some("other".into()), ..spec() };
+    let spec = QuarantineSpec {
+        pod_uid: Some("other".into()),
+        ..spec()
+    };
     let refusal = plan(&deployment_pod(), "q", &spec, &[], &Settings::default()).unwrap_err();
     assert!(matches!(refusal, Refusal::OtherUid { .. }));
 }
@@ -244,23 +312,33 @@ fn another_uid_under_the_same_name_is_refused() {
 #[test]
 fn a_second_quarantine_of_the_pod_is_refused_and_names_the_first() {
     let first = quarantine("first", Some(POD_UID), None);
-    let refusal =
-        plan(&deployment_pod(), "second", &spec(), &[first], &Settings::default())
-            .unwrap_err();
+    let refusal = plan(
+        &deployment_pod(),
+        "second",
+        &spec(),
+        &[first],
+        &Settings::default(),
+    )
+    .unwrap_err();
     assert_eq!(
         refusal,
-        Refusal::AlreadyQuarantined { pod: "shop/web-1".into(), by: "first".into() }
+        Refusal::AlreadyQuarantined {
+            pod: "shop/web-1".into(),
+            by: "first".into()
+        }
     );
 }
 
 #[test]
 fn a_node_that_is_quarantined_already_is_undone_to_the_state_before_the_first() {
-    let before = NodeUndo { unschedulable: false, ..NodeUndo::default() };
+    let before = NodeUndo {
+        unschedulable: false,
+        ..NodeUndo::default()
+    };
     let first = quarantine("first", Some("another-pod"), Some(before));
     let mut observed = deployment_pod();
     observed.node.spec.as_mut().unwrap().unschedulable = Some(true);
-    let plan =
-        plan(&observed, "second", &spec(), &[first], &Settings::default()).unwrap();
+    let plan = plan(&observed, "second", &spec(), &[first], &Settings::default()).unwrap();
     assert!(!plan.undo.node.unschedulable);
 }
 
@@ -271,7 +349,10 @@ fn quarantine(name: &str, pod_uid: Option<&str>, node_undo: Option<NodeUndo>) ->
         phase: QuarantinePhase::Contained,
         pod_uid: pod_uid.map(Into::into),
         node: Some("k8s-worker2".into()),
-        undo: node_undo.map(|node| Undo { node, ..Undo::default() }),
+        undo: node_undo.map(|node| Undo {
+            node,
+            ..Undo::default()
+        }),
         ..QuarantineStatus::default()
     });
     quarantine
@@ -297,17 +378,31 @@ fn a_neighbour_is_evicted_or_its_reason_to_stay_is_said() {
         neighbour("tomcat", Some("ReplicaSet"), json!({})),
         neighbour("logs", Some("DaemonSet"), json!({})),
         neighbour("bare", None, json!({})),
-        neighbour("cache", Some("ReplicaSet"), json!({ "/spec": {
-            "containers": [], "volumes": [{ "name": "v", "emptyDir": {} }] } })),
-        neighbour("agent", Some("ReplicaSet"), json!({ "/metadata": {
+        neighbour(
+            "cache",
+            Some("ReplicaSet"),
+            json!({ "/spec": {
+            "containers": [], "volumes": [{ "name": "v", "emptyDir": {} }] } }),
+        ),
+        neighbour(
+            "agent",
+            Some("ReplicaSet"),
+            json!({ "/metadata": {
             "name": "agent", "namespace": "shop", "uid": "agent",
-            "labels": { "app.kubernetes.io/part-of": "impound" } } })),
+            "labels": { "app.kubernetes.io/part-of": "impound" } } }),
+        ),
     ]);
     let plan = planned(&observed).unwrap();
     let said: Vec<(String, EvictionState, String)> = plan
         .evictions
         .iter()
-        .map(|eviction| (eviction.pod.clone(), eviction.state, eviction.message.clone()))
+        .map(|eviction| {
+            (
+                eviction.pod.clone(),
+                eviction.state,
+                eviction.message.clone(),
+            )
+        })
         .collect();
     let expect = |pod: &str, word: &str| {
         assert!(
@@ -317,13 +412,23 @@ fn a_neighbour_is_evicted_or_its_reason_to_stay_is_said() {
             "{pod}: {said:?}"
         );
     };
-    assert!(said.iter().any(|(name, state, _)| name == "tomcat" && *state == EvictionState::Pending));
+    assert!(
+        said.iter()
+            .any(|(name, state, _)| name == "tomcat" && *state == EvictionState::Pending)
+    );
     expect("logs", "DaemonSet");
     expect("bare", "--evict-unmanaged");
     expect("cache", "--delete-emptydir-data");
     expect("agent", "part of Impound");
-    assert!(said.iter().all(|(name, ..)| name != "web-1"), "the suspect is never evicted");
-    let evictions = plan.calls.iter().filter(|call| call.step == StepName::Evict).count();
+    assert!(
+        said.iter().all(|(name, ..)| name != "web-1"),
+        "the suspect is never evicted"
+    );
+    let evictions = plan
+        .calls
+        .iter()
+        .filter(|call| call.step == StepName::Evict)
+        .count();
     assert_eq!(evictions, 1);
 }
 
