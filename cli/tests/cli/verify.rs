@@ -151,7 +151,9 @@ fn a_directory_that_is_none_is_refused() {
         ran.err
     );
     // The case's directory instead of the collection's.
-    let ran = verify(signed.directory().parent().unwrap(), signed.key.path(), &[]);
+    let case = tempfile::tempdir().unwrap();
+    std::fs::create_dir(case.path().join("web-5d4f-x7")).unwrap();
+    let ran = verify(case.path(), signed.key.path(), &[]);
     assert_eq!(ran.code, 1);
     assert!(
         ran.out.contains("manifest.sigstore.json: is not there"),
