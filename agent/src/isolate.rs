@@ -22,7 +22,8 @@
 //! | `CAP_SYS_ADMIN` | all four calls | `setns(2)` into a network namespace, on a thread that then ends |
 //! | `CAP_NET_ADMIN` | Isolate, InspectIsolation, LiftIsolation | the kernel lists and sets rules for nobody else |
 //!
-//! The agent refuses to start with the flag and without these. Seccomp profiles that filter `setns`
+//! The agent refuses to start with the flag and without these. With AppArmor its profile has to be
+//! `Unconfined`: the default one forbids looking at processes outside of it. Seccomp profiles that filter `setns`
 //! only without `CAP_SYS_ADMIN` (Docker's, the kubelet's default) do not hinder it. The node's kernel
 //! needs nf_tables with the family inet (Linux 3.14) and, for case and time in the table, Linux 5.10.
 //!
@@ -30,7 +31,7 @@
 //! - Loopback, unless it is to be dropped too: it cannot leave the pod, and a pod whose containers no
 //!   longer reach each other fails its exec probes and sidecars; the kubelet then restarts containers,
 //!   which costs their writable layer.
-//! - What [`allow`] names, with its answers. **A TCP or HTTP liveness probe comes from the node and is
+//! - What the request allows, with its answers. **A TCP or HTTP liveness probe comes from the node and is
 //!   dropped like all else**: allow the node's address towards the probe's port, or the kubelet kills
 //!   the container after failureThreshold x periodSeconds, and the evidence in it is gone.
 //! - ARP, and with an IPv6 exception neighbour discovery: without it no permitted packet finds its way.
@@ -40,7 +41,7 @@
 //! - `CAP_NET_ADMIN` inside the pod: such a process can remove the table. InspectIsolation then says so;
 //!   call it regularly, and Isolate again.
 //! - `CAP_NET_RAW`, which Docker gives every root container: a packet socket (`AF_PACKET`) sends and
-//!   receives frames that pass no hook of IP. Rules inside the namespace cannot stop it.
+//!   receives frames that come past no hook of the family inet.
 //! - A container of the pod in another network namespace, or one with `CAP_SYS_ADMIN`, which can go to
 //!   one.
 //!
@@ -54,23 +55,23 @@ pub(crate) mod allow;
 pub(crate) mod namespace;
 mod nft;
 pub(crate) mod probe;
+pub(crate) mod record;
 pub(crate) mod rules;
 pub(crate) mod sandbox;
 pub(crate) mod weakness;
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::runtime::{ContainerRuntime, RuntimeError};
-use namespace::{NamespaceError, NetworkNamespace};
+use namespace::NamespaceError;
 use nft::{NftError, Socket};
 use probe::Attempt;
+use record::{Holder, Record};
 use rules::Exceptions;
 use sandbox::{Pod, Sandbox};
 use weakness::Weakness;
@@ -93,17 +94,6 @@ pub(crate) struct Isolation {
     probes: Semaphore,
 }
 
-/// For what a table is there, as recorded in its comment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Holder {
-    pub(crate) case: Label,
-    pub(crate) quarantine: Label,
-}
-
-/// 1 to 64 of `A-Z a-z 0-9 . _ - /`: a table has room for two.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Label(String);
-
 /// Where it happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -118,13 +108,6 @@ pub(crate) struct Isolated {
     pub(crate) replaced: bool,
     pub(crate) record: Option<Record>,
     pub(crate) weaknesses: Vec<Weakness>,
-}
-
-/// What a table says about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Record {
-    pub(crate) holder: Holder,
-    pub(crate) since: SystemTime,
 }
 
 /// What is there.
@@ -310,10 +293,9 @@ impl Isolation {
             .await
             .map_err(|_| IsolateError::Closed)?;
         let sandbox = Sandbox::find(&*self.runtime, pod).await?;
-        let host = NetworkNamespace::host()?;
         let (from_pod, from_node) = tokio::try_join!(
             probe::connect(&sandbox.namespace, from_pod, limit),
-            probe::connect(&host, from_node, limit),
+            probe::connect(&sandbox.host, from_node, limit),
         )?;
         Ok(Probed {
             place: Place::of(&sandbox),
@@ -358,63 +340,6 @@ fn record_of(table: &nft::Table) -> Option<Record> {
     table.comment.as_deref()?.parse().ok()
 }
 
-impl fmt::Display for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Holder { case, quarantine } = &self.holder;
-        let since = prost_types::Timestamp::from(self.since);
-        let seconds = prost_types::Timestamp { nanos: 0, ..since };
-        write!(
-            f,
-            "impound case={case} quarantine={quarantine} since={seconds}"
-        )
-    }
-}
-
-impl FromStr for Record {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut words = text.split(' ');
-        let mut field = |name: &str| words.next().and_then(|word| word.strip_prefix(name));
-        field("impound").filter(|rest| rest.is_empty()).ok_or(())?;
-        let case = field("case=").ok_or(())?.parse().map_err(drop)?;
-        let quarantine = field("quarantine=").ok_or(())?.parse().map_err(drop)?;
-        let since: prost_types::Timestamp = field("since=").ok_or(())?.parse().map_err(drop)?;
-        Ok(Self {
-            holder: Holder { case, quarantine },
-            since: since.try_into().map_err(drop)?,
-        })
-    }
-}
-
-impl FromStr for Label {
-    type Err = LabelError;
-
-    fn from_str(text: &str) -> Result<Self, LabelError> {
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
-        if (1..=64).contains(&text.len()) && text.bytes().all(fits) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(LabelError {
-                found: text.chars().take(200).collect(),
-            })
-        }
-    }
-}
-
-impl fmt::Display for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Not fit to be recorded in a table.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected 1 to 64 of A-Z a-z 0-9 . _ - /, found {found:?}")]
-pub(crate) struct LabelError {
-    found: String,
-}
-
 /// Why a pod was not isolated, inspected, released or probed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IsolateError {
@@ -448,8 +373,10 @@ pub(crate) enum IsolateError {
     NotInForce { differences: Vec<String> },
     #[error("the table was removed but is still there: somebody in the pod sets it")]
     StillThere,
-    #[error("the agent's own network namespace could not be read")]
-    Own { source: io::Error },
+    #[error(
+        "the host's network namespace is not to be seen, so no pod can be told from it: {first}; {runtime}"
+    )]
+    NoHost { first: String, runtime: String },
     #[error("the agent is shutting down")]
     Closed,
     #[error(transparent)]
@@ -458,40 +385,4 @@ pub(crate) enum IsolateError {
     Namespace(#[from] NamespaceError),
     #[error(transparent)]
     Nft(#[from] NftError),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_survives_the_kernel() {
-        let longest = "q".repeat(64);
-        let record = Record {
-            holder: Holder {
-                case: "INC-2026-001".parse().unwrap(),
-                quarantine: longest.parse().unwrap(),
-            },
-            since: SystemTime::UNIX_EPOCH + Duration::from_secs(1_764_000_000),
-        };
-        let text = record.to_string();
-        assert!(
-            text.len() < 255 && text.ends_with("since=2025-11-24T16:00:00Z"),
-            "{text}"
-        );
-        assert_eq!(text.parse(), Ok(record));
-        for broken in [
-            "",
-            "impound",
-            "impound case=a quarantine=b",
-            "impound case=a b quarantine=b since=2025-11-24T16:00:00Z",
-            "impoundcase=a quarantine=b since=2025-11-24T16:00:00Z",
-            "impound case=a quarantine=b since=yesterday",
-        ] {
-            assert_eq!(broken.parse::<Record>(), Err(()), "{broken}");
-        }
-        for label in ["", "a b", "ä", "a=b", &"q".repeat(65)] {
-            assert!(label.parse::<Label>().is_err(), "{label}");
-        }
-    }
 }

@@ -34,6 +34,13 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// The runtime's version. Also the cheapest proof that it answers.
     async fn version(&self) -> Result<String, RuntimeError>;
 
+    /// A process of the runtime itself, which is in the node's own namespaces.
+    async fn process(&self) -> Result<u32, RuntimeError> {
+        Err(RuntimeError::Refused {
+            message: format!("{} does not tell its process", self.name()),
+        })
+    }
+
     /// Every container, running or not.
     async fn containers(&self) -> Result<Vec<Container>, RuntimeError>;
 

@@ -47,7 +47,8 @@ impl Process {
     pub(super) fn namespace(&self) -> Result<NetworkNamespace, NamespaceError> {
         let failed = |errno: rustix::io::Errno| NamespaceError::Process {
             pid: self.pid,
-            what: "its network namespace cannot be opened (the agent needs CAP_SYS_PTRACE)",
+            what: "its network namespace cannot be opened (the agent needs CAP_SYS_PTRACE, and with AppArmor the \
+                   profile Unconfined)",
             source: errno.into(),
         };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -101,11 +102,6 @@ pub(super) struct NetworkNamespace {
 }
 
 impl NetworkNamespace {
-    /// The node's own: that of the first process.
-    pub(super) fn host() -> Result<Self, NamespaceError> {
-        Process::open(1)?.namespace()
-    }
-
     /// Does `work` inside, on a thread of its own that ends with it. No thread that does anything
     /// else ever changes its namespace, so nothing can be left behind in the wrong one.
     pub(super) async fn run<T: Send + 'static>(
@@ -160,7 +156,7 @@ fn enter(file: &OwnedFd, expected: NamespaceId) -> Result<(), NamespaceError> {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NamespaceError {
     /// A process of /proc.
-    #[error("process {pid} of the pod: {what}")]
+    #[error("process {pid}: {what}")]
     Process {
         /// Its number.
         pid: u32,

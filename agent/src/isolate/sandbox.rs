@@ -1,9 +1,10 @@
 //! From a pod to its network namespace: the sandbox that the kubelet's runtime keeps for it.
 
+use impound_proto::tls::explain;
 use serde::Deserialize;
 
 use super::IsolateError;
-use super::namespace::{NetworkNamespace, Process};
+use super::namespace::{NamespaceId, NetworkNamespace, Process};
 use crate::runtime::{Container, ContainerId, ContainerRuntime, RuntimeError, State};
 
 /// A pod, exactly.
@@ -28,6 +29,8 @@ pub(super) struct Sandbox {
     pub(super) id: ContainerId,
     pub(super) process: Process,
     pub(super) namespace: NetworkNamespace,
+    /// The node's own, which it is not.
+    pub(super) host: NetworkNamespace,
     /// Containers of the pod that run, without the sandbox: process and name.
     pub(super) containers: Vec<(Process, String)>,
 }
@@ -71,13 +74,8 @@ impl Sandbox {
         if again.pid != process.pid {
             return Err(IsolateError::Changed { pod: pod.clone() });
         }
-        let own = Process::open(std::process::id())?
-            .namespace_id()
-            .map_err(|source| IsolateError::Own { source })?;
-        if network_mode == "host"
-            || namespace.id == own
-            || namespace.id == NetworkNamespace::host()?.id
-        {
+        let host = Host::of(runtime).await?;
+        if network_mode == "host" || host.has(namespace.id) {
             return Err(IsolateError::HostNetwork { pod: pod.clone() });
         }
         let mut containers = Vec::new();
@@ -97,8 +95,46 @@ impl Sandbox {
             id,
             process,
             namespace,
+            host: host.namespace,
             containers,
         })
+    }
+}
+
+/// Every namespace that must never be isolated.
+struct Host {
+    namespace: NetworkNamespace,
+    others: Vec<NamespaceId>,
+}
+
+impl Host {
+    /// Where the first process and the runtime are (one of the two may be out of sight: a security
+    /// module can hide the first, a proxy can stand before the other), and where the agent is.
+    async fn of(runtime: &dyn ContainerRuntime) -> Result<Self, IsolateError> {
+        let own = Process::open(std::process::id())?.namespace()?.id;
+        let first = Process::open(1).and_then(|process| process.namespace());
+        let runtimes = match runtime.process().await {
+            Ok(pid) => Process::open(pid)
+                .and_then(|process| process.namespace())
+                .map_err(IsolateError::from),
+            Err(error) => Err(error.into()),
+        };
+        let (namespace, others) = match (first, runtimes) {
+            (Ok(first), Ok(runtimes)) => (first, vec![own, runtimes.id]),
+            (Ok(first), Err(_)) => (first, vec![own]),
+            (Err(_), Ok(runtimes)) => (runtimes, vec![own]),
+            (Err(first), Err(runtimes)) => {
+                return Err(IsolateError::NoHost {
+                    first: explain(&first),
+                    runtime: explain(&runtimes),
+                });
+            }
+        };
+        Ok(Self { namespace, others })
+    }
+
+    fn has(&self, id: NamespaceId) -> bool {
+        self.namespace.id == id || self.others.contains(&id)
     }
 }
 

@@ -12,6 +12,9 @@ const NET_ADMIN: u32 = 12;
 const NET_RAW: u32 = 13;
 const SYS_ADMIN: u32 = 21;
 
+/// The node's first process: never a pod's, and out of sight where a security module guards it.
+const FIRST: u32 = 1;
+
 /// Processes that are named; of more only the number is told.
 const NAMED: usize = 5;
 
@@ -106,7 +109,7 @@ fn inside(namespace: NamespaceId, sandbox: u32) -> io::Result<Tally> {
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        if pid == sandbox {
+        if pid == sandbox || pid == FIRST {
             continue;
         }
         // One that has ended since.

@@ -144,6 +144,24 @@ impl ContainerRuntime for Docker {
         })
     }
 
+    async fn process(&self) -> Result<u32, RuntimeError> {
+        let unreachable = |source: std::io::Error| RuntimeError::Unreachable {
+            at: self.socket.clone(),
+            source: source.into(),
+        };
+        let socket = tokio::net::UnixStream::connect(&self.socket);
+        let peer = socket.await.and_then(|socket| socket.peer_cred());
+        let pid = peer.map_err(unreachable)?.pid();
+        // 0 for a process that this process's namespace of process ids does not have.
+        pid.and_then(|pid| u32::try_from(pid).ok())
+            .filter(|pid| *pid != 0)
+            .ok_or_else(|| RuntimeError::Refused {
+                message:
+                    "its process is not to be seen from here: the agent has to run with hostPID"
+                        .to_owned(),
+            })
+    }
+
     async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
         let call = "GET /containers/json";
         let options = ListContainersOptions {

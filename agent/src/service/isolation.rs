@@ -13,12 +13,13 @@ use impound_proto::agent::v1::{
 use tonic::Status;
 
 use super::{Shared, status};
+use crate::isolate::Isolation;
 use crate::isolate::allow::{Allow, Direction, Protocol};
 use crate::isolate::probe::{Attempt, Outcome};
+use crate::isolate::record::{Holder, Label, Record};
 use crate::isolate::rules::Exceptions;
 use crate::isolate::sandbox::Pod;
 use crate::isolate::weakness::{Kind, Weakness};
-use crate::isolate::{Holder, Isolation, Label};
 
 /// Exceptions of one isolation. Each is two rules; a case needs a few.
 const ALLOWED: usize = 64;
@@ -263,9 +264,7 @@ fn targets(field: &str, targets: &[ProbeTarget]) -> Result<Vec<SocketAddr>, Stat
         .collect()
 }
 
-fn record(
-    record: Option<crate::isolate::Record>,
-) -> (Option<prost_types::Timestamp>, String, String) {
+fn record(record: Option<Record>) -> (Option<prost_types::Timestamp>, String, String) {
     match record {
         None => (None, String::new(), String::new()),
         Some(record) => (

@@ -47,13 +47,13 @@ pub(crate) fn isolation(error: &IsolateError) -> Status {
         | IsolateError::Changed { .. }
         | IsolateError::NotItsProcess { .. }
         | IsolateError::HostNetwork { .. }
+        | IsolateError::NoHost { .. }
         | IsolateError::HeldByOther { .. } => Status::failed_precondition(text),
         IsolateError::Namespace(error) if error.not_permitted() => {
             Status::failed_precondition(text)
         }
         IsolateError::NotInForce { .. }
         | IsolateError::StillThere
-        | IsolateError::Own { .. }
         | IsolateError::Namespace(_)
         | IsolateError::Nft(_) => Status::internal(text),
     }

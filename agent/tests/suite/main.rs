@@ -17,6 +17,8 @@ mod capture;
 mod engine;
 mod fake;
 mod images;
+mod isolation;
+mod pod;
 mod process;
 mod refusals;
 mod streams;

@@ -41,11 +41,22 @@ impl World {
         Self::start(Docker::new(crate::engine::SOCKET)).await
     }
 
+    /// The same, allowed to isolate pods.
+    pub async fn isolating() -> Self {
+        crate::engine::require();
+        let runtime = Docker::new(crate::engine::SOCKET);
+        Self::with(runtime, Disk::new("/var/lib/docker", 0), true).await
+    }
+
     pub async fn start(runtime: impl ContainerRuntime) -> Self {
         Self::with_disk(runtime, Disk::new("/var/lib/docker", 0)).await
     }
 
     pub async fn with_disk(runtime: impl ContainerRuntime, disk: Disk) -> Self {
+        Self::with(runtime, disk, false).await
+    }
+
+    async fn with(runtime: impl ContainerRuntime, disk: Disk, allow_isolation: bool) -> Self {
         let pki = tempfile::tempdir().unwrap();
         issue(pki.path());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -57,7 +68,7 @@ impl World {
             disk,
             ready: None,
             drain: Duration::from_secs(20),
-            allow_isolation: false,
+            allow_isolation,
         };
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent.serve(listener, async {
