@@ -24,9 +24,11 @@ use tonic::transport::Channel;
 /// Longest time that `Info` may take: it reads nothing but the runtime's version.
 const INFO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Greatest message from an agent, in bytes: a chunk is 1 MiB at most, and so is a batch of a diff
-/// (4096 paths), unless its paths are extremely long.
-const MESSAGE_LIMIT: usize = 24 << 20;
+/// Greatest message from an agent, in bytes: a chunk is 1 MiB at most, a batch of a diff half of it,
+/// and the list of a pod's containers far less.
+const MESSAGE_LIMIT: usize = 2 << 20;
+/// Longest word of an agent about itself, in characters.
+const WORD_LIMIT: usize = 256;
 
 /// Where a node's agent listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,13 +251,17 @@ impl AgentConnection {
             identity: PeerId::agent(&self.address.name)
                 .map_or_else(|_| self.address.name.clone(), |peer| peer.to_string()),
             certificate_sha256: Sha256::from(self.shown.sha256().unwrap_or_default()),
-            version: self.info.agent_version.clone(),
+            version: word(&self.info.agent_version),
             executable_sha256: executable.map(Sha256::from),
-            runtime: self.info.runtime.clone(),
-            runtime_version: self.info.runtime_version.clone(),
+            runtime: word(&self.info.runtime),
+            runtime_version: word(&self.info.runtime_version),
             clock_offset_ms: Some(self.clock_offset_ms),
         }
     }
+}
+
+fn word(text: &str) -> String {
+    text.chars().take(WORD_LIMIT).collect()
 }
 
 /// The agent read its clock at some moment between our question and its answer: the middle is

@@ -29,8 +29,10 @@ use crate::seal::{CustodyAppender, SealError};
 use crate::store::{Store, StoreError};
 use session::Session;
 
+mod attempt;
 mod before;
 mod diff;
+mod failure;
 mod fetch;
 mod finish;
 mod full;
@@ -84,7 +86,8 @@ pub struct TargetPod {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its metadata.uid.
+    /// Its metadata.uid; of a static pod the annotation `kubernetes.io/config.hash`, which is how the
+    /// runtime knows it.
     pub uid: String,
     /// Name of its Node.
     pub node: String,

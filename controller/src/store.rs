@@ -153,6 +153,9 @@ pub trait Unfinished: Send {
     /// What was re-read.
     fn content(&self) -> Content;
 
+    /// Why its writer had stopped, if it had failed; once.
+    fn take_failure(&mut self) -> Option<StoreError>;
+
     /// Gives it a name in the directory of the intended one: a free `<name>.partial-<n>` of
     /// [`partial_path`], or the intended one if the bytes turn out to be all of it. On failure
     /// the bytes stay behind.

@@ -13,8 +13,6 @@ use wire::diff_message::Message;
 use super::receive::ReceiveError;
 use crate::store::{Content, ObjectWriter};
 
-/// Longest silence: the runtime answers only when it has compared everything.
-const SILENCE: Duration = Duration::from_secs(600);
 /// Most changes of one batch, of the wire contract.
 const BATCH_LIMIT: usize = 4096;
 /// Bytes that are gathered before they go to the writer.
@@ -38,18 +36,21 @@ struct Line<'a> {
     path: &'a str,
 }
 
-/// Receives the whole stream. `watch` is told how many bytes of text have come.
+/// Receives the whole stream. `limit` is asked how long the next message may take, `watch` told how
+/// many bytes of text have come.
 pub(super) async fn receive(
     stream: &mut Streaming<wire::DiffMessage>,
     text: &mut dyn ObjectWriter,
     lines: &mut dyn ObjectWriter,
+    limit: impl Fn() -> Duration,
     watch: impl Fn(u64),
 ) -> Result<ReceivedDiff, ReceiveError> {
     let (mut text, mut lines) = (Output::new(text), Output::new(lines));
-    let received = changes(stream, &mut text, &mut lines, watch).await;
-    // Also of a broken diff: what came is kept.
-    let (text, lines) = (text.end().await?, lines.end().await?);
+    let received = changes(stream, &mut text, &mut lines, limit, watch).await;
+    // Also of a broken diff: what came is kept. The first failure is the one that is reported.
+    let (text, lines) = (text.end().await, lines.end().await);
     let (trailer, changes) = received?;
+    let (text, lines) = (text?, lines?);
     let announced =
         Sha256::try_from(trailer.text_sha256.as_slice()).map_err(|_| ReceiveError::NoDigest)?;
     if text.sha256 != announced {
@@ -81,11 +82,12 @@ async fn changes(
     stream: &mut Streaming<wire::DiffMessage>,
     text: &mut Output<'_>,
     lines: &mut Output<'_>,
+    limit: impl Fn() -> Duration,
     watch: impl Fn(u64),
 ) -> Result<(wire::DiffTrailer, u64), ReceiveError> {
     let mut changes = 0;
     let trailer = loop {
-        match next(stream).await? {
+        match next(stream, limit()).await? {
             Some(Message::Batch(batch)) => {
                 if batch.changes.len() > BATCH_LIMIT {
                     return Err(ReceiveError::Order {
@@ -116,7 +118,7 @@ async fn changes(
             }
         }
     };
-    if next(stream).await?.is_some() {
+    if next(stream, limit()).await?.is_some() {
         return Err(ReceiveError::Order {
             expected: "the end",
             found: "more behind the trailer",
@@ -137,10 +139,13 @@ fn letter(kind: wire::ChangeKind) -> Result<&'static str, ReceiveError> {
     }
 }
 
-async fn next(stream: &mut Streaming<wire::DiffMessage>) -> Result<Option<Message>, ReceiveError> {
-    let message = timeout(SILENCE, stream.message())
+async fn next(
+    stream: &mut Streaming<wire::DiffMessage>,
+    limit: Duration,
+) -> Result<Option<Message>, ReceiveError> {
+    let message = timeout(limit, stream.message())
         .await
-        .map_err(|_| ReceiveError::Silence)??;
+        .map_err(|_| ReceiveError::Silence(limit))??;
     match message {
         None => Ok(None),
         Some(wire::DiffMessage {

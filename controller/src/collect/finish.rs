@@ -1,8 +1,11 @@
 //! The end of a collection: its manifest, made so that a second attempt makes the same bytes, and
 //! its seal.
 
+use std::collections::BTreeMap;
+
 use impound_evidence::{
-    BUNDLE, Completeness, Entry, Event, Manifest, Missing, Node, OMISSIONS, Outcome, Pod, Timestamp,
+    ArtifactRecord, BUNDLE, Completeness, Entry, Event, EvidencePath, Manifest, Missing, Node,
+    OMISSIONS, Outcome, Pod, Timestamp, superseded,
 };
 
 use super::note::{Note, Sealing};
@@ -24,8 +27,8 @@ impl Session<'_> {
             return Ok(None);
         }
         let seal = seal::read(&self.collector.store, &self.collector.signer, &self.at).await;
-        seal.map(|seal| Some(self.described(seal)))
-            .map_err(|error| self.seal_error(error))
+        let seal = seal.map_err(|error| self.seal_error(error))?;
+        Ok(Some(self.described(seal).await))
     }
 
     pub(super) async fn is_sealing(&self) -> bool {
@@ -34,6 +37,11 @@ impl Session<'_> {
 
     /// Ends collecting: from here on the manifest is settled.
     pub(super) async fn begin_sealing(&self) -> Result<(), CollectError> {
+        // No writer is at work any more: what has no name is of an attempt that failed.
+        let left = self.collector.store.leftovers(&self.lock).await;
+        for path in left.map_err(|error| self.store_error(error))? {
+            self.settle(&path, &BTreeMap::new()).await?;
+        }
         let stored = self.all_stored();
         let bytes: u64 = stored.iter().map(|record| record.size).sum();
         let what = format!(
@@ -83,20 +91,19 @@ impl Session<'_> {
             },
             error => self.seal_error(error),
         })?;
-        self.collector
-            .store
-            .save_note(&self.lock, Vec::new())
-            .await
-            .map_err(|error| self.store_error(error))?;
-        Ok(self.described(seal))
+        let sealed = self.described(seal).await;
+        let forgotten = self.collector.store.save_note(&self.lock, Vec::new());
+        forgotten.await.map_err(|error| self.store_error(error))?;
+        Ok(sealed)
     }
 
     fn manifest(&self, note: &Note) -> Option<Manifest> {
         let sealing = note.sealing.as_ref()?;
         let artifacts = self.all_stored();
+        let find = |path: &EvidencePath| artifacts.iter().find(|record| record.path == *path);
         let whole = artifacts
             .iter()
-            .all(|record| record.completeness == Completeness::Complete);
+            .all(|record| record.completeness.is_complete() || superseded(record, find));
         let target = &self.job.target;
         let node_object = self.job.before.iter().find(|(name, _)| name == "node.json");
         Some(Manifest {
@@ -139,30 +146,27 @@ impl Session<'_> {
         })
     }
 
-    fn described(&self, seal: Seal) -> SealedCollection {
-        let missing = seal
-            .manifest
+    async fn described(&self, seal: Seal) -> SealedCollection {
+        let manifest = &seal.manifest;
+        let missing = manifest
             .missing
             .iter()
             .map(|missing| format!("{}: {}", missing.path, missing.reason));
         let incomplete =
-            seal.manifest
-                .artifacts
-                .iter()
-                .filter_map(|record| match &record.completeness {
-                    Completeness::Incomplete { reasons } => Some(format!(
-                        "{}: incomplete: {}",
-                        record.path,
-                        reasons.join("; ")
-                    )),
-                    Completeness::Complete => None,
-                });
+            |record: &ArtifactRecord| match &record.completeness {
+                Completeness::Incomplete { reasons } if !manifest.superseded(record) => Some(
+                    format!("{}: incomplete: {}", record.path, reasons.join("; ")),
+                ),
+                _ => None,
+            };
         SealedCollection {
-            outcome: seal.manifest.outcome,
+            outcome: manifest.outcome,
             manifest_sha256: seal.manifest_sha256,
             location: self.collector.store.location(&self.at),
-            missing: missing.chain(incomplete).collect(),
-            warnings: self.warnings(),
+            missing: missing
+                .chain(manifest.artifacts.iter().filter_map(incomplete))
+                .collect(),
+            warnings: self.noted(|note| note.warnings.clone()).await,
         }
     }
 }

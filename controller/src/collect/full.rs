@@ -4,7 +4,7 @@
 use impound_evidence::{ContainerRole, export_name, image_name};
 
 use super::CollectError;
-use super::fetch::{Ask, Wanted};
+use super::fetch::{Ask, Fetched, Wanted};
 use super::note::Known;
 use super::session::Session;
 
@@ -33,9 +33,12 @@ impl Session<'_> {
                 paths: vec![paths.export],
                 ask,
                 expected_bytes: 0,
+                deadline: None,
             };
-            let exported = self.fetch(&export).await?;
-            let expected = exported.map_or(0, |content| content.size);
+            let expected = match self.fetch(&export).await? {
+                Fetched::Stored(content) => content.size,
+                Fetched::GivenUp(_) => 0,
+            };
             self.image(known, &paths.repository, paths.image, expected)
                 .await?;
         }

@@ -1,19 +1,19 @@
 //! Freezes a container into an image on its node, saves that, and removes it from the node.
 //!
-//! The image is removed only when it is stored and re-read. It is never left behind silently: if it
-//! can't be saved or removed, the manifest, the custody log and a warning say that it is there.
+//! The image's tag is the collection's name, so that no other collection ever names the same image.
+//! It is removed only when it is stored and re-read: until then it may be the only copy of a
+//! container that is gone. It is never left behind silently: if it can't be saved or removed, the
+//! manifest, the custody log and a warning say that it is there.
 
 use impound_evidence::{Alteration, AlterationKind, EvidencePath};
 use impound_proto::agent::v1 as wire;
 use tonic::Code;
 
-use super::fetch::{Ask, Failure, Wanted};
+use super::failure::{COMMIT, Failure, LOOK_UP, cut, within};
+use super::fetch::{Ask, Fetched, Wanted};
 use super::note::{Image, Known};
 use super::session::Session;
 use super::{CollectError, instant};
-
-/// The tag that the runtime gives an image without one.
-const TAG: &str = "latest";
 
 impl Session<'_> {
     /// `repository`: the image's name. `path`: where its archive goes. `expected`: estimate of its
@@ -25,105 +25,103 @@ impl Session<'_> {
         path: EvidencePath,
         expected: u64,
     ) -> Result<(), CollectError> {
-        let reference = format!("{repository}:{TAG}");
-        let image = self
-            .noted(|note| note.images.get(&reference).map(|image| image.made))
+        let reference = format!("{repository}:{}", self.at.name);
+        let noted = self
+            .noted(|note| note.images.get(&reference).cloned())
             .await;
         if self.stored(&path).is_some() {
             // The crash came between storing and removing.
-            return if image.is_some() {
-                self.remove(&reference).await
-            } else {
-                Ok(())
+            return match noted {
+                Some(_) => self.remove(&reference).await,
+                None => Ok(()),
             };
         }
-        if image != Some(true) || !self.is_on_node(&reference).await? {
-            self.board.running(&path, 1, expected);
-            if let Err(why) = self.commit(known, repository, &reference).await? {
-                self.record_failed(&format!("{path}, commit"), &why).await?;
-                self.miss(&path, false, why);
-                return Ok(());
+        if let Some(Image { id: Some(id) }) = noted {
+            // Made by a run that was interrupted. Made again only if it is surely gone.
+            match self.save(&path, &reference, Some(&id), expected).await? {
+                Fetched::Stored(_) => return self.remove(&reference).await,
+                Fetched::GivenUp(Some(Code::NotFound)) => {}
+                Fetched::GivenUp(_) => return self.left_on_node(&reference).await,
             }
         }
-        let node = self.job.target.node.as_str();
-        let wanted = Wanted {
-            node,
-            paths: vec![path.clone()],
-            ask: Ask::Save {
-                reference: &reference,
-            },
-            expected_bytes: expected,
-        };
-        if self.fetch(&wanted).await?.is_some() {
-            return self.remove(&reference).await;
+        self.board.running(&path, 1, expected);
+        let made = self.commit(known, repository, &reference).await?;
+        // Also after a commit that failed: its answer may have been lost, or an earlier run's.
+        let id = made.as_ref().ok().map(String::as_str);
+        match (self.save(&path, &reference, id, expected).await?, made) {
+            (Fetched::Stored(_), Ok(_)) => self.remove(&reference).await,
+            (Fetched::Stored(_), Err(_)) => {
+                let image = self.stored(&path).map(|record| record.source_id);
+                self.note_made(known, &reference, image.unwrap_or_default())
+                    .await?;
+                self.remove(&reference).await
+            }
+            (Fetched::GivenUp(Some(Code::NotFound)), Err(why)) => {
+                // There is none: the commit's reason is the one.
+                self.miss(&path, false, why);
+                self.note(|note| note.images.remove(&reference))
+                    .await
+                    .map(drop)
+            }
+            (Fetched::GivenUp(_), Ok(_)) => self.left_on_node(&reference).await,
+            (Fetched::GivenUp(_), Err(why)) => {
+                self.miss(&path, false, why);
+                self.left_on_node(&reference).await
+            }
         }
-        let warning = format!(
-            "image {reference} stays on node {node}, because it could not be saved; another collection makes it anew, or remove it with `docker image rm {reference}`"
-        );
-        self.record_failed(&format!("image {reference} on node {node}"), &warning)
-            .await?;
-        self.warn(warning);
-        Ok(())
     }
 
-    /// Makes the image; the reason if it can't be had.
+    async fn save(
+        &self,
+        path: &EvidencePath,
+        reference: &str,
+        image: Option<&str>,
+        expected_bytes: u64,
+    ) -> Result<Fetched, CollectError> {
+        let wanted = Wanted {
+            node: &self.job.target.node,
+            paths: vec![path.clone()],
+            ask: Ask::Save { reference, image },
+            expected_bytes,
+            deadline: None,
+        };
+        self.fetch(&wanted).await
+    }
+
+    /// Makes the image and returns its id; the reason if it can't be had.
     async fn commit(
         &self,
         known: &Known,
         repository: &str,
         reference: &str,
-    ) -> Result<Result<(), String>, CollectError> {
-        self.note(|note| {
-            note.images
-                .insert(reference.to_owned(), Image { made: false })
-        })
-        .await?;
+    ) -> Result<Result<String, String>, CollectError> {
+        self.note(|note| note.images.insert(reference.to_owned(), Image { id: None }))
+            .await?;
         let attempts = self.collector.retry.attempts.max(1);
-        let mut why = String::new();
-        for attempt in 1..=attempts {
-            if attempt > 1 {
-                tokio::time::sleep(self.collector.retry.before(attempt)).await;
-            }
+        let mut attempt = 1;
+        loop {
             let failure = match self.commit_once(known, repository).await {
                 Ok(made) => {
+                    let id = made.image_id.clone();
                     self.note_commit(known, reference, made).await?;
-                    return Ok(Ok(()));
+                    return Ok(Ok(id));
                 }
                 Err(failure) => failure,
             };
-            let (code, channel) = match &failure {
-                Failure::Attempt { code, channel, .. } => (*code, *channel),
-                Failure::Fatal(_) => (None, false),
-            };
-            let again;
-            (why, again) = failure.reason()?;
-            if channel {
+            if failure.is_of_channel() {
                 self.disconnect(&self.job.target.node).await;
             }
-            // An image of that name is one that a run of ours has left: made anew.
-            let stale = code == Some(Code::FailedPrecondition)
-                && self
-                    .remove_once(reference)
-                    .await
-                    .is_ok_and(|removed| removed);
-            if stale {
-                self.note_removal(reference, "an earlier image of the same name was removed")
-                    .await?;
-                self.note(|note| {
-                    note.images
-                        .insert(reference.to_owned(), Image { made: false })
-                })
+            // More attempts don't make room.
+            let full = failure.code() == Some(Code::ResourceExhausted);
+            let (why, again) = failure.reason()?;
+            self.record_failed(&format!("commit of {reference}, attempt {attempt}"), &why)
                 .await?;
-            } else if !again || code == Some(Code::ResourceExhausted) {
-                break;
+            if !again || full || attempt >= attempts {
+                return Ok(Err(format!("the container could not be committed: {why}")));
             }
+            attempt += 1;
+            tokio::time::sleep(self.collector.retry.before(attempt)).await;
         }
-        // A commit whose answer was lost may have made it all the same.
-        if let Ok(true) = self.remove_once(reference).await {
-            self.note_removal(reference, "an image whose commit had failed was removed")
-                .await?;
-        }
-        Ok(Err(format!("the container could not be committed: {why}")))
     }
 
     async fn commit_once(
@@ -131,11 +129,11 @@ impl Session<'_> {
         known: &Known,
         repository: &str,
     ) -> Result<wire::CommitResponse, Failure> {
-        let mut client = self.connection(&self.job.target.node).await?.client.clone();
+        let connection = self.connection(&self.job.target.node).await?;
         let message = wire::CommitRequest {
             container_id: known.container.id.clone(),
             repository: repository.to_owned(),
-            tag: TAG.to_owned(),
+            tag: self.at.name.to_string(),
             message: format!("impound case {}: {}", self.at.case, self.job.reason),
             author: self.job.requested_by.clone(),
             labels: [(
@@ -146,38 +144,16 @@ impl Session<'_> {
             case_id: self.at.case.to_string(),
             pause: self.job.pause,
         };
-        let answer = client.commit(self.request(message)).await;
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| Failure::status(&status))
-    }
-
-    /// Whether the image that an interrupted run has made can still be saved.
-    async fn is_on_node(&self, reference: &str) -> Result<bool, CollectError> {
-        let connection = match self.connection(&self.job.target.node).await {
-            Ok(connection) => connection,
-            Err(Failure::Fatal(error)) => return Err(error),
-            Err(Failure::Attempt { .. }) => return Ok(false),
-        };
-        let message = wire::SaveImageRequest {
-            reference: reference.to_owned(),
-        };
-        Ok(connection
-            .client
-            .clone()
-            .save_image(self.request(message))
-            .await
-            .is_ok())
+        let mut client = connection.client.clone();
+        within(COMMIT, client.commit(self.request(message))).await
     }
 
     /// Removes a stored image from the node; a warning if that fails.
     async fn remove(&self, reference: &str) -> Result<(), CollectError> {
+        let node = &self.job.target.node;
         let attempts = self.collector.retry.attempts.max(1);
-        let mut why = String::new();
-        for attempt in 1..=attempts {
-            if attempt > 1 {
-                tokio::time::sleep(self.collector.retry.before(attempt)).await;
-            }
+        let mut attempt = 1;
+        let why = loop {
             let failure = match self.remove_once(reference).await {
                 Ok(true) => {
                     return self
@@ -191,37 +167,44 @@ impl Session<'_> {
                 }
                 Err(failure) => failure,
             };
-            if let Failure::Attempt { channel: true, .. } = &failure {
-                self.disconnect(&self.job.target.node).await;
+            if failure.is_of_channel() {
+                self.disconnect(node).await;
             }
-            let again;
-            (why, again) = failure.reason()?;
-            if !again {
-                break;
+            let (why, again) = failure.reason()?;
+            if !again || attempt >= attempts {
+                break why;
             }
-        }
-        let node = &self.job.target.node;
+            attempt += 1;
+            tokio::time::sleep(self.collector.retry.before(attempt)).await;
+        };
         let warning = format!(
             "image {reference} is stored but could not be removed from node {node}: {why}; remove it with `docker image rm {reference}`"
         );
-        self.record_failed(
+        self.warn(
             &format!("removing image {reference} from node {node}"),
-            &warning,
+            warning,
         )
-        .await?;
-        self.warn(warning);
-        Ok(())
+        .await
     }
 
     async fn remove_once(&self, reference: &str) -> Result<bool, Failure> {
-        let mut client = self.connection(&self.job.target.node).await?.client.clone();
+        let connection = self.connection(&self.job.target.node).await?;
         let message = wire::RemoveImageRequest {
             reference: reference.to_owned(),
         };
-        let answer = client.remove_image(self.request(message)).await;
-        answer
-            .map(|answer| answer.into_inner().removed)
-            .map_err(|status| Failure::status(&status))
+        let mut client = connection.client.clone();
+        let answer = within(LOOK_UP, client.remove_image(self.request(message))).await?;
+        Ok(answer.removed)
+    }
+
+    /// The image could not be saved: it stays, as it may be the only copy.
+    async fn left_on_node(&self, reference: &str) -> Result<(), CollectError> {
+        let node = &self.job.target.node;
+        let warning = format!(
+            "image {reference} may be on node {node} and could not be saved; save it there with `docker save`, then remove it with `docker image rm {reference}`"
+        );
+        self.warn(&format!("image {reference} on node {node}"), warning)
+            .await
     }
 
     async fn note_commit(
@@ -230,48 +213,82 @@ impl Session<'_> {
         reference: &str,
         made: wire::CommitResponse,
     ) -> Result<(), CollectError> {
-        let container = &known.container.id;
+        let id = cut(made.image_id);
+        let (started, finished) = (instant(made.started), instant(made.finished));
         let done = |kind, effect: String| Alteration {
             kind,
-            source_id: container.clone(),
-            api_call: format!(
-                "POST /commit?container={container}&pause={}",
-                self.job.pause
-            ),
+            source_id: known.container.id.clone(),
+            api_call: self.commit_call(known),
             effect,
-            started: instant(made.started),
-            finished: instant(made.finished),
+            started,
+            finished,
         };
         self.note(|note| {
             if self.job.pause {
                 let effect = "the container stood still while its image was made";
-                note.alterations
-                    .push(done(AlterationKind::Pause, effect.to_owned()));
+                let pause = done(AlterationKind::Pause, effect.to_owned());
+                note.alterations.push(pause);
             }
-            let effect = format!(
-                "image {} ({}) was made on the node's disk",
-                made.reference, made.image_id
-            );
+            let effect = format!("image {reference} ({id}) was made on the node's disk");
             note.alterations.push(done(AlterationKind::Commit, effect));
             note.images
-                .insert(reference.to_owned(), Image { made: true });
+                .insert(reference.to_owned(), Image { id: Some(id) });
+        })
+        .await
+    }
+
+    /// An image whose commit was never answered, but that is there.
+    async fn note_made(
+        &self,
+        known: &Known,
+        reference: &str,
+        image: String,
+    ) -> Result<(), CollectError> {
+        let paused = if self.job.pause {
+            "; the container stood still meanwhile"
+        } else {
+            ""
+        };
+        let made = Alteration {
+            kind: AlterationKind::Commit,
+            source_id: known.container.id.clone(),
+            api_call: self.commit_call(known),
+            effect: format!(
+                "image {reference} ({image}) was made on the node's disk{paused}; when is not known, as the answer was lost"
+            ),
+            started: None,
+            finished: None,
+        };
+        self.note(|note| {
+            note.alterations.push(made);
+            note.images
+                .insert(reference.to_owned(), Image { id: Some(image) });
         })
         .await
     }
 
     async fn note_removal(&self, reference: &str, effect: &str) -> Result<(), CollectError> {
-        let removal = Alteration {
+        let removal = |image: &str| Alteration {
             kind: AlterationKind::RemoveImage,
-            source_id: reference.to_owned(),
+            source_id: image.to_owned(),
             api_call: format!("DELETE /images/{reference}"),
             effect: effect.to_owned(),
             started: None,
             finished: None,
         };
         self.note(|note| {
+            let image = note.images.remove(reference).and_then(|image| image.id);
+            let removal = removal(image.as_deref().unwrap_or(reference));
             note.alterations.push(removal);
-            note.images.remove(reference);
         })
         .await
+    }
+
+    fn commit_call(&self, known: &Known) -> String {
+        let container = &known.container.id;
+        format!(
+            "POST /commit?container={container}&pause={}",
+            self.job.pause
+        )
     }
 }

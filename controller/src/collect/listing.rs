@@ -1,14 +1,14 @@
 //! Which containers the node has, what they are called in the evidence, and the channel to ask.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use impound_evidence::{Container, ContainerRole, EvidencePath, Pod, export_name, short_id};
 use impound_proto::CASE_METADATA;
 use impound_proto::agent::v1 as wire;
 
-use super::fetch::Failure;
-use super::note::Known;
+use super::failure::{Failure, LOOK_UP, cut, within};
+use super::note::{Known, Note};
 use super::session::Session;
 use super::{CollectError, TargetPod, instant};
 use crate::agents::AgentConnection;
@@ -16,6 +16,8 @@ use crate::agents::AgentConnection;
 /// Difference between two readings of an agent's clock, in milliseconds, from which on the manifest
 /// lists both: below it lies what a busy network adds to a measurement.
 const CLOCK_STEP: u64 = 1000;
+/// Most containers of one pod: restarts leave some, and the kubelet removes them.
+const CONTAINERS: usize = 1000;
 
 impl Session<'_> {
     /// The containers of `pods` on their node that are not sandboxes, and those of the same role that
@@ -26,16 +28,21 @@ impl Session<'_> {
         pods: &[TargetPod],
         role: ContainerRole,
     ) -> Result<Vec<Known>, CollectError> {
-        let nodes: BTreeSet<&str> = pods.iter().map(|pod| pod.node.as_str()).collect();
-        for node in nodes {
-            let pods: Vec<&TargetPod> = pods.iter().filter(|pod| pod.node == node).collect();
-            match self.listed(node).await? {
-                Ok(containers) => self.note_containers(&pods, role, &containers).await?,
-                Err(why) => {
-                    self.record_failed(&format!("listing the containers of node {node}"), &why)
-                        .await?;
-                    for pod in pods {
-                        self.miss(&self.pod_directory(pod)?, false, why.clone());
+        // Once a node's agent has not answered, its other pods are not asked for one by one.
+        let mut silent: BTreeMap<&str, String> = BTreeMap::new();
+        for pod in pods {
+            let listed = match silent.get(pod.node.as_str()) {
+                Some(why) => Err((why.clone(), false)),
+                None => self.listed(pod).await?,
+            };
+            match listed {
+                Ok(containers) => self.note_containers(pod, role, containers).await?,
+                Err((why, of_node)) => {
+                    self.miss(&self.pod_directory(pod)?, false, why.clone());
+                    if of_node {
+                        let what = format!("listing the containers of node {}", pod.node);
+                        self.record_failed(&what, &why).await?;
+                        silent.insert(&pod.node, why);
                     }
                 }
             }
@@ -97,111 +104,104 @@ impl Session<'_> {
         request
     }
 
-    /// All containers of a node, or why not after every attempt.
+    /// The containers of a pod; or why they can't be listed after every attempt, and whether that is
+    /// so for every pod of its node.
     async fn listed(
         &self,
-        node: &str,
-    ) -> Result<Result<Vec<wire::Container>, String>, CollectError> {
+        pod: &TargetPod,
+    ) -> Result<Result<Vec<wire::Container>, (String, bool)>, CollectError> {
         let mut attempt = 1;
         loop {
-            let failure = match self.list(node).await {
+            let failure = match self.list(pod).await {
                 Ok(containers) => return Ok(Ok(containers)),
                 Err(failure) => failure,
             };
+            let of_node = failure.is_of_channel();
             let (why, again) = failure.reason()?;
             if !again || attempt >= self.collector.retry.attempts {
-                return Ok(Err(why));
+                return Ok(Err((why, of_node)));
             }
             attempt += 1;
-            self.disconnect(node).await;
+            self.disconnect(&pod.node).await;
             tokio::time::sleep(self.collector.retry.before(attempt)).await;
         }
     }
 
-    async fn list(&self, node: &str) -> Result<Vec<wire::Container>, Failure> {
-        let mut client = self.connection(node).await?.client.clone();
-        let answer = client
-            .list_containers(self.request(wire::ListContainersRequest { pod: None }))
-            .await;
-        answer
-            .map(|answer| answer.into_inner().containers)
-            .map_err(|status| Failure::status(&status))
+    async fn list(&self, pod: &TargetPod) -> Result<Vec<wire::Container>, Failure> {
+        let connection = self.connection(&pod.node).await?;
+        let selector = wire::PodSelector {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        };
+        let message = wire::ListContainersRequest {
+            pod: Some(selector),
+        };
+        let mut client = connection.client.clone();
+        let answer = within(LOOK_UP, client.list_containers(self.request(message))).await?;
+        Ok(answer.containers)
     }
 
     async fn note_containers(
         &self,
-        pods: &[&TargetPod],
+        pod: &TargetPod,
         role: ContainerRole,
-        listed: &[wire::Container],
+        listed: Vec<wire::Container>,
     ) -> Result<(), CollectError> {
+        let below = self.pod_directory(pod)?;
+        self.had(&below);
+        if listed.len() > CONTAINERS {
+            let why = format!(
+                "the agent listed {} containers, only the newest {CONTAINERS} are collected",
+                listed.len()
+            );
+            self.miss(&below, true, why);
+        }
+        // The agent selects; its answer is checked all the same. By uid: a pod that was re-created
+        // under the same name is another pod.
+        let of_pod = |container: &wire::Container| {
+            !container.sandbox
+                && container.pod_namespace == pod.namespace
+                && container.pod_name == pod.name
+                && container.pod_uid == pod.uid
+        };
         let mut found = Vec::new();
-        for pod in pods {
-            let named = |container: &&wire::Container| {
-                !container.sandbox
-                    && container.pod_namespace == pod.namespace
-                    && container.pod_name == pod.name
-            };
-            let mut of_pod: Vec<_> = listed
-                .iter()
-                .filter(named)
-                .filter(|container| container.pod_uid == pod.uid)
-                .collect();
-            if of_pod.is_empty() {
-                // The kubelet labels a static pod's containers with a hash of its file, not with the
-                // uid of the API. A uid of the API has dashes: that would be another pod of the name.
-                of_pod = listed
-                    .iter()
-                    .filter(named)
-                    .filter(|container| !container.pod_uid.contains('-'))
-                    .collect();
-            }
-            if of_pod.is_empty() {
-                let known = self
-                    .noted(|note| {
-                        note.containers
-                            .iter()
-                            .any(|known| is_of(&known.container.pod, pod))
-                    })
-                    .await;
-                if !known {
-                    let why = format!(
-                        "the runtime of node {} has no container of pod {}/{}",
-                        pod.node, pod.namespace, pod.name
-                    );
-                    self.miss(&self.pod_directory(pod)?, false, why);
-                }
-            }
-            for container in of_pod {
-                if short_id(&container.id).is_err() {
-                    let why = format!(
-                        "the agent listed a container whose id is none: {:?}",
-                        container.id
-                    );
-                    self.miss(&self.pod_directory(pod)?, false, why);
-                    continue;
-                }
-                found.push((self.pod_directory(pod)?, described(container, pod, role)));
+        for container in listed.into_iter().take(CONTAINERS).filter(of_pod) {
+            if short_id(&container.id).is_ok() {
+                found.push(described(container, pod, role));
+            } else {
+                let id = cut(container.id);
+                let why = format!("the agent listed a container whose id is none: {id:?}");
+                self.miss(&below, false, why);
             }
         }
+        let known = |note: &Note| {
+            note.containers
+                .iter()
+                .any(|known| is_of(&known.container.pod, pod))
+        };
+        if found.is_empty() && !self.noted(known).await {
+            let why = format!(
+                "the runtime of node {} has no container of pod {}/{} with uid {}",
+                pod.node, pod.namespace, pod.name, pod.uid
+            );
+            self.miss(&below, false, why);
+        }
         self.note(|note| {
-            for (below, container) in found {
-                if note
-                    .containers
-                    .iter()
-                    .any(|known| known.container.id == container.id)
-                {
+            for container in found {
+                let is_same = |known: &Known| known.container.id == container.id;
+                if note.containers.iter().any(is_same) {
                     continue;
                 }
-                let taken = |directory: &EvidencePath| {
-                    note.containers
-                        .iter()
-                        .any(|known| known.directory == *directory)
-                };
                 let names = directories(&container);
-                let free = names
-                    .iter()
-                    .filter_map(|name| below.join(name).ok())
-                    .find(|directory| !taken(directory));
+                let free =
+                    names
+                        .iter()
+                        .filter_map(|name| below.join(name).ok())
+                        .find(|directory| {
+                            let is_taken = |known: &Known| known.directory == *directory;
+                            !note.containers.iter().any(is_taken)
+                        });
                 if let Some(directory) = free {
                     note.containers.push(Known {
                         container,
@@ -243,7 +243,7 @@ fn is_of(of: &Pod, pod: &TargetPod) -> bool {
     of.namespace == pod.namespace && of.name == pod.name && of.uid == pod.uid
 }
 
-fn described(container: &wire::Container, pod: &TargetPod, role: ContainerRole) -> Container {
+fn described(container: wire::Container, pod: &TargetPod, role: ContainerRole) -> Container {
     let state = container.state().as_str_name();
     Container {
         role,
@@ -252,11 +252,11 @@ fn described(container: &wire::Container, pod: &TargetPod, role: ContainerRole) 
             name: pod.name.clone(),
             uid: pod.uid.clone(),
         },
-        name: container.container_name.clone(),
-        id: container.id.clone(),
+        name: cut(container.container_name),
+        id: container.id,
         attempt: container.attempt,
-        image: container.image.clone(),
-        image_id: container.image_id.clone(),
+        image: cut(container.image),
+        image_id: cut(container.image_id),
         state: state
             .strip_prefix("CONTAINER_STATE_")
             .unwrap_or(state)

@@ -24,6 +24,8 @@ pub(super) struct Note {
     pub(super) begun: BTreeMap<EvidencePath, Begun>,
     /// Images that were made and may still be on the node, by reference.
     pub(super) images: BTreeMap<String, Image>,
+    /// What somebody should look after.
+    pub(super) warnings: Vec<String>,
     /// Set when collecting is over: from then on nothing but the seal changes.
     pub(super) sealing: Option<Sealing>,
 }
@@ -54,8 +56,8 @@ pub(super) struct Begun {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Image {
-    /// Whether the agent has said that it was made, so that it is ours and no older one.
-    pub(super) made: bool,
+    /// Full id, once the agent has said that it was made.
+    pub(super) id: Option<String>,
 }
 
 /// What a manifest needs so that a second attempt makes the same bytes.

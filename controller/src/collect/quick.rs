@@ -1,7 +1,10 @@
 //! The quick stage: inspect and diff of every container on the node, before anything is evicted.
 
+use std::time::Duration;
+
 use futures::{TryStreamExt as _, stream};
 use impound_evidence::{ContainerRole, EvidencePath};
+use tokio::time::Instant;
 
 use super::CollectError;
 use super::fetch::{Ask, Wanted};
@@ -11,6 +14,9 @@ use super::session::Session;
 /// Containers that are asked about at the same time: the runtime walks each one's file system for
 /// a diff, and a node has work to do besides.
 const AT_ONCE: usize = 4;
+/// Longest time for one container: evictions wait for this stage, and a diff of millions of files
+/// takes minutes.
+const ONE: Duration = Duration::from_secs(15 * 60);
 
 impl Session<'_> {
     pub(super) async fn quick_stage(&self) -> Result<(), CollectError> {
@@ -44,12 +50,14 @@ impl Session<'_> {
 
     async fn quick_one(&self, node: &str, known: &Known) -> Result<(), CollectError> {
         let container = known.container.id.as_str();
+        let deadline = Some(Instant::now() + ONE);
         let [inspect, text, lines] = self.quick_paths(known)?;
         let inspected = Wanted {
             node,
             paths: vec![inspect],
             ask: Ask::Inspect { container },
             expected_bytes: 0,
+            deadline,
         };
         self.fetch(&inspected).await?;
         let diffed = Wanted {
@@ -57,6 +65,7 @@ impl Session<'_> {
             paths: vec![text, lines],
             ask: Ask::Diff { container },
             expected_bytes: 0,
+            deadline,
         };
         self.fetch(&diffed).await.map(drop)
     }

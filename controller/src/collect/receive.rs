@@ -19,11 +19,11 @@ use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use wire::artifact_message::Message;
 
+use super::failure::cut;
 use crate::store::{Content, ObjectWriter, StoreError};
 
-/// Longest silence within a stream. `docker save` writes a whole image to the node's disk before
-/// its first byte; a dead connection is noticed much sooner, by HTTP/2's keep-alive.
-const SILENCE: Duration = Duration::from_secs(600);
+/// Most reasons for an artifact's incompleteness that are recorded.
+const REASONS: usize = 16;
 /// Chunks that wait to be hashed.
 const QUEUE: usize = 4;
 /// Most bytes of one chunk, of the wire contract.
@@ -46,8 +46,8 @@ pub(super) enum ReceiveError {
     #[error("the agent's stream broke off: {}", explain(.0))]
     Status(#[from] Status),
     /// Nothing came.
-    #[error("the agent sent nothing for {} s", SILENCE.as_secs())]
-    Silence,
+    #[error("the agent sent nothing for {} s", .0.as_secs())]
+    Silence(Duration),
     /// Messages in another order than the contract says.
     #[error("expected {expected}, the agent sent {found}")]
     Order {
@@ -94,11 +94,12 @@ pub(super) enum ReceiveError {
     HasherLost,
 }
 
-/// The header that begins every stream.
+/// The header that begins every stream, if it comes within `limit`.
 pub(super) async fn header(
     stream: &mut Streaming<wire::ArtifactMessage>,
+    limit: Duration,
 ) -> Result<wire::ArtifactHeader, ReceiveError> {
-    match next(stream).await? {
+    match next(stream, limit).await? {
         Some(Message::Header(header)) => Ok(header),
         other => Err(ReceiveError::Order {
             expected: "a header",
@@ -107,18 +108,20 @@ pub(super) async fn header(
     }
 }
 
-/// Everything behind the header. `watch` is told how many bytes have come.
+/// Everything behind the header. `limit` is asked how long the next message may take, `watch` told
+/// how many bytes have come.
 pub(super) async fn body(
     stream: &mut Streaming<wire::ArtifactMessage>,
     writer: &mut dyn ObjectWriter,
     is_tar: bool,
+    limit: impl Fn() -> Duration,
     watch: impl Fn(u64),
 ) -> Result<Received, ReceiveError> {
     let (to_hash, chunks) = mpsc::channel(QUEUE);
     let hashing = tokio::task::spawn_blocking(move || hash(chunks, is_tar));
     let mut at = 0;
     let trailer = loop {
-        match next(stream).await? {
+        match next(stream, limit()).await? {
             Some(Message::Chunk(chunk)) => {
                 if chunk.offset != at {
                     return Err(ReceiveError::Gap {
@@ -147,7 +150,7 @@ pub(super) async fn body(
         }
     };
     // An error status behind the trailer takes it back.
-    if let Some(more) = next(stream).await? {
+    if let Some(more) = next(stream, limit()).await? {
         return Err(ReceiveError::Order {
             expected: "the end",
             found: name(Some(&more)),
@@ -174,19 +177,18 @@ pub(super) async fn body(
 
 /// The agent's word, unless the bytes themselves say otherwise.
 fn verdict(trailer: &wire::ArtifactTrailer, tar: Option<Completeness>) -> Completeness {
+    let theirs = trailer.reasons.iter().take(REASONS).cloned().map(cut);
     let mut reasons = match trailer.completeness() {
         wire::Completeness::Complete => Vec::new(),
-        wire::Completeness::Incomplete if !trailer.reasons.is_empty() => trailer.reasons.clone(),
+        wire::Completeness::Incomplete if !trailer.reasons.is_empty() => theirs.collect(),
         wire::Completeness::Incomplete => vec!["the agent gave no reason".to_owned()],
         wire::Completeness::Unspecified => {
             vec!["the agent did not say whether it is complete".to_owned()]
         }
     };
     if let Some(Completeness::Incomplete { reasons: ours }) = tar {
-        reasons.extend(
-            ours.into_iter()
-                .filter(|reason| !trailer.reasons.contains(reason)),
-        );
+        let new = |reason: &String| !trailer.reasons.contains(reason);
+        reasons.extend(ours.into_iter().filter(new));
     }
     if reasons.is_empty() {
         Completeness::Complete
@@ -209,10 +211,11 @@ fn hash(mut chunks: mpsc::Receiver<Bytes>, is_tar: bool) -> (Sha256, Option<Comp
 
 async fn next(
     stream: &mut Streaming<wire::ArtifactMessage>,
+    limit: Duration,
 ) -> Result<Option<Message>, ReceiveError> {
-    let message = timeout(SILENCE, stream.message())
+    let message = timeout(limit, stream.message())
         .await
-        .map_err(|_| ReceiveError::Silence)??;
+        .map_err(|_| ReceiveError::Silence(limit))??;
     match message {
         None => Ok(None),
         Some(wire::ArtifactMessage {

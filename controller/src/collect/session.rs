@@ -26,7 +26,6 @@ pub(super) struct Session<'a> {
     note: AsyncMutex<Note>,
     stored: Mutex<BTreeMap<EvidencePath, Kept>>,
     missing: Mutex<BTreeMap<EvidencePath, String>>,
-    warnings: Mutex<Vec<String>>,
     pub(super) connections: AsyncMutex<HashMap<String, Arc<AgentConnection>>>,
 }
 
@@ -86,7 +85,6 @@ impl<'a> Session<'a> {
             note: AsyncMutex::new(note),
             stored: Mutex::default(),
             missing: Mutex::default(),
-            warnings: Mutex::default(),
             connections: AsyncMutex::default(),
         };
         session.begin().await?;
@@ -175,6 +173,11 @@ impl<'a> Session<'a> {
         locked(&self.missing).insert(path.clone(), why);
     }
 
+    /// What was given up could be had after all.
+    pub(super) fn had(&self, path: &EvidencePath) {
+        locked(&self.missing).remove(path);
+    }
+
     /// What was given up, ordered by path.
     pub(super) fn all_missing(&self) -> BTreeMap<EvidencePath, String> {
         let stored = locked(&self.stored);
@@ -186,12 +189,15 @@ impl<'a> Session<'a> {
             .collect()
     }
 
-    pub(super) fn warn(&self, warning: String) {
-        locked(&self.warnings).push(warning);
-    }
-
-    pub(super) fn warnings(&self) -> Vec<String> {
-        locked(&self.warnings).clone()
+    /// Tells whoever looks after the node; also in the custody log.
+    pub(super) async fn warn(&self, what: &str, warning: String) -> Result<(), CollectError> {
+        self.record_failed(what, &warning).await?;
+        self.note(|note| {
+            if !note.warnings.contains(&warning) {
+                note.warnings.push(warning);
+            }
+        })
+        .await
     }
 
     /// A path of ours below the collection.

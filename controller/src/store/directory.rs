@@ -117,7 +117,7 @@ impl Store for DirectoryStore {
     ) -> Result<Option<Box<dyn Unfinished>>, StoreError> {
         let (lock, path) = (lock.clone(), at.clone());
         self.blocking(&lock.collection().clone(), move |tree, _| {
-            Left::settle(&tree, &lock, path)
+            Left::settle(&tree, &lock, path, None)
         })
         .await
     }

@@ -79,7 +79,7 @@ pub enum StoreError {
     },
     /// The volume is full.
     #[error(
-        "the store has no room for {at}: {free} bytes are free in {root}; free some or enlarge the volume, then collect again"
+        "the store has no room for {at}: {free} bytes are free in {root}, of which {reserve} are kept for records and seals; free some or enlarge the volume, then collect again"
     )]
     Full {
         /// `<case>/<collection>/<path>`
@@ -88,6 +88,8 @@ pub enum StoreError {
         free: u64,
         /// The store's root.
         root: String,
+        /// Bytes that large objects leave free.
+        reserve: u64,
     },
     /// What was re-read is not what arrived.
     #[error(
@@ -192,5 +194,30 @@ impl StoreError {
     #[must_use]
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
+    }
+
+    /// The same once more, for whoever asks next, as far as it tells anything else than "it failed".
+    pub(in crate::store) fn again(&self) -> Self {
+        match self {
+            Self::Full {
+                at,
+                free,
+                root,
+                reserve,
+            } => Self::Full {
+                at: at.clone(),
+                free: *free,
+                root: root.clone(),
+                reserve: *reserve,
+            },
+            Self::Io { at, step, source } => Self::Io {
+                at: at.clone(),
+                step,
+                source: io::Error::new(source.kind(), source.to_string()),
+            },
+            other => Self::WriterLost {
+                at: other.to_string(),
+            },
+        }
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct State {
     pub(crate) faults: HashMap<&'static str, Vec<Fault>>,
     /// Every call.
     pub(crate) calls: Vec<String>,
+    /// The list is of every pod of the name, whatever its uid.
+    pub(crate) selects_badly: bool,
     /// The agent's clock minus the controller's.
     pub(crate) clock_offset: Duration,
 }
@@ -273,9 +275,18 @@ impl Agent for FakeAgent {
     ) -> Result<Response<ListContainersResponse>, Status> {
         assert_eq!(request.metadata().get("impound-case").unwrap(), "INC-1");
         self.called("list", "")?;
-        Ok(Response::new(ListContainersResponse {
-            containers: self.state.lock().unwrap().containers.clone(),
-        }))
+        let pod = request
+            .into_inner()
+            .pod
+            .expect("all containers were asked for");
+        let state = self.state.lock().unwrap();
+        let of_pod = |container: &&Container| {
+            container.pod_namespace == pod.namespace
+                && container.pod_name == pod.name
+                && (container.pod_uid == pod.uid || state.selects_badly)
+        };
+        let containers = state.containers.iter().filter(of_pod).cloned().collect();
+        Ok(Response::new(ListContainersResponse { containers }))
     }
 
     type InspectContainerStream = Messages;

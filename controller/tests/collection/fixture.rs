@@ -1,6 +1,7 @@
 //! One node with its agent, a store, and a collector between them.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -145,6 +146,20 @@ impl Fixture {
             .unwrap()
     }
 
+    /// A small file system of its own for the store, unmounted with what is returned.
+    pub(crate) fn mount_store(&mut self, options: &str) -> Mount {
+        let store = self.dir.path().join("store");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(&store)
+            .status();
+        assert!(
+            mounted.is_ok_and(|status| status.success()),
+            "mounting a tmpfs needs root; run this test as root"
+        );
+        Mount(store)
+    }
+
     pub(crate) fn id(&self) -> CollectionId {
         CollectionId {
             case: "INC-1".parse().unwrap(),
@@ -209,6 +224,15 @@ impl Fixture {
             .find(|artifact| artifact.path.as_str() == path)
             .unwrap()
             .state
+    }
+}
+
+/// A mounted file system.
+pub(crate) struct Mount(PathBuf);
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 

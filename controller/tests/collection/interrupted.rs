@@ -229,6 +229,10 @@ impl Unfinished for Left {
         self.inner.content()
     }
 
+    fn take_failure(&mut self) -> Option<StoreError> {
+        self.inner.take_failure()
+    }
+
     async fn keep_as(self: Box<Self>, at: &EvidencePath) -> Result<Receipt, StoreError> {
         self.gate.pass(self.inner.keep_as(at)).await
     }

@@ -207,31 +207,12 @@ async fn of_neighbours_only_what_is_quick_is_taken() {
 }
 
 #[tokio::test]
-async fn a_static_pod_is_found_although_the_runtime_knows_another_uid() {
-    let fixture = Fixture::empty().await;
-    fixture.agent.add(
-        ("default", "web-5d4f", "8fb2a3c4d5e6f708192a3b4c5d6e7f80"),
-        "app",
-        0,
-        100,
-    );
-    assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Complete);
-    assert_eq!(fixture.manifest().containers[0].pod.uid, "uid-web");
-}
-
-#[tokio::test]
 async fn another_pod_of_the_same_name_is_not_touched() {
     let fixture = Fixture::empty().await;
-    fixture.agent.add(
-        (
-            "default",
-            "web-5d4f",
-            "3f0c2c58-0000-4000-8000-000000000000",
-        ),
-        "app",
-        0,
-        100,
-    );
+    fixture
+        .agent
+        .add(("default", "web-5d4f", "another-uid"), "app", 0, 100);
+    fixture.agent.state.lock().unwrap().selects_badly = true;
     assert_eq!(fixture.run().await.unwrap().outcome, Outcome::Partial);
     assert!(fixture.manifest().containers.is_empty());
     assert!(

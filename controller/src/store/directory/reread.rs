@@ -132,13 +132,13 @@ impl<'a> Rehash<'a> {
         }
     }
 
-    /// Advice only: nothing follows from its failure.
+    /// Advice only: nothing follows from its failure. No length: to the end of the file.
     fn drop_pages(&self, to: u64) {
-        let _ = fs::fadvise(
-            &self.file,
-            self.at,
-            NonZeroU64::new(to - self.at),
-            Advice::DontNeed,
-        );
+        let length = if to == u64::MAX {
+            None
+        } else {
+            NonZeroU64::new(to - self.at)
+        };
+        let _ = fs::fadvise(&self.file, self.at, length, Advice::DontNeed);
     }
 }

@@ -16,6 +16,10 @@ pub(super) const TEMPORARY: &str = ".tmp-";
 const LOCK: &str = ".lock-";
 /// A file name has at most 255 bytes; this leaves room for `.tmp-` and for `.partial-<n>`.
 const LONGEST_NAME: usize = 235;
+/// Bytes that large objects leave free, so that what was collected can still be recorded and sealed:
+/// a manifest of thousands of artifacts and its signature have some MiB. On a small volume its part.
+const RESERVE: u64 = 512 << 20;
+const RESERVE_PART: u64 = 20;
 /// Files of one collection that are listed. A collection has some thousand; a directory that
 /// somebody fills must not fill our memory.
 const MOST_FILES: usize = 1_000_000;
@@ -56,9 +60,33 @@ impl Tree {
 
     /// Bytes that can still be written by this user.
     pub(super) fn free(&self) -> Result<u64, StoreError> {
-        let stat = fs::fstatvfs(&self.root)
-            .map_err(|error| self.failed("", "ask for its free space", error))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        self.room().map(|(free, _)| free)
+    }
+
+    /// Fails if a large object has to leave the rest to records and seals.
+    pub(super) fn require_room(&self, name: &str) -> Result<(), StoreError> {
+        let (free, reserve) = self.room()?;
+        if free >= reserve {
+            return Ok(());
+        }
+        Err(StoreError::Full {
+            at: name.to_owned(),
+            free,
+            root: self.path.clone(),
+            reserve,
+        })
+    }
+
+    /// Bytes free, and how many of them large objects leave alone.
+    fn room(&self) -> Result<(u64, u64), StoreError> {
+        let stat = fs::fstatvfs(&self.root).map_err(|error| StoreError::Io {
+            at: self.path.clone(),
+            step: "ask for its free space",
+            source: error.into(),
+        })?;
+        let total = stat.f_blocks.saturating_mul(stat.f_frsize);
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        Ok((free, RESERVE.min(total / RESERVE_PART)))
     }
 
     pub(super) fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError> {
@@ -275,11 +303,15 @@ impl Tree {
     /// What a system call's error means for the object `name`.
     pub(super) fn failed(&self, name: &str, step: &'static str, error: Errno) -> StoreError {
         match error {
-            Errno::NOSPC | Errno::DQUOT => StoreError::Full {
-                at: name.to_owned(),
-                free: self.free().unwrap_or(0),
-                root: self.path.clone(),
-            },
+            Errno::NOSPC | Errno::DQUOT => {
+                let (free, reserve) = self.room().unwrap_or((0, 0));
+                StoreError::Full {
+                    at: name.to_owned(),
+                    free,
+                    root: self.path.clone(),
+                    reserve,
+                }
+            }
             Errno::LOOP | Errno::NOTDIR => StoreError::Planted {
                 at: name.to_owned(),
                 expected: "directory",

@@ -16,15 +16,17 @@ use crate::store::{CollectionLock, Content, Receipt, StoreError, Unfinished};
 pub(super) struct Left {
     temporary: Arc<Temporary>,
     content: Content,
+    failure: Option<StoreError>,
 }
 
 impl Left {
     /// Makes what is there of `path` durable and hashes it; nothing if it has its name after all.
-    /// Blocks.
+    /// `failure`: why its writer stopped. Blocks.
     pub(super) fn settle(
         tree: &Arc<Tree>,
         lock: &CollectionLock,
         path: EvidencePath,
+        failure: Option<StoreError>,
     ) -> Result<Option<Box<dyn Unfinished>>, StoreError> {
         let at = lock.collection();
         let name = tree::name(at, &path);
@@ -49,6 +51,7 @@ impl Left {
         Ok(Some(Box::new(Self {
             temporary: Arc::new(temporary),
             content,
+            failure,
         })))
     }
 }
@@ -61,6 +64,10 @@ impl Unfinished for Left {
 
     fn content(&self) -> Content {
         self.content
+    }
+
+    fn take_failure(&mut self) -> Option<StoreError> {
+        self.failure.take()
     }
 
     async fn keep_as(self: Box<Self>, at: &EvidencePath) -> Result<Receipt, StoreError> {

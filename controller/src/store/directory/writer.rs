@@ -227,14 +227,19 @@ impl ObjectWriter for Writer {
         if self.queue.send(Command::Data(data)).await.is_ok() {
             return Ok(());
         }
-        // The thread has ended, so it has failed: say why, once.
+        // The thread has ended, so it has failed: say why.
         let lost = || StoreError::WriterLost {
             at: self.temporary.name(),
         };
         let again = lost();
         let writing = std::mem::replace(&mut self.writing, tokio::spawn(async { Err(again) }));
         match writing.await {
-            Ok(Err(error)) => Err(error),
+            Ok(Err(error)) => {
+                // Whoever ends this writer is told as well.
+                let again = error.again();
+                self.writing = tokio::spawn(async { Err(again) });
+                Err(error)
+            }
             _ => Err(lost()),
         }
     }
@@ -262,19 +267,14 @@ impl ObjectWriter for Writer {
         let name = self.temporary.name();
         let temporary = Arc::clone(&self.temporary);
         // What the disk has taken is kept, also after it failed.
-        if let Err(error) = self.stop().await {
-            tracing::warn!(
-                object = name,
-                error = &error as &dyn std::error::Error,
-                "keeping an object that failed"
-            );
-        }
+        let failure = self.stop().await.err();
         let settle = move || {
-            Left::settle(&temporary.tree, &temporary.lock, temporary.path.clone())?.ok_or_else(
-                || StoreError::NotFound {
+            let (tree, lock) = (&temporary.tree, &temporary.lock);
+            Left::settle(tree, lock, temporary.path.clone(), failure)?.ok_or_else(|| {
+                StoreError::NotFound {
                     at: temporary.name(),
-                },
-            )
+                }
+            })
         };
         tokio::task::spawn_blocking(settle)
             .await
@@ -331,17 +331,21 @@ impl<'a> Sink<'a> {
         // The last block is rarely a multiple of what direct I/O writes.
         self.buffered()?;
         self.flush()?;
-        self.of.settle()?;
         if ended {
+            self.of.settle()?;
             let mark = self.marks.send(Mark::End(self.written));
             mark.map_err(|_| StoreError::WriterLost { at: self.of.name() })?;
+            return Ok(());
         }
-        Ok(())
+        fs::fsync(&self.of.file).map_err(|error| self.failed("sync it", error))
     }
 
     fn take(&mut self, data: &[u8]) -> Result<(), StoreError> {
         let mut rest = self.block.fill(data);
         while self.block.is_full() {
+            if self.written.is_multiple_of(SYNC_EVERY) {
+                self.of.tree.require_room(&self.of.name())?;
+            }
             self.flush()?;
             if self.written - self.synced >= SYNC_EVERY {
                 fs::fdatasync(&self.of.file).map_err(|error| self.failed("sync it", error))?;

@@ -1,0 +1,368 @@
+//! One attempt at an artifact: the call, the stream, the writer, and what is kept if it fails.
+
+use impound_evidence::{ArtifactRecord, Completeness, EvidencePath, Method, Timestamp};
+use impound_proto::agent::v1 as wire;
+
+use super::diff;
+use super::failure::{Failure, LOOK_UP, READ, cut, until, within};
+use super::fetch::{Ask, Wanted};
+use super::instant;
+use super::note::Begun;
+use super::receive::{self, ReceiveError};
+use super::session::{Session, content};
+use crate::describe::describe;
+use crate::store::{Content, ObjectWriter, StoreError};
+
+impl Session<'_> {
+    /// `last`: no other attempt follows.
+    pub(super) async fn attempt(
+        &self,
+        wanted: &Wanted<'_>,
+        last: bool,
+    ) -> Result<Content, Failure> {
+        match (wanted.ask, wanted.paths.as_slice()) {
+            (Ask::Diff { container }, [text, lines]) => {
+                self.attempt_diff(wanted, container, text, lines).await
+            }
+            (_, [path]) => self.attempt_stream(wanted, path, last).await,
+            _ => Err(Failure::now(
+                "an artifact was asked for with the wrong number of paths",
+                false,
+            )),
+        }
+    }
+
+    async fn attempt_stream(
+        &self,
+        wanted: &Wanted<'_>,
+        path: &EvidencePath,
+        last: bool,
+    ) -> Result<Content, Failure> {
+        let connection = self.connection(wanted.node).await?;
+        let mut client = connection.client.clone();
+        let offset = Some(connection.clock_offset_ms);
+        let received_started = Timestamp::now();
+        let silence = match wanted.ask {
+            Ask::Inspect { .. } => LOOK_UP,
+            _ => READ,
+        };
+        let limit = until(wanted.deadline, silence);
+        let (method, source, mut stream) = match wanted.ask {
+            Ask::Inspect { container } => {
+                let message = wire::InspectContainerRequest {
+                    container_id: container.to_owned(),
+                };
+                let call = client.inspect_container(self.request(message));
+                (Method::Inspect, Some(container), within(limit, call).await?)
+            }
+            Ask::Export { container } => {
+                let message = wire::ExportRequest {
+                    container_id: container.to_owned(),
+                };
+                let call = client.export(self.request(message));
+                (Method::Export, Some(container), within(limit, call).await?)
+            }
+            Ask::Save { reference, image } => {
+                let message = wire::SaveImageRequest {
+                    reference: reference.to_owned(),
+                };
+                let call = client.save_image(self.request(message));
+                (Method::Commit, image, within(limit, call).await?)
+            }
+            Ask::Diff { .. } => return Err(Failure::now("a diff is no stream of bytes", false)),
+        };
+        let header = receive::header(&mut stream, until(wanted.deadline, silence))
+            .await
+            .map_err(|error| Failure::receive(&error))?;
+        if let Some(source) = source.filter(|source| *source != header.source_id) {
+            let why = format!(
+                "asked for {source}, the agent answered with {:?}",
+                cut(header.source_id)
+            );
+            return Err(Failure::now(why, false));
+        }
+        let begun = Begun {
+            media_type: cut(header.media_type),
+            method,
+            api_call: cut(header.api_call),
+            source_id: cut(header.source_id),
+            started: instant(header.started),
+            received_started,
+        };
+        let mut writer = self.begin_object(path, &begun).await?;
+        let is_tar = path.as_str().ends_with(".tar");
+        let received = receive::body(
+            &mut stream,
+            writer.as_mut(),
+            is_tar,
+            || until(wanted.deadline, silence),
+            |bytes| self.board.received(path, bytes),
+        )
+        .await;
+        let (failure, reasons, finished) = match received {
+            Ok(received) => match received.completeness {
+                Completeness::Complete => {
+                    let finished = instant(received.finished);
+                    let record = record(path, &begun, received.content, finished);
+                    return self.finish_object(record, writer, offset).await;
+                }
+                Completeness::Incomplete { reasons } => {
+                    let why = format!("the artifact is incomplete: {}", reasons.join("; "));
+                    (Failure::now(why, true), reasons, instant(received.finished))
+                }
+            },
+            Err(error) => (Failure::receive(&error), vec![cut(describe(&error))], None),
+        };
+        // The image stands still on the node: the next attempt brings the same bytes.
+        let worthless = method == Method::Commit && !last;
+        self.leave(vec![(writer, &begun)], worthless, &reasons, finished)
+            .await?;
+        Err(failure)
+    }
+
+    async fn attempt_diff(
+        &self,
+        wanted: &Wanted<'_>,
+        container: &str,
+        text: &EvidencePath,
+        lines: &EvidencePath,
+    ) -> Result<Content, Failure> {
+        if self.stored(text).is_some() || self.stored(lines).is_some() {
+            // They are named together; only a damaged store has one without the other.
+            let why = "the other form of this diff is stored already and can't be written again";
+            return Err(Failure::now(why, false));
+        }
+        let connection = self.connection(wanted.node).await?;
+        let mut client = connection.client.clone();
+        let received_started = Timestamp::now();
+        let message = wire::DiffRequest {
+            container_id: container.to_owned(),
+        };
+        let limit = || until(wanted.deadline, READ);
+        let mut stream = within(limit(), client.diff(self.request(message))).await?;
+        let begun = |media_type: &str| Begun {
+            media_type: media_type.to_owned(),
+            method: Method::Diff,
+            api_call: format!("GET /containers/{container}/changes"),
+            source_id: container.to_owned(),
+            started: None,
+            received_started,
+        };
+        let (begun_text, begun_lines) = (begun("text/plain"), begun("application/jsonl"));
+        let mut to_text = self.begin_object(text, &begun_text).await?;
+        let mut to_lines = match self.begin_object(lines, &begun_lines).await {
+            Ok(writer) => writer,
+            Err(failure) => {
+                let aborted = to_text.abort().await;
+                aborted.map_err(|error| self.store_error(error))?;
+                return Err(failure);
+            }
+        };
+        let watch = |bytes| self.board.received(text, bytes);
+        let received = diff::receive(
+            &mut stream,
+            to_text.as_mut(),
+            to_lines.as_mut(),
+            limit,
+            watch,
+        )
+        .await;
+        match received {
+            Ok(received) => {
+                let (started, finished) = (instant(received.started), instant(received.finished));
+                let mut text = record(text, &begun_text, received.text, finished);
+                let mut lines = record(lines, &begun_lines, received.lines, finished);
+                (text.started, lines.started) = (started, started);
+                let both = vec![(text, to_text), (lines, to_lines)];
+                self.finish_together(both, Some(connection.clock_offset_ms))
+                    .await
+            }
+            Err(error) => {
+                let both = vec![(to_text, &begun_text), (to_lines, &begun_lines)];
+                let full = matches!(&error, ReceiveError::Store(error) if error.is_full());
+                self.leave(both, full, &[cut(describe(&error))], None)
+                    .await?;
+                Err(Failure::receive(&error))
+            }
+        }
+    }
+
+    /// Notes where an object comes from, so that it is known also after a crash, and opens it.
+    async fn begin_object(
+        &self,
+        path: &EvidencePath,
+        begun: &Begun,
+    ) -> Result<Box<dyn ObjectWriter>, Failure> {
+        self.note(|note| note.begun.insert(path.clone(), begun.clone()))
+            .await?;
+        match self.collector.store.writer(&self.lock, path).await {
+            Ok(writer) => Ok(writer),
+            Err(error) if error.is_full() => Err(Failure::store(&error)),
+            Err(error) => Err(Failure::Fatal(self.store_error(error))),
+        }
+    }
+
+    /// Record, store, record.
+    async fn finish_object(
+        &self,
+        record: ArtifactRecord,
+        writer: Box<dyn ObjectWriter>,
+        offset: Option<i64>,
+    ) -> Result<Content, Failure> {
+        self.record_read(&[&record], offset).await?;
+        let expected = content(&record);
+        match writer.finish(expected).await {
+            Ok(receipt) => {
+                self.record_stored(vec![(record, receipt)]).await?;
+                Ok(expected)
+            }
+            Err(error) => {
+                self.leave_unnamed(&record, &error).await?;
+                Err(Failure::store(&error))
+            }
+        }
+    }
+
+    /// As `finish_object`, for objects that belong together: all are durable before the first is
+    /// recorded, so that a crash between two names leaves nothing that the next run can't finish.
+    async fn finish_together(
+        &self,
+        objects: Vec<(ArtifactRecord, Box<dyn ObjectWriter>)>,
+        offset: Option<i64>,
+    ) -> Result<Content, Failure> {
+        let mut durable = Vec::new();
+        let mut failed: Option<StoreError> = None;
+        for (record, writer) in objects {
+            let mut kept = writer
+                .keep()
+                .await
+                .map_err(|error| self.store_error(error))?;
+            let (expected, found) = (content(&record), kept.content());
+            if expected != found && failed.is_none() {
+                let differs = StoreError::Mismatch {
+                    at: record.path.to_string(),
+                    expected: expected.into(),
+                    found: found.into(),
+                };
+                failed = Some(kept.take_failure().unwrap_or(differs));
+            }
+            durable.push((record, kept));
+        }
+        if let Some(error) = failed {
+            for (record, kept) in durable {
+                let reasons = vec![cut(describe(&error))];
+                match error.is_full() {
+                    true => kept
+                        .discard()
+                        .await
+                        .map_err(|error| self.store_error(error))?,
+                    false => drop(self.keep(kept, &begun_of(&record), reasons, None).await?),
+                }
+            }
+            return Err(Failure::store(&error));
+        }
+        let records: Vec<&ArtifactRecord> = durable.iter().map(|(record, _)| record).collect();
+        self.record_read(&records, offset).await?;
+        let mut stored = Vec::new();
+        for (record, kept) in durable {
+            // A failure here ends the run; the next one takes up what has no name yet.
+            let named = kept.keep_as(&record.path).await;
+            stored.push((record, named.map_err(|error| self.store_error(error))?));
+        }
+        let first = stored.first().map(|(_, receipt)| receipt.content());
+        self.record_stored(stored).await?;
+        first.ok_or_else(|| Failure::now("nothing was to be stored", false))
+    }
+
+    /// Ends the writers of a failed attempt: their bytes are kept as partial ones, unless they are
+    /// `worthless` or the volume is full, as room to record and seal is worth more than the
+    /// beginning of an artifact.
+    async fn leave(
+        &self,
+        writers: Vec<(Box<dyn ObjectWriter>, &Begun)>,
+        worthless: bool,
+        reasons: &[String],
+        finished: Option<Timestamp>,
+    ) -> Result<(), Failure> {
+        for (writer, begun) in writers {
+            if worthless {
+                writer
+                    .abort()
+                    .await
+                    .map_err(|error| self.store_error(error))?;
+                continue;
+            }
+            let mut left = writer
+                .keep()
+                .await
+                .map_err(|error| self.store_error(error))?;
+            if left.take_failure().is_some_and(|error| error.is_full()) {
+                left.discard()
+                    .await
+                    .map_err(|error| self.store_error(error))?;
+            } else {
+                self.keep(left, begun, reasons.to_vec(), finished).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What `finish` has left behind.
+    async fn leave_unnamed(
+        &self,
+        record: &ArtifactRecord,
+        why: &StoreError,
+    ) -> Result<(), Failure> {
+        let left = self
+            .collector
+            .store
+            .leftover(&self.lock, &record.path)
+            .await;
+        let Some(left) = left.map_err(|error| self.store_error(error))? else {
+            return Ok(());
+        };
+        if why.is_full() {
+            left.discard()
+                .await
+                .map_err(|error| self.store_error(error))?;
+            return Ok(());
+        }
+        let reasons = vec![cut(describe(why))];
+        self.keep(left, &begun_of(record), reasons, record.finished)
+            .await?;
+        Ok(())
+    }
+}
+
+fn record(
+    path: &EvidencePath,
+    begun: &Begun,
+    content: Content,
+    finished: Option<Timestamp>,
+) -> ArtifactRecord {
+    ArtifactRecord {
+        path: path.clone(),
+        size: content.size,
+        sha256: content.sha256,
+        media_type: begun.media_type.clone(),
+        method: begun.method,
+        api_call: begun.api_call.clone(),
+        source_id: begun.source_id.clone(),
+        completeness: Completeness::Complete,
+        started: begun.started,
+        finished,
+        received_started: begun.received_started,
+        received_finished: Timestamp::now(),
+    }
+}
+
+fn begun_of(record: &ArtifactRecord) -> Begun {
+    Begun {
+        media_type: record.media_type.clone(),
+        method: record.method,
+        api_call: record.api_call.clone(),
+        source_id: record.source_id.clone(),
+        started: record.started,
+        received_started: record.received_started,
+    }
+}
