@@ -63,7 +63,8 @@ scripts() {
 step "Preparing the machine"
 need_root "tests/run.sh (it starts containers and reads what belongs to them)"
 trap stop_docker EXIT
-need_packages jq=jq openssl=openssl curl=curl kubectl=kubernetes-client setpriv=util-linux busybox=busybox-static
+need_packages jq=jq openssl=openssl curl=curl kubectl=kubernetes-client setpriv=util-linux busybox=busybox-static \
+    nft=nftables ip=iproute2
 need_docker
 need_rust "$REPOSITORY"
 deploy/images.sh
