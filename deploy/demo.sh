@@ -280,7 +280,7 @@ figure "the whole job within 1.5 times the docker commands plus the eviction ($L
 
 step "Release"
 show impound release "$POD" -n default --reason "demo is over" >"$WORK/release"
-head -n 1 "$WORK/release"
+sed -n "1p;2p" "$WORK/release"
 await "the release" controller eval 'is "$(kubectl get quarantine "$(jq -r .metadata.name <<<"$QUARANTINE")" -o "jsonpath={.status.phase}")" Released'
 check "$SUSPECT_NODE is schedulable again and has lost the label" is \
     "$(kubectl get node $SUSPECT_NODE -o 'jsonpath={.spec.unschedulable}/{.metadata.labels.status}')" /

@@ -137,6 +137,8 @@ build() {
     archive=$CACHE/$name-$recipe.tar
     if [ ! -s "$archive" ] || [ ! -s "$archive.changes" ]; then
         say "Image $image: unpacking Debian's packages"
+        # Of earlier recipes, and of runs that were cut off.
+        rm -rf "$CACHE/$name"[-.]*
         root=$(mktemp -d "$CACHE/$name.XXXXXX")
         chmod 755 "$root"
         "root_$name" "$root"
