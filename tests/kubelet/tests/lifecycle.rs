@@ -2,6 +2,14 @@
 //!
 //! Needs a Docker Engine at /var/run/docker.sock and the image that `deploy/images.sh pause` builds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that finds something else than it expects is to panic"
+)]
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
