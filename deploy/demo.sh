@@ -233,10 +233,10 @@ done
 check "diff.txt is what docker diff says" cmp <(docker diff "$CONTAINER" | sort) <(sort "$ARTIFACTS/diff.txt")
 docker export "$CONTAINER" >"$WORK/export.tar"
 check "the exported file system is what docker export gives, byte for byte" cmp "$WORK/export.tar" "$ARTIFACTS/evidence-compromised-nginx-$SHORT.tar"
-docker load -q -i "$ARTIFACTS/compromised-nginx-$SHORT.tar" >/dev/null
-check "the saved image loads and runs, with the dropped binary in it" docker run --rm --network none "compromised-nginx-$SHORT:$COLLECTION" test -x /tmp/.kworkerd
-check "and without the deleted log" no docker run --rm --network none "compromised-nginx-$SHORT:$COLLECTION" test -e /var/log/dpkg.log
-docker image rm "compromised-nginx-$SHORT:$COLLECTION" >/dev/null
+IMAGE=$(docker load -q -i "$ARTIFACTS/compromised-nginx-$SHORT.tar" | sed 's/^Loaded image[^:]*: //')
+check "the saved image $IMAGE loads and runs, with the dropped binary in it" docker run --rm --network none "$IMAGE" test -x /tmp/.kworkerd
+check "and without the deleted log" docker run --rm --network none "$IMAGE" test ! -e /var/log/dpkg.log
+docker image rm "$IMAGE" >/dev/null
 
 step "Verification of a copy, offline"
 COPY=$WORK/copy
