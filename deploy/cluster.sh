@@ -128,9 +128,10 @@ cluster_start() {
 
     launch docker-kubelet "$BIN/docker-kubelet" --kubeconfig "$KUBECONFIG" "${flags[@]}" --cluster "$CLUSTER_ID" \
         --volumes "$CLUSTER_DIR/volumes"
+    # The reserve keeps a real kubelet from evicting pods; this one evicts nobody.
     for node in "${NODES[@]}"; do
         launch "agent-$node" "$BIN/impound-agent" --node "$node" --listen "${NODE_ADDRESS[$node]}:$AGENT_PORT" \
-            --tls-dir "$KEYS/agents/$node"
+            --tls-dir "$KEYS/agents/$node" --disk-reserve-percent 1
     done
     launch controller "$BIN/impound-controller" --listen "$CONTROLLER" --tls-dir "$KEYS/controller" \
         --store "$STORE" --signing-key "$KEYS/signing/evidence.key" --agent-port "$AGENT_PORT"
@@ -143,7 +144,6 @@ cluster_start() {
 
 cluster_stop() {
     [ ${#CLUSTER_PIDS[@]} -gt 0 ] || return 0
-    # The kubelet first, while the API is there; it removes the containers it made.
     stop_processes "$CLUSTER_DIR/processes"
     wait "${CLUSTER_PIDS[@]}" 2>/dev/null || true
     CLUSTER_PIDS=()
@@ -154,6 +154,7 @@ cluster_stop_kept() {
     stop_processes "$1/processes"
 }
 
+# The kubelet first, which removes the containers it made; the API, which all others talk to, last.
 stop_processes() {
     local pid started name
     while read -r name pid started; do
@@ -165,7 +166,7 @@ stop_processes() {
             tries=$((tries + 1))
         done
         [ $tries -lt 200 ] || { say "$name (pid $pid) did not end within 10 seconds of SIGTERM: killed"; kill -9 "$pid" 2>/dev/null || true; }
-    done < <(awk '{ print ($3 == "docker-kubelet" ? 0 : 1), $3, $1, $2 }' "$1" | sort -s -k1,1n | cut -d' ' -f2-)
+    done < <(awk '{ print ($3 == "docker-kubelet" ? 0 : $3 == "kube-memory" ? 2 : 1), $3, $1, $2 }' "$1" | sort -s -k1,1n | cut -d' ' -f2-)
     rm -f "$1"
 }
 

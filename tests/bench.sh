@@ -25,6 +25,9 @@ on_exit() {
     trap - EXIT
     set +e
     cluster_stop
+    for round in $(seq "$ROUNDS"); do
+        docker image ls -q --filter "label=dev.impound.case=BENCH-$round" | xargs -r docker image rm -f >/dev/null
+    done
     stop_docker
     if [ $status = 0 ]; then rm -rf "$DIR"; else say "Kept: ${DIR:-}"; fi
     exit $status
