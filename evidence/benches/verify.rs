@@ -98,6 +98,7 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
                 method: Method::Export,
                 api_call: "GET /containers/0123/export".to_owned(),
                 source_id: "0123".repeat(16),
+                derived_from: Vec::new(),
                 completeness: Completeness::Complete,
                 started: None,
                 finished: None,

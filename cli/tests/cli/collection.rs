@@ -39,6 +39,7 @@ impl Collection {
             method: Method::Export,
             api_call: "GET /containers/0123/export".to_owned(),
             source_id: "0123".repeat(16),
+            derived_from: Vec::new(),
             completeness: Completeness::Complete,
             started: Some(now),
             finished: Some(now),

@@ -348,6 +348,7 @@ fn record(
         method: begun.method,
         api_call: begun.api_call.clone(),
         source_id: begun.source_id.clone(),
+        derived_from: Vec::new(),
         completeness: Completeness::Complete,
         started: begun.started,
         finished,

@@ -27,6 +27,7 @@ impl Session<'_> {
                 method: Method::KubernetesObject,
                 api_call: object.api_call(),
                 source_id: object.uid,
+                derived_from: Vec::new(),
                 completeness: Completeness::Complete,
                 started: None,
                 finished: None,

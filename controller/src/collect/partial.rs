@@ -93,6 +93,7 @@ impl Session<'_> {
             method: begun.method,
             api_call: begun.api_call.clone(),
             source_id: begun.source_id.clone(),
+            derived_from: Vec::new(),
             completeness: Completeness::Incomplete { reasons },
             started: begun.started,
             finished,

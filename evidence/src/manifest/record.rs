@@ -25,6 +25,10 @@ pub struct ArtifactRecord {
     pub api_call: String,
     /// Full id of the container or image, or uid of the Kubernetes object.
     pub source_id: String,
+    /// What it was made from, if it did not come from a source of its own: artifacts of this
+    /// collection, from which anybody can make it again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub derived_from: Vec<EvidencePath>,
     /// What its own format says about its end.
     pub completeness: Completeness,
     /// When the source was asked. The agent's clock; none for what did not come from an agent.
@@ -53,6 +57,9 @@ pub enum Method {
     Export,
     /// A container's file system, frozen into an image and saved.
     Commit,
+    /// Made by the controller from other artifacts while they arrived, see
+    /// [`ArtifactRecord::derived_from`].
+    Derived,
 }
 
 /// A build of a program of ours.

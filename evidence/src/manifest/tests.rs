@@ -69,6 +69,7 @@ pub(crate) fn record(path: &str, contents: &[u8]) -> ArtifactRecord {
         method: Method::Export,
         api_call: "GET /containers/0123/export".to_owned(),
         source_id: "0123456789abcdef".repeat(4),
+        derived_from: Vec::new(),
         completeness: Completeness::Complete,
         started: Some("2026-01-31T03:04:00.000000Z".parse().unwrap()),
         finished: Some("2026-01-31T03:04:01.000000Z".parse().unwrap()),
