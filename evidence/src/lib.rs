@@ -18,11 +18,12 @@
 mod bundle;
 mod custody;
 mod digest;
+pub mod index;
 mod manifest;
 mod names;
 mod sign;
 mod source;
-mod tar_end;
+mod tar;
 mod timestamp;
 mod verify;
 
@@ -42,7 +43,7 @@ pub use names::{
 };
 pub use sign::{KeyError, SigningKey, VerifyingKey};
 pub use source::{DirSource, EvidenceSource, FILE_LIMIT, Listing, OpenFile};
-pub use tar_end::{Completeness, TarEnd};
+pub use tar::{Anomalies, Anomaly, Completeness, FileType, Member, PATH_LIMIT, TarEnd, TarTime};
 pub use timestamp::{Timestamp, TimestampError};
 pub use verify::{Problem, Progress, Verdict, verify, verify_watched};
 

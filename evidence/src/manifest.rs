@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::custody::LogHead;
 use crate::digest::Sha256;
 use crate::names::{CaseId, CollectionName, EvidencePath};
-use crate::tar_end::Completeness;
+use crate::tar::Completeness;
 use crate::timestamp::Timestamp;
 
 pub use record::{

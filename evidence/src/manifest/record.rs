@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256;
 use crate::names::EvidencePath;
-use crate::tar_end::Completeness;
+use crate::tar::Completeness;
 use crate::timestamp::Timestamp;
 
 /// One stored file: what it is, where it came from, and when.

@@ -10,7 +10,7 @@ use super::{Files, Progress, Verdict};
 use crate::digest::{Sha256, Sha256Hasher};
 use crate::manifest::{ArtifactRecord, Manifest};
 use crate::source::{EvidenceSource, OpenFile};
-use crate::tar_end::{Completeness, TarEnd};
+use crate::tar::{Completeness, TarEnd};
 
 /// One read. Larger ones gain nothing; smaller ones cost system calls.
 const READ: usize = 1 << 20;

@@ -17,7 +17,7 @@ use crate::manifest::tests::{record, sample};
 use crate::sign::SigningKey;
 use crate::sign::tests::mirrored;
 use crate::source::{DirSource, OpenFile};
-use crate::tar_end::Completeness;
+use crate::tar::Completeness;
 use crate::{ArtifactRecord, LogHead, origin, sign_manifest};
 
 const TAR: &str = "artifacts/worker2/default_web/nginx/evidence-compromised-nginx-0123456789ab.tar";

@@ -284,7 +284,7 @@ fn each_broken_tar_is_named_for_what_is_wrong() {
         ),
         (
             ended(header("dir/", b'5', b"00000000010")),
-            "\"dir/\" (member 1) at byte 0 is a link, directory or device and yet has 8 bytes; readers disagree where the next member starts",
+            "\"dir\" (member 1) at byte 0 is a link, directory or device and yet has 8 bytes; readers disagree where the next member starts",
         ),
         (
             ended(size(b"10 size=5\n")),

@@ -1,0 +1,273 @@
+//! `image.json`: configuration and history of a saved image, out of its archive as that passes.
+//!
+//! The archive is what `docker save` writes: `manifest.json` names the image's configuration and its
+//! layers. Older engines put the configuration into `<id>.json` and layers into `<id>/layer.tar`;
+//! newer ones put both below `blobs/sha256`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::digest::Sha256;
+use crate::tar::{FileType, Member};
+
+/// Longest document that is kept, in bytes. An image has at most 127 layers, so a configuration
+/// has a few dozen KiB.
+const DOCUMENT: u64 = 1 << 20;
+/// Most bytes of documents that are kept in all: several images, or blobs that turn out to be others.
+const DOCUMENTS: usize = 4 << 20;
+/// Most files whose hashes are kept, to be found as layers.
+const FILES: usize = 4096;
+
+/// What an archive says of its images.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ImageDescription {
+    /// Path of the archive below its collection; set by whoever stores the description.
+    pub of: String,
+    /// The images, in the archive's order.
+    pub images: Vec<Image>,
+    /// What is missing or contradicts itself, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// One image.
+#[derive(Clone, Debug, Serialize)]
+pub struct Image {
+    /// SHA-256 of its configuration: the image's id.
+    pub id: Sha256,
+    /// Names with tags.
+    pub tags: Vec<String>,
+    /// Its layers, the base first.
+    pub layers: Vec<Layer>,
+    /// How it was built, the oldest step first.
+    pub history: Vec<Step>,
+    /// Its configuration, as the engine wrote it, without the history.
+    pub config: Value,
+}
+
+/// A layer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Layer {
+    /// Where it is in the archive.
+    pub path: String,
+    /// The configuration's word: SHA-256 of the layer's tar.
+    pub diff_id: Option<String>,
+    /// Bytes in the archive.
+    pub size: Option<u64>,
+    /// SHA-256 of those.
+    pub sha256: Option<Sha256>,
+}
+
+/// A step of an image's history.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// The layer that it made: a position in `layers`. None: it only changed the configuration.
+    pub layer: Option<usize>,
+    /// As in the configuration: created, created_by, author, comment.
+    #[serde(flatten)]
+    pub step: serde_json::Map<String, Value>,
+}
+
+impl ImageDescription {
+    /// The file's bytes: indented JSON and a newline.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+/// Keeps what may be a document, and the hash of what may be a layer.
+#[derive(Default)]
+pub(super) struct Capture {
+    documents: BTreeMap<String, Vec<u8>>,
+    files: BTreeMap<String, (u64, Sha256)>,
+    /// Where a link leads: an engine links a layer that two images share.
+    links: BTreeMap<String, String>,
+    bytes: usize,
+    open: Option<Vec<u8>>,
+    problems: Vec<String>,
+}
+
+/// An entry of `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Vec<String>,
+}
+
+impl Capture {
+    pub(super) fn begin(&mut self, member: &Member) {
+        self.open = None;
+        let Ok(path) = str::from_utf8(&member.path) else {
+            return;
+        };
+        let may_be =
+            (path.ends_with(".json") && !path.contains('/')) || path.starts_with("blobs/sha256/");
+        if member.kind == FileType::File && may_be && member.stored <= DOCUMENT {
+            self.open = Some(Vec::new());
+        }
+        if let (FileType::Symlink, Some(link)) = (member.kind, &member.link)
+            && let (true, Ok(link)) = (self.links.len() < FILES, str::from_utf8(link))
+        {
+            let link = link.strip_prefix("../").unwrap_or(link);
+            self.links.insert(path.to_owned(), link.to_owned());
+        }
+    }
+
+    pub(super) fn contents(&mut self, bytes: &[u8]) {
+        let Some(open) = &mut self.open else { return };
+        let room = self.bytes + open.len() + bytes.len() <= DOCUMENTS;
+        // All documents are JSON; a small layer is not.
+        let begins = open.first().or(bytes.first());
+        if room && matches!(begins, Some(b'{' | b'[')) {
+            open.extend_from_slice(bytes);
+        } else {
+            self.open = None;
+        }
+    }
+
+    pub(super) fn end(&mut self, member: &Member, sha256: Option<Sha256>) {
+        let document = self.open.take();
+        let Ok(path) = str::from_utf8(&member.path) else {
+            return;
+        };
+        if let (Some(document), Some(_)) = (document, sha256) {
+            self.bytes += document.len();
+            self.documents.insert(path.to_owned(), document);
+        }
+        if let (Some(sha256), true) = (sha256, self.files.len() < FILES) {
+            self.files.insert(path.to_owned(), (member.size, sha256));
+        }
+    }
+
+    pub(super) fn finish(mut self) -> ImageDescription {
+        let entries: Vec<Entry> = match self.documents.get("manifest.json") {
+            None => {
+                self.problems
+                    .push("the archive has no manifest.json".to_owned());
+                Vec::new()
+            }
+            Some(bytes) => serde_json::from_slice(bytes).unwrap_or_else(|error| {
+                self.problems
+                    .push(format!("manifest.json can't be read: {error}"));
+                Vec::new()
+            }),
+        };
+        let images = entries
+            .iter()
+            .filter_map(|entry| self.image(entry))
+            .collect();
+        ImageDescription {
+            of: String::new(),
+            images,
+            problems: self.problems,
+        }
+    }
+
+    fn image(&mut self, entry: &Entry) -> Option<Image> {
+        let Some(bytes) = self.documents.get(&entry.config) else {
+            let problem = format!("the configuration {:?} is not in the archive", entry.config);
+            self.problems.push(problem);
+            return None;
+        };
+        let id = Sha256::of(bytes);
+        let mut config: Value = match serde_json::from_slice(bytes) {
+            Ok(config) => config,
+            Err(error) => {
+                let problem = format!(
+                    "the configuration {:?} can't be read: {error}",
+                    entry.config
+                );
+                self.problems.push(problem);
+                return None;
+            }
+        };
+        if !entry.config.contains(&id.to_string()) {
+            let problem = format!(
+                "the configuration {:?} has SHA-256 {id}, which is not its name",
+                entry.config
+            );
+            self.problems.push(problem);
+        }
+        let diff_ids: Vec<String> = config
+            .pointer("/rootfs/diff_ids")
+            .and_then(|ids| serde_json::from_value(ids.clone()).ok())
+            .unwrap_or_default();
+        if diff_ids.len() != entry.layers.len() {
+            self.problems.push(format!(
+                "the configuration has {} layers and the archive's manifest {}",
+                diff_ids.len(),
+                entry.layers.len()
+            ));
+        }
+        let layers: Vec<Layer> = entry
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(at, path)| self.layer(path, diff_ids.get(at).cloned()))
+            .collect();
+        let history = history(&mut config, layers.len());
+        Some(Image {
+            id,
+            tags: entry.repo_tags.clone().unwrap_or_default(),
+            layers,
+            history,
+            config,
+        })
+    }
+
+    fn layer(&mut self, path: &str, diff_id: Option<String>) -> Layer {
+        let target = self.links.get(path).map_or(path, String::as_str);
+        let found = self.files.get(target).copied();
+        match (&diff_id, found) {
+            (_, None) => self
+                .problems
+                .push(format!("layer {path:?} is not in the archive")),
+            // A layer that newer engines keep compressed has another digest than its tar.
+            (Some(expected), Some((_, sha256)))
+                if expected.strip_prefix("sha256:") != Some(sha256.to_string().as_str())
+                    && !target.ends_with(&sha256.to_string()) =>
+            {
+                self.problems.push(format!(
+                    "layer {path:?} has SHA-256 {sha256}, the configuration says {expected}"
+                ));
+            }
+            _ => {}
+        }
+        Layer {
+            path: path.to_owned(),
+            diff_id,
+            size: found.map(|(size, _)| size),
+            sha256: found.map(|(_, sha256)| sha256),
+        }
+    }
+}
+
+/// Takes the history out of a configuration; each step with the layer that it made.
+fn history(config: &mut Value, layers: usize) -> Vec<Step> {
+    let taken = config
+        .as_object_mut()
+        .and_then(|config| config.remove("history"));
+    let Some(Value::Array(steps)) = taken else {
+        return Vec::new();
+    };
+    let mut next = 0;
+    let mut history = Vec::new();
+    for step in steps {
+        let Value::Object(mut step) = step else {
+            continue;
+        };
+        let empty = step.remove("empty_layer") == Some(Value::Bool(true));
+        let layer = (!empty && next < layers).then_some(next);
+        next += usize::from(layer.is_some());
+        history.push(Step { layer, step });
+    }
+    history
+}
