@@ -37,6 +37,8 @@ pub struct NodeAddress {
     pub name: String,
     /// metadata.uid of the Node object.
     pub uid: String,
+    /// Its status.nodeInfo.bootID.
+    pub boot_id: Option<String>,
     /// The node's InternalIP.
     pub ip: IpAddr,
     /// Port of the agent.

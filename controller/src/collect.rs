@@ -12,6 +12,7 @@
 //! is stored, gives what was cut off a name of its own, and goes on. One artifact that fails never
 //! stops another; it is recorded as missing, with the reason, in the signed manifest.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -91,6 +92,8 @@ pub struct TargetPod {
     pub uid: String,
     /// Name of its Node.
     pub node: String,
+    /// By the name of a container, the imageID of its status: what the registry knows the image by.
+    pub image_digests: BTreeMap<String, String>,
 }
 
 /// A collection that is signed.

@@ -38,8 +38,10 @@ impl NodeDirectory for NodeAddresses {
         let ip = node::internal_ip(&found)
             .and_then(|ip| ip.parse().ok())
             .ok_or(AgentError::NoAddress { node: node.clone() })?;
+        let info = found.status.and_then(|status| status.node_info);
         Ok(NodeAddress {
             name: node,
+            boot_id: info.map(|info| info.boot_id).filter(|id| !id.is_empty()),
             uid: found.metadata.uid.unwrap_or_default(),
             ip,
             port: self.port,

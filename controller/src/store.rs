@@ -16,7 +16,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use impound_evidence::{
-    CaseId, CollectionName, EvidencePath, EvidenceSource, Listing, OpenFile, Sha256,
+    CaseId, CollectionName, Digests, EvidencePath, EvidenceSource, Listing, OpenFile, Sha256,
+    StorageReceipt,
 };
 
 pub mod directory;
@@ -200,6 +201,15 @@ impl Content {
     }
 }
 
+impl From<Digests> for Content {
+    fn from(digests: Digests) -> Self {
+        Self {
+            size: digests.size,
+            sha256: digests.sha256,
+        }
+    }
+}
+
 impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes with SHA-256 {}", self.size, self.sha256)
@@ -211,13 +221,22 @@ impl fmt::Display for Content {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     at: EvidencePath,
-    content: Content,
+    digests: Digests,
+    storage: StorageReceipt,
 }
 
 impl Receipt {
     /// Only for implementations of [`Store`], after re-reading.
-    pub(in crate::store) fn new(at: EvidencePath, content: Content) -> Self {
-        Self { at, content }
+    pub(in crate::store) fn new(
+        at: EvidencePath,
+        digests: Digests,
+        storage: StorageReceipt,
+    ) -> Self {
+        Self {
+            at,
+            digests,
+            storage,
+        }
     }
 
     /// The object's name.
@@ -229,7 +248,19 @@ impl Receipt {
     /// What was re-read.
     #[must_use]
     pub fn content(&self) -> Content {
-        self.content
+        self.digests.into()
+    }
+
+    /// Root of the chunk tree over what was re-read.
+    #[must_use]
+    pub fn chunk_root(&self) -> Sha256 {
+        self.digests.chunk_root
+    }
+
+    /// Where it is and what keeps it there, for the manifest.
+    #[must_use]
+    pub fn storage(&self) -> &StorageReceipt {
+        &self.storage
     }
 }
 

@@ -94,16 +94,26 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
                 path: format!("{n}.tar").parse().unwrap(),
                 size: bytes.len() as u64,
                 sha256: Sha256::of(&bytes),
+                chunk_root: Some(Digests::of(&bytes).chunk_root),
                 media_type: "application/x-tar".to_owned(),
                 method: Method::Export,
                 api_call: "GET /containers/0123/export".to_owned(),
                 source_id: "0123".repeat(16),
                 derived_from: Vec::new(),
+                consistency: Consistency::Live,
                 completeness: Completeness::Complete,
+                omissions: Method::Export.omissions(),
+                clock_offset_ms: None,
                 started: None,
                 finished: None,
                 received_started: now,
                 received_finished: now,
+                receipt: Some(StorageReceipt {
+                    location: "file:///evidence".to_owned(),
+                    version: None,
+                    lock: None,
+                    verified: now,
+                }),
             }
         })
         .collect();
@@ -128,6 +138,7 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
         node: Node {
             name: "n".to_owned(),
             uid: None,
+            boot_id: None,
         },
         pod,
         quarantine: None,

@@ -9,7 +9,6 @@
 //! [`CustodyLog::check`], sign a new one.
 
 mod checkpoint;
-mod merkle;
 
 use std::io::BufRead;
 
@@ -17,12 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256;
 use crate::manifest::ArtifactRecord;
+use crate::merkle;
 use crate::names::{CaseId, CollectionName};
 use crate::sign::SigningKey;
 use crate::timestamp::Timestamp;
 
 pub use checkpoint::{CHECKPOINT_LIMIT, Checkpoint, CheckpointError};
-pub use merkle::{verify_consistency, verify_inclusion};
 
 /// Longest line, in bytes without its newline.
 pub const LINE_LIMIT: usize = 1 << 20;
@@ -40,8 +39,15 @@ pub struct Entry {
     pub time: Timestamp,
     /// What happened.
     pub event: Event,
+    /// The collection that it happened to; none if it happened to the case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collection: Option<CollectionName>,
     /// Identity in the certificate of who did it.
     pub who: String,
+    /// Whether `who` is only said: by a Kubernetes object, which anybody may have written who may
+    /// write such objects, and not by a certificate that was shown to the controller.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub claimed: bool,
     /// What it happened to or with, for people.
     pub what: String,
     /// Why: the requester's reason, or what went wrong.
@@ -81,6 +87,10 @@ pub enum Event {
     Released,
     /// Something failed; `why` says what.
     Failed,
+    /// The store was told to keep something for as long as nobody lifts that, or that was lifted.
+    Hold,
+    /// A request was refused; `why` says why.
+    Refused,
 }
 
 /// Head of a log: how many entries, and the Merkle root over them.
@@ -108,7 +118,9 @@ impl Entry {
             seq: 0,
             time: Timestamp::now(),
             event,
+            collection: None,
             who: who.into(),
+            claimed: false,
             what: what.into(),
             why: None,
             clock_offset_ms: None,

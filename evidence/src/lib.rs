@@ -16,10 +16,12 @@
 //! ```
 
 mod bundle;
+mod chunks;
 mod custody;
 mod digest;
 pub mod index;
 mod manifest;
+mod merkle;
 mod names;
 mod sign;
 mod source;
@@ -28,16 +30,19 @@ mod timestamp;
 mod verify;
 
 pub use bundle::{BUNDLE_LIMIT, BUNDLE_TYPE, BundleError, OpenBundle, PAYLOAD_TYPE, sign_manifest};
+pub use chunks::{CHUNK_SIZE, Digests, DigestsHasher};
 pub use custody::{
     CHECKPOINT_LIMIT, Checkpoint, CheckpointError, CustodyError, CustodyLog, ENTRY_LIMIT, Entry,
-    EntryError, Event, LINE_LIMIT, LogHead, origin, verify_consistency, verify_inclusion,
+    EntryError, Event, LINE_LIMIT, LogHead, origin,
 };
 pub use digest::{DigestError, Sha256, Sha256Hasher};
 pub use manifest::{
-    Agent, Alteration, AlterationKind, ArtifactRecord, Build, Container, ContainerRole,
-    MANIFEST_LIMIT, Manifest, ManifestError, Method, Missing, Node, OMISSIONS, Outcome,
-    PREDICATE_TYPE, Pod, STATEMENT_TYPE, superseded,
+    Agent, Alteration, AlterationKind, ArtifactRecord, Build, Consistency, Container,
+    ContainerRole, LockMode, MANIFEST_LIMIT, Manifest, ManifestError, Method, Missing, Node,
+    OMISSIONS, Omission, Outcome, PREDICATE_TYPE, Pod, STATEMENT_TYPE, StorageLock, StorageReceipt,
+    superseded,
 };
+pub use merkle::{verify_consistency, verify_inclusion};
 pub use names::{
     CaseId, CollectionName, EvidencePath, NameError, export_name, image_name, short_id,
 };

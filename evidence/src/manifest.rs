@@ -17,8 +17,8 @@ use crate::tar::Completeness;
 use crate::timestamp::Timestamp;
 
 pub use record::{
-    Agent, Alteration, AlterationKind, ArtifactRecord, Build, Container, ContainerRole, Method,
-    Node, Pod,
+    Agent, Alteration, AlterationKind, ArtifactRecord, Build, Consistency, Container,
+    ContainerRole, LockMode, Method, Node, Omission, Pod, StorageLock, StorageReceipt,
 };
 pub use statement::{ManifestError, PREDICATE_TYPE, STATEMENT_TYPE};
 
@@ -63,7 +63,7 @@ pub struct Manifest {
     pub missing: Vec<Missing>,
     /// What collecting changed on the node.
     pub alterations: Vec<Alteration>,
-    /// What this way of collecting can't see, see [`OMISSIONS`].
+    /// What this way of collecting can't see, see [`OMISSIONS`]; of each artifact, see [`Omission`].
     pub omissions: Vec<String>,
     /// The custody log when this manifest was made: its first `size` entries have this root.
     pub custody: LogHead,
@@ -106,6 +106,13 @@ impl Manifest {
     pub fn contradictions(&self) -> Vec<(Option<EvidencePath>, String)> {
         let mut found = Vec::new();
         for record in &self.artifacts {
+            if record.receipt.is_none() || record.chunk_root.is_none() {
+                found.push((
+                    Some(record.path.clone()),
+                    "has no receipt of the store, so nobody says that it was re-read there"
+                        .to_owned(),
+                ));
+            }
             if let Completeness::Incomplete { reasons } = &record.completeness {
                 if reasons.is_empty() {
                     found.push((

@@ -35,16 +35,26 @@ impl Collection {
             path: path.parse().unwrap(),
             size: bytes.len() as u64,
             sha256: Sha256::of(bytes),
+            chunk_root: Some(Digests::of(bytes).chunk_root),
             media_type: "application/octet-stream".to_owned(),
             method: Method::Export,
             api_call: "GET /containers/0123/export".to_owned(),
             source_id: "0123".repeat(16),
             derived_from: Vec::new(),
+            consistency: Consistency::Live,
             completeness: Completeness::Complete,
+            omissions: Method::Export.omissions(),
+            clock_offset_ms: None,
             started: Some(now),
             finished: Some(now),
             received_started: now,
             received_finished: now,
+            receipt: Some(StorageReceipt {
+                location: "file:///evidence".to_owned(),
+                version: None,
+                lock: None,
+                verified: now,
+            }),
         });
         let mut manifest = Manifest {
             case: "INC-7".parse().unwrap(),
@@ -62,6 +72,7 @@ impl Collection {
             node: Node {
                 name: "worker2".to_owned(),
                 uid: None,
+                boot_id: None,
             },
             pod: Pod {
                 namespace: "default".to_owned(),

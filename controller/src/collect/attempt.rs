@@ -1,6 +1,8 @@
 //! One attempt at an artifact: the call, the stream, the writer, and what is kept if it fails.
 
-use impound_evidence::{ArtifactRecord, Completeness, EvidencePath, Method, Timestamp};
+use impound_evidence::{
+    ArtifactRecord, Completeness, Consistency, EvidencePath, Method, Timestamp,
+};
 use impound_proto::agent::v1 as wire;
 
 use super::diff;
@@ -40,7 +42,6 @@ impl Session<'_> {
     ) -> Result<Content, Failure> {
         let connection = self.connection(wanted.node).await?;
         let mut client = connection.client.clone();
-        let offset = Some(connection.clock_offset_ms);
         let received_started = Timestamp::now();
         let silence = match wanted.ask {
             Ask::Inspect { .. } => LOOK_UP,
@@ -86,7 +87,9 @@ impl Session<'_> {
             method,
             api_call: cut(header.api_call),
             source_id: cut(header.source_id),
+            consistency: self.consistency(method),
             started: instant(header.started),
+            clock_offset_ms: Some(connection.clock_offset_ms),
             received_started,
         };
         let mut writer = self.begin_object(path, &begun).await?;
@@ -104,7 +107,7 @@ impl Session<'_> {
                 Completeness::Complete => {
                     let finished = instant(received.finished);
                     let record = record(path, &begun, received.content, finished);
-                    return self.finish_object(record, writer, offset).await;
+                    return self.finish_object(record, writer).await;
                 }
                 Completeness::Incomplete { reasons } => {
                     let why = format!("the artifact is incomplete: {}", reasons.join("; "));
@@ -145,7 +148,9 @@ impl Session<'_> {
             method: Method::Diff,
             api_call: format!("GET /containers/{container}/changes"),
             source_id: container.to_owned(),
+            consistency: self.consistency(Method::Diff),
             started: None,
+            clock_offset_ms: Some(connection.clock_offset_ms),
             received_started,
         };
         let (begun_text, begun_lines) = (begun("text/plain"), begun("application/jsonl"));
@@ -174,8 +179,7 @@ impl Session<'_> {
                 let mut lines = record(lines, &begun_lines, received.lines, finished);
                 (text.started, lines.started) = (started, started);
                 let both = vec![(text, to_text), (lines, to_lines)];
-                self.finish_together(both, Some(connection.clock_offset_ms))
-                    .await
+                self.finish_together(both).await
             }
             Err(error) => {
                 let both = vec![(to_text, &begun_text), (to_lines, &begun_lines)];
@@ -184,6 +188,14 @@ impl Session<'_> {
                     .await?;
                 Err(Failure::receive(&error))
             }
+        }
+    }
+
+    /// An image is read at leisure, but what it holds is as consistent as its commit was.
+    fn consistency(&self, method: Method) -> Consistency {
+        match method {
+            Method::Commit if self.job.pause => Consistency::Frozen,
+            _ => Consistency::Live,
         }
     }
 
@@ -207,9 +219,8 @@ impl Session<'_> {
         &self,
         record: ArtifactRecord,
         writer: Box<dyn ObjectWriter>,
-        offset: Option<i64>,
     ) -> Result<Content, Failure> {
-        self.record_read(&[&record], offset).await?;
+        self.record_read(&[&record]).await?;
         let expected = content(&record);
         match writer.finish(expected).await {
             Ok(receipt) => {
@@ -228,7 +239,6 @@ impl Session<'_> {
     async fn finish_together(
         &self,
         objects: Vec<(ArtifactRecord, Box<dyn ObjectWriter>)>,
-        offset: Option<i64>,
     ) -> Result<Content, Failure> {
         let mut durable = Vec::new();
         let mut failed: Option<StoreError> = None;
@@ -262,7 +272,7 @@ impl Session<'_> {
             return Err(Failure::store(&error));
         }
         let records: Vec<&ArtifactRecord> = durable.iter().map(|(record, _)| record).collect();
-        self.record_read(&records, offset).await?;
+        self.record_read(&records).await?;
         let mut stored = Vec::new();
         for (record, kept) in durable {
             // A failure here ends the run; the next one takes up what has no name yet.
@@ -340,21 +350,7 @@ fn record(
     content: Content,
     finished: Option<Timestamp>,
 ) -> ArtifactRecord {
-    ArtifactRecord {
-        path: path.clone(),
-        size: content.size,
-        sha256: content.sha256,
-        media_type: begun.media_type.clone(),
-        method: begun.method,
-        api_call: begun.api_call.clone(),
-        source_id: begun.source_id.clone(),
-        derived_from: Vec::new(),
-        completeness: Completeness::Complete,
-        started: begun.started,
-        finished,
-        received_started: begun.received_started,
-        received_finished: Timestamp::now(),
-    }
+    begun.record(path, content, Completeness::Complete, finished)
 }
 
 fn begun_of(record: &ArtifactRecord) -> Begun {
@@ -363,7 +359,9 @@ fn begun_of(record: &ArtifactRecord) -> Begun {
         method: record.method,
         api_call: record.api_call.clone(),
         source_id: record.source_id.clone(),
+        consistency: record.consistency,
         started: record.started,
+        clock_offset_ms: record.clock_offset_ms,
         received_started: record.received_started,
     }
 }

@@ -1,9 +1,10 @@
 //! `before/*`: the Kubernetes objects as they were, out of the job.
 
-use impound_evidence::{ArtifactRecord, Completeness, Method, Timestamp};
+use impound_evidence::{Completeness, Consistency, Method, Timestamp};
 use serde_json::Value;
 
 use super::CollectError;
+use super::note::Begun;
 use super::session::Session;
 use crate::seal;
 use crate::store::Content;
@@ -16,25 +17,21 @@ impl Session<'_> {
                 continue;
             }
             self.board.running(&path, 1, bytes.len() as u64);
-            let content = Content::of(bytes);
             let object = Object::of(bytes);
-            let now = Timestamp::now();
-            let record = ArtifactRecord {
-                path: path.clone(),
-                size: content.size,
-                sha256: content.sha256,
+            let begun = Begun {
                 media_type: "application/json".to_owned(),
                 method: Method::KubernetesObject,
                 api_call: object.api_call(),
                 source_id: object.uid,
-                derived_from: Vec::new(),
-                completeness: Completeness::Complete,
+                // One answer, of one version of the object.
+                consistency: Consistency::Frozen,
                 started: None,
-                finished: None,
-                received_started: now,
-                received_finished: now,
+                clock_offset_ms: None,
+                received_started: Timestamp::now(),
             };
-            self.record_read(&[&record], None).await?;
+            let content = Content::of(bytes);
+            let record = begun.record(&path, content, Completeness::Complete, None);
+            self.record_read(&[&record]).await?;
             let written = seal::write(&self.collector.store, &self.lock, &path, bytes).await;
             let receipt = written.map_err(|error| self.store_error(error))?;
             self.record_stored(vec![(record, receipt)]).await?;
@@ -87,5 +84,16 @@ impl Object {
 
 /// metadata.uid of the object in `bytes`, if it has one.
 pub(super) fn uid(bytes: &[u8]) -> Option<String> {
-    Some(Object::of(bytes).uid).filter(|uid| !uid.is_empty())
+    text(bytes, "/metadata/uid")
+}
+
+/// status.nodeInfo.bootID of the Node in `bytes`, if it has one.
+pub(super) fn boot_id(bytes: &[u8]) -> Option<String> {
+    text(bytes, "/status/nodeInfo/bootID")
+}
+
+fn text(bytes: &[u8], pointer: &str) -> Option<String> {
+    let value: Value = serde_json::from_slice(bytes).ok()?;
+    let text = value.pointer(pointer)?.as_str()?;
+    Some(text.to_owned()).filter(|text| !text.is_empty())
 }

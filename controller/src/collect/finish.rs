@@ -125,6 +125,10 @@ impl Session<'_> {
                     .node_uid
                     .clone()
                     .or_else(|| node_object.and_then(|(_, bytes)| before::uid(bytes))),
+                boot_id: note
+                    .node_boot_id
+                    .clone()
+                    .or_else(|| node_object.and_then(|(_, bytes)| before::boot_id(bytes))),
             },
             pod: Pod {
                 namespace: target.namespace.clone(),

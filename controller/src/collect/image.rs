@@ -32,29 +32,29 @@ impl Session<'_> {
         if self.stored(&path).is_some() {
             // The crash came between storing and removing.
             return match noted {
-                Some(_) => self.remove(&reference).await,
+                Some(_) => self.remove(&reference, &path).await,
                 None => Ok(()),
             };
         }
         if let Some(Image { id: Some(id) }) = noted {
             // Made by a run that was interrupted. Made again only if it is surely gone.
             match self.save(&path, &reference, Some(&id), expected).await? {
-                Fetched::Stored(_) => return self.remove(&reference).await,
+                Fetched::Stored(_) => return self.remove(&reference, &path).await,
                 Fetched::GivenUp(Some(Code::NotFound)) => {}
                 Fetched::GivenUp(_) => return self.left_on_node(&reference).await,
             }
         }
         self.board.running(&path, 1, expected);
-        let made = self.commit(known, repository, &reference).await?;
+        let made = self.commit(known, repository, &reference, &path).await?;
         // Also after a commit that failed: its answer may have been lost, or an earlier run's.
         let id = made.as_ref().ok().map(String::as_str);
         match (self.save(&path, &reference, id, expected).await?, made) {
-            (Fetched::Stored(_), Ok(_)) => self.remove(&reference).await,
+            (Fetched::Stored(_), Ok(_)) => self.remove(&reference, &path).await,
             (Fetched::Stored(_), Err(_)) => {
                 let image = self.stored(&path).map(|record| record.source_id);
-                self.note_made(known, &reference, image.unwrap_or_default())
+                self.note_made(known, &reference, image.unwrap_or_default(), &path)
                     .await?;
-                self.remove(&reference).await
+                self.remove(&reference, &path).await
             }
             (Fetched::GivenUp(Some(Code::NotFound)), Err(why)) => {
                 // There is none: the commit's reason is the one.
@@ -94,6 +94,7 @@ impl Session<'_> {
         known: &Known,
         repository: &str,
         reference: &str,
+        path: &EvidencePath,
     ) -> Result<Result<String, String>, CollectError> {
         self.note(|note| note.images.insert(reference.to_owned(), Image { id: None }))
             .await?;
@@ -103,7 +104,7 @@ impl Session<'_> {
             let failure = match self.commit_once(known, repository).await {
                 Ok(made) => {
                     let id = made.image_id.clone();
-                    self.note_commit(known, reference, made).await?;
+                    self.note_commit(known, reference, made, path).await?;
                     return Ok(Ok(id));
                 }
                 Err(failure) => failure,
@@ -149,7 +150,7 @@ impl Session<'_> {
     }
 
     /// Removes a stored image from the node; a warning if that fails.
-    async fn remove(&self, reference: &str) -> Result<(), CollectError> {
+    async fn remove(&self, reference: &str, path: &EvidencePath) -> Result<(), CollectError> {
         let node = &self.job.target.node;
         let attempts = self.collector.retry.attempts.max(1);
         let mut attempt = 1;
@@ -157,12 +158,12 @@ impl Session<'_> {
             let failure = match self.remove_once(reference).await {
                 Ok(true) => {
                     return self
-                        .note_removal(reference, "the image is gone from the node")
+                        .note_removal(reference, path, "the image is gone from the node")
                         .await;
                 }
                 Ok(false) => {
                     return self
-                        .note_removal(reference, "the image was gone already")
+                        .note_removal(reference, path, "the image was gone already")
                         .await;
                 }
                 Err(failure) => failure,
@@ -212,6 +213,7 @@ impl Session<'_> {
         known: &Known,
         reference: &str,
         made: wire::CommitResponse,
+        path: &EvidencePath,
     ) -> Result<(), CollectError> {
         let id = cut(made.image_id);
         let (started, finished) = (instant(made.started), instant(made.finished));
@@ -220,6 +222,7 @@ impl Session<'_> {
             source_id: known.container.id.clone(),
             api_call: self.commit_call(known),
             effect,
+            artifacts: vec![path.clone()],
             started,
             finished,
         };
@@ -243,6 +246,7 @@ impl Session<'_> {
         known: &Known,
         reference: &str,
         image: String,
+        path: &EvidencePath,
     ) -> Result<(), CollectError> {
         let paused = if self.job.pause {
             "; the container stood still meanwhile"
@@ -256,6 +260,7 @@ impl Session<'_> {
             effect: format!(
                 "image {reference} ({image}) was made on the node's disk{paused}; when is not known, as the answer was lost"
             ),
+            artifacts: vec![path.clone()],
             started: None,
             finished: None,
         };
@@ -267,12 +272,18 @@ impl Session<'_> {
         .await
     }
 
-    async fn note_removal(&self, reference: &str, effect: &str) -> Result<(), CollectError> {
+    async fn note_removal(
+        &self,
+        reference: &str,
+        path: &EvidencePath,
+        effect: &str,
+    ) -> Result<(), CollectError> {
         let removal = |image: &str| Alteration {
             kind: AlterationKind::RemoveImage,
             source_id: image.to_owned(),
             api_call: format!("DELETE /images/{reference}"),
             effect: effect.to_owned(),
+            artifacts: vec![path.clone()],
             started: None,
             finished: None,
         };

@@ -67,7 +67,8 @@ impl Session<'_> {
             .await
             .map_err(|error| Failure::agent(&error))?;
         let opened = Arc::new(opened);
-        let (agent, uid) = (opened.described(), opened.address.uid.clone());
+        let agent = opened.described();
+        let (uid, boot_id) = (opened.address.uid.clone(), opened.address.boot_id.clone());
         let offset = |agent: &impound_evidence::Agent| agent.clock_offset_ms.unwrap_or(0);
         self.note(|note| {
             let known = note.agents.iter().any(|known| {
@@ -82,6 +83,7 @@ impl Session<'_> {
             }
             if node == self.job.target.node && !uid.is_empty() {
                 note.node_uid = Some(uid);
+                note.node_boot_id = boot_id;
             }
         })
         .await?;
@@ -245,6 +247,7 @@ fn is_of(of: &Pod, pod: &TargetPod) -> bool {
 
 fn described(container: wire::Container, pod: &TargetPod, role: ContainerRole) -> Container {
     let state = container.state().as_str_name();
+    let image_digest = pod.image_digests.get(&container.container_name).cloned();
     Container {
         role,
         pod: Pod {
@@ -257,6 +260,7 @@ fn described(container: wire::Container, pod: &TargetPod, role: ContainerRole) -
         attempt: container.attempt,
         image: cut(container.image),
         image_id: cut(container.image_id),
+        image_digest,
         state: state
             .strip_prefix("CONTAINER_STATE_")
             .unwrap_or(state)

@@ -4,9 +4,12 @@
 use std::collections::BTreeMap;
 
 use impound_evidence::{
-    Agent, Alteration, Build, Container, EvidencePath, LogHead, Method, Missing, Timestamp,
+    Agent, Alteration, ArtifactRecord, Build, Completeness, Consistency, Container, EvidencePath,
+    LogHead, Method, Missing, Timestamp,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::store::Content;
 
 /// Notes of a running collection.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -18,6 +21,8 @@ pub(super) struct Note {
     pub(super) agents: Vec<Agent>,
     /// metadata.uid of the Node object.
     pub(super) node_uid: Option<String>,
+    /// Its status.nodeInfo.bootID.
+    pub(super) node_boot_id: Option<String>,
     /// What was changed on the node.
     pub(super) alterations: Vec<Alteration>,
     /// Where the attempts that were begun come from, by the name they are for.
@@ -46,10 +51,45 @@ pub(super) struct Begun {
     pub(super) method: Method,
     pub(super) api_call: String,
     pub(super) source_id: String,
+    pub(super) consistency: Consistency,
     /// The agent's clock.
     pub(super) started: Option<Timestamp>,
+    /// The agent's clock minus ours, milliseconds.
+    pub(super) clock_offset_ms: Option<i64>,
     /// Ours.
     pub(super) received_started: Timestamp,
+}
+
+impl Begun {
+    /// The record of what came of it. What the store says of it is still missing.
+    pub(super) fn record(
+        &self,
+        path: &EvidencePath,
+        content: Content,
+        completeness: Completeness,
+        finished: Option<Timestamp>,
+    ) -> ArtifactRecord {
+        ArtifactRecord {
+            path: path.clone(),
+            size: content.size,
+            sha256: content.sha256,
+            chunk_root: None,
+            media_type: self.media_type.clone(),
+            method: self.method,
+            api_call: self.api_call.clone(),
+            source_id: self.source_id.clone(),
+            derived_from: Vec::new(),
+            consistency: self.consistency,
+            completeness,
+            omissions: self.method.omissions(),
+            started: self.started,
+            finished,
+            clock_offset_ms: self.clock_offset_ms,
+            received_started: self.received_started,
+            received_finished: Timestamp::now(),
+            receipt: None,
+        }
+    }
 }
 
 /// An image on the node.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use impound_evidence::{
-    ArtifactRecord, BUNDLE, Completeness, EvidencePath, MANIFEST, Method, Timestamp,
+    ArtifactRecord, BUNDLE, Completeness, Consistency, EvidencePath, MANIFEST, Method, Timestamp,
 };
 
 use super::CollectError;
@@ -62,7 +62,9 @@ impl Session<'_> {
                     method: Method::Export,
                     api_call: String::new(),
                     source_id: String::new(),
+                    consistency: Consistency::Live,
                     started: None,
+                    clock_offset_ms: None,
                     received_started: Timestamp::now(),
                 });
                 self.keep(left, &begun, vec![why], None).await.map(drop)
@@ -85,22 +87,9 @@ impl Session<'_> {
             return Ok(None);
         }
         let path = self.free_partial(left.intended()).await?;
-        let record = ArtifactRecord {
-            path: path.clone(),
-            size: left.content().size,
-            sha256: left.content().sha256,
-            media_type: begun.media_type.clone(),
-            method: begun.method,
-            api_call: begun.api_call.clone(),
-            source_id: begun.source_id.clone(),
-            derived_from: Vec::new(),
-            completeness: Completeness::Incomplete { reasons },
-            started: begun.started,
-            finished,
-            received_started: begun.received_started,
-            received_finished: Timestamp::now(),
-        };
-        self.record_read(&[&record], None).await?;
+        let completeness = Completeness::Incomplete { reasons };
+        let record = begun.record(&path, left.content(), completeness, finished);
+        self.record_read(&[&record]).await?;
         let receipt = left
             .keep_as(&path)
             .await

@@ -96,18 +96,21 @@ impl<'a> Session<'a> {
     pub(super) async fn record_read(
         &self,
         records: &[&ArtifactRecord],
-        offset: Option<i64>,
     ) -> Result<(), CollectError> {
-        self.record(Event::Read, records, offset).await
+        self.record(Event::Read, records).await
     }
 
     /// Records what was stored; only then it counts.
     pub(super) async fn record_stored(
         &self,
-        kept: Vec<(ArtifactRecord, Receipt)>,
+        mut kept: Vec<(ArtifactRecord, Receipt)>,
     ) -> Result<(), CollectError> {
+        for (record, receipt) in &mut kept {
+            record.chunk_root = Some(receipt.chunk_root());
+            record.receipt = Some(receipt.storage().clone());
+        }
         let records: Vec<&ArtifactRecord> = kept.iter().map(|(record, _)| record).collect();
-        self.record(Event::Stored, &records, None).await?;
+        self.record(Event::Stored, &records).await?;
         for (record, receipt) in kept {
             self.board.stored(&receipt);
             self.count(record, &receipt)?;
@@ -327,15 +330,10 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn record(
-        &self,
-        event: Event,
-        records: &[&ArtifactRecord],
-        offset: Option<i64>,
-    ) -> Result<(), CollectError> {
+    async fn record(&self, event: Event, records: &[&ArtifactRecord]) -> Result<(), CollectError> {
         let entry = |record: &&ArtifactRecord| {
             let mut entry = Entry::new(event, Collector::who(), record.path.to_string());
-            entry.clock_offset_ms = offset;
+            entry.clock_offset_ms = record.clock_offset_ms;
             entry.artifact = Some((*record).clone());
             entry
         };

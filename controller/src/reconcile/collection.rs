@@ -1,6 +1,6 @@
 //! Reconciles a collection: starts the work once, reports how far it is, records how it ended.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use kube::ResourceExt;
 use kube::api::{Api, Patch};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -389,6 +389,7 @@ async fn prepare(
             name: spec.pod.clone(),
             uid,
             node,
+            image_digests: image_digests(&before.pod),
         },
         before: files(&before),
         neighbours,
@@ -417,12 +418,31 @@ async fn neighbours(
 }
 
 fn target(pod: Pod, node: &str) -> TargetPod {
+    // A Pod is always serialisable.
+    let image_digests = image_digests(&serde_json::to_value(&pod).unwrap_or_default());
     TargetPod {
+        image_digests,
         namespace: pod.metadata.namespace.unwrap_or_default(),
         name: pod.metadata.name.unwrap_or_default(),
         uid: pod.metadata.uid.unwrap_or_default(),
         node: node.to_owned(),
     }
+}
+
+/// By the name of a container of `pod`, what its status says of its image.
+fn image_digests(pod: &Value) -> BTreeMap<String, String> {
+    let lists = [
+        "containerStatuses",
+        "initContainerStatuses",
+        "ephemeralContainerStatuses",
+    ];
+    let of = |list: &&str| pod.pointer(&format!("/status/{list}"))?.as_array();
+    let named = lists.iter().filter_map(of).flatten().filter_map(|status| {
+        let text = |field| status.get(field).and_then(Value::as_str);
+        let digest = text("imageID").filter(|digest| !digest.is_empty())?;
+        Some((text("name")?.to_owned(), digest.to_owned()))
+    });
+    named.collect()
 }
 
 fn files(before: &Before) -> Vec<(String, Vec<u8>)> {

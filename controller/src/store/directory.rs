@@ -135,14 +135,15 @@ impl Store for DirectoryStore {
                 .file(&at, &path)?
                 .ok_or_else(|| StoreError::NotFound { at: name.clone() })?;
             let found = reread::whole(&tree, &name, file)?;
-            if found != expected {
+            if Content::from(found) != expected {
                 return Err(StoreError::Mismatch {
                     at: name,
                     expected: expected.into(),
-                    found: found.into(),
+                    found: Content::from(found).into(),
                 });
             }
-            Ok(Receipt::new(path, found))
+            let storage = tree.receipt(&name);
+            Ok(Receipt::new(path, found, storage))
         })
         .await
     }
@@ -225,7 +226,7 @@ impl Store for DirectoryStore {
     }
 
     fn location(&self, at: &CollectionId) -> String {
-        format!("file://{}/{at}", self.tree.path().trim_end_matches('/'))
+        self.tree.url(&at.to_string())
     }
 
     async fn free_bytes(&self) -> Result<u64, StoreError> {

@@ -52,6 +52,7 @@ impl NodeDirectory for Nodes {
         Ok(NodeAddress {
             name: node.to_owned(),
             uid: "uid-node".into(),
+            boot_id: Some("boot-node".into()),
             ip: [127, 0, 0, 1].into(),
             port,
         })
@@ -257,6 +258,11 @@ pub(crate) fn pod((namespace, name, uid): (&str, &str, &str)) -> TargetPod {
         name: name.into(),
         uid: uid.into(),
         node: NODE.into(),
+        image_digests: [(
+            "nginx".to_owned(),
+            "docker-pullable://nginx@sha256:beef".to_owned(),
+        )]
+        .into(),
     }
 }
 

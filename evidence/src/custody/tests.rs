@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::merkle;
 use super::*;
 use crate::sign::VerifyingKey;
+use crate::{verify_consistency, verify_inclusion};
 
 const ORIGIN: &str = "impound.dev/INC-1/web";
 

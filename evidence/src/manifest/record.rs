@@ -17,6 +17,9 @@ pub struct ArtifactRecord {
     pub size: u64,
     /// Over all its bytes as received, and as re-read from the store.
     pub sha256: Sha256,
+    /// Root of its chunk tree, see [`crate::CHUNK_SIZE`]; none before it is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk_root: Option<Sha256>,
     /// E.g. `application/x-tar`.
     pub media_type: String,
     /// How it was obtained.
@@ -29,18 +32,96 @@ pub struct ArtifactRecord {
     /// collection, from which anybody can make it again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub derived_from: Vec<EvidencePath>,
+    /// Whether its source could change while it was read.
+    pub consistency: Consistency,
     /// What its own format says about its end.
     pub completeness: Completeness,
+    /// What its source has and this way of reading leaves out.
+    pub omissions: Vec<Omission>,
     /// When the source was asked. The agent's clock; none for what did not come from an agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Timestamp>,
     /// When the source's answer was complete. The agent's clock, as above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<Timestamp>,
+    /// The agent's clock minus the controller's, milliseconds, when it was asked; none as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_offset_ms: Option<i64>,
     /// When the controller asked.
     pub received_started: Timestamp,
     /// When the controller had the last byte.
     pub received_finished: Timestamp,
+    /// What the store said; none before it is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<StorageReceipt>,
+}
+
+/// Whether the source of an artifact stood still while it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// It could change meanwhile: what was read first may be older than what was read last.
+    Live,
+    /// It could not: it was paused or had ended, or it came in one answer of one version.
+    Frozen,
+}
+
+/// What the store said of an artifact once it had its name, its bytes were re-read and fit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageReceipt {
+    /// Where it is, as a URL, e.g. `file:///var/lib/impound/INC-1/web/before/pod.json` or
+    /// `s3://bucket/INC-1/web/before/pod.json`.
+    pub location: String,
+    /// The store's own name of exactly these bytes there, if it keeps versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// What keeps it from being removed, if the store can do that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<StorageLock>,
+    /// When it had been re-read and fitted. The controller's clock.
+    pub verified: Timestamp,
+}
+
+/// A store's own lock on an artifact, as S3 Object Lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageLock {
+    /// Who may lift it.
+    pub mode: LockMode,
+    /// Until when. The store's clock.
+    pub until: Timestamp,
+    /// Whether it is held besides, without an end, until somebody lifts the hold.
+    pub hold: bool,
+}
+
+/// Who may lift a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LockMode {
+    /// Who has a right of its own for that.
+    Governance,
+    /// Nobody.
+    Compliance,
+}
+
+/// What an artifact's source has and the artifact has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Omission {
+    /// What is mounted into the container: volumes, tmpfs, /dev/shm, /proc, /sys.
+    Mounts,
+    /// Files that were deleted while a process still had them open.
+    DeletedOpenFiles,
+    /// Parts of a second of modification times; all of access and change times.
+    PartsOfSeconds,
+    /// Extended attributes other than `security.capability`.
+    ExtendedAttributes,
+    /// Where a sparse file has holes: they are zeros here.
+    Holes,
+    /// Times and contents: only that something changed, and of directories also if only what is in
+    /// them did.
+    TimesAndContents,
 }
 
 /// How an artifact was obtained.
@@ -60,6 +141,25 @@ pub enum Method {
     /// Made by the controller from other artifacts while they arrived, see
     /// [`ArtifactRecord::derived_from`].
     Derived,
+}
+
+impl Method {
+    /// What it leaves out, measured on Docker 20.10 with overlay2.
+    #[must_use]
+    pub fn omissions(self) -> Vec<Omission> {
+        match self {
+            // What is derived lacks what its sources lack.
+            Self::KubernetesObject | Self::Inspect | Self::Derived => Vec::new(),
+            Self::Diff => vec![Omission::Mounts, Omission::TimesAndContents],
+            Self::Export | Self::Commit => vec![
+                Omission::Mounts,
+                Omission::DeletedOpenFiles,
+                Omission::PartsOfSeconds,
+                Omission::ExtendedAttributes,
+                Omission::Holes,
+            ],
+        }
+    }
 }
 
 /// A build of a program of ours.
@@ -84,6 +184,9 @@ pub struct Node {
     /// Its metadata.uid, if it was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
+    /// Which start of its kernel, the kubelet's word: status.nodeInfo.bootID, if it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
 }
 
 /// A pod.
@@ -136,8 +239,12 @@ pub struct Container {
     pub attempt: u32,
     /// Image reference as the runtime gave it.
     pub image: String,
-    /// Full id of the image.
+    /// Full id of the image: the digest of its configuration.
     pub image_id: String,
+    /// What the registry knows the image by, e.g. `docker-pullable://nginx@sha256:…`: the imageID in
+    /// the pod's status, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<String>,
     /// The runtime's word when it was listed, e.g. `running`, `exited`.
     pub state: String,
     /// When the runtime made it. The node's clock.
@@ -167,6 +274,8 @@ pub struct Alteration {
     pub api_call: String,
     /// What it changed, for people.
     pub effect: String,
+    /// The artifacts that it was done for.
+    pub artifacts: Vec<EvidencePath>,
     /// When it began. The agent's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Timestamp>,

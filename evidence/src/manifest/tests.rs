@@ -1,6 +1,7 @@
 //! The manifest's one encoding, and everything that is refused.
 
 use super::*;
+use crate::chunks::Digests;
 
 /// A manifest of a realistic collection with the given artifacts.
 pub(crate) fn sample(artifacts: Vec<ArtifactRecord>) -> Manifest {
@@ -25,6 +26,7 @@ pub(crate) fn sample(artifacts: Vec<ArtifactRecord>) -> Manifest {
         node: Node {
             name: "worker2".to_owned(),
             uid: None,
+            boot_id: Some("5c8f3c4e-9d41-4e3c-8d0f-0c5c1b1f2a3b".to_owned()),
         },
         pod: pod.clone(),
         quarantine: Some("default/web-5d4f-x7".to_owned()),
@@ -45,6 +47,7 @@ pub(crate) fn sample(artifacts: Vec<ArtifactRecord>) -> Manifest {
             attempt: 0,
             image: "sha256:feed".to_owned(),
             image_id: "sha256:feed".to_owned(),
+            image_digest: Some("docker-pullable://nginx@sha256:beef".to_owned()),
             state: "running".to_owned(),
             created: None,
         }],
@@ -65,16 +68,26 @@ pub(crate) fn record(path: &str, contents: &[u8]) -> ArtifactRecord {
         path: path.parse().unwrap(),
         size: contents.len() as u64,
         sha256: Sha256::of(contents),
+        chunk_root: Some(Digests::of(contents).chunk_root),
         media_type: "application/octet-stream".to_owned(),
         method: Method::Export,
         api_call: "GET /containers/0123/export".to_owned(),
         source_id: "0123456789abcdef".repeat(4),
         derived_from: Vec::new(),
+        consistency: Consistency::Live,
         completeness: Completeness::Complete,
+        omissions: Method::Export.omissions(),
         started: Some("2026-01-31T03:04:00.000000Z".parse().unwrap()),
         finished: Some("2026-01-31T03:04:01.000000Z".parse().unwrap()),
         received_started: "2026-01-31T03:04:00.000000Z".parse().unwrap(),
+        clock_offset_ms: Some(-12),
         received_finished: "2026-01-31T03:04:01.000000Z".parse().unwrap(),
+        receipt: Some(StorageReceipt {
+            location: format!("file:///var/lib/impound/INC-1/web-5d4f-x7/{path}"),
+            version: None,
+            lock: None,
+            verified: "2026-01-31T03:04:02.000000Z".parse().unwrap(),
+        }),
     }
 }
 

@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Files, Progress, Verdict};
-use crate::digest::{Sha256, Sha256Hasher};
+use crate::chunks::{Digests, DigestsHasher};
+use crate::digest::Sha256;
 use crate::manifest::{ArtifactRecord, Manifest};
 use crate::source::{EvidenceSource, OpenFile};
 use crate::tar::{Completeness, TarEnd};
@@ -136,7 +137,7 @@ fn contents(
     buffer: &mut [u8],
     watch: &(dyn Fn(Progress<'_>) + Sync),
 ) -> (u64, Option<Wrong>) {
-    let mut hasher = Sha256Hasher::new();
+    let mut hasher = DigestsHasher::new();
     let complete = record.completeness.is_complete();
     let mut tar = (complete && record.path.as_str().ends_with(".tar")).then(TarEnd::new);
     let mut came = 0;
@@ -157,13 +158,19 @@ fn contents(
         }
         watch(Progress::Bytes(part.len() as u64));
     }
-    let got = hasher.finish();
+    let Digests {
+        sha256, chunk_root, ..
+    } = hasher.finish();
     if came != record.size {
         let wrong = format!("expected {} bytes, got {came}", record.size);
         return (came, Some(Wrong::Other(wrong)));
     }
-    if got != record.sha256 {
-        return (came, Some(Wrong::Changed(got)));
+    if sha256 != record.sha256 {
+        return (came, Some(Wrong::Changed(sha256)));
+    }
+    if let Some(expected) = record.chunk_root.filter(|root| *root != chunk_root) {
+        let wrong = format!("is recorded with the chunk tree {expected}, and has {chunk_root}");
+        return (came, Some(Wrong::Other(wrong)));
     }
     match tar.map(TarEnd::finish) {
         Some(Completeness::Incomplete { reasons }) => {

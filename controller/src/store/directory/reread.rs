@@ -10,13 +10,13 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
-use impound_evidence::Sha256Hasher;
+use impound_evidence::{Digests, DigestsHasher};
 use rustix::fs::{self, Advice, OFlags};
 use rustix::io::Errno;
 
 use super::aligned::Block;
 use super::tree::Tree;
-use crate::store::{Content, StoreError};
+use crate::store::StoreError;
 
 /// How far the writer got.
 pub(super) enum Mark {
@@ -26,14 +26,14 @@ pub(super) enum Mark {
     End(u64),
 }
 
-/// Reads what `marks` allow and returns the content at the end; nothing if the writer stopped
+/// Reads what `marks` allow and returns the digests at the end; nothing if the writer stopped
 /// before it. `name` is for errors. Blocks.
 pub(super) fn follow(
     tree: &Tree,
     name: &str,
     file: OwnedFd,
     marks: &mpsc::Receiver<Mark>,
-) -> Result<Option<Content>, StoreError> {
+) -> Result<Option<Digests>, StoreError> {
     let mut hash = Rehash::new(tree, name, file);
     while let Ok(mark) = marks.recv() {
         match mark {
@@ -48,7 +48,7 @@ pub(super) fn follow(
 }
 
 /// Reads a whole file that nobody writes to. Blocks.
-pub(super) fn whole(tree: &Tree, name: &str, file: OwnedFd) -> Result<Content, StoreError> {
+pub(super) fn whole(tree: &Tree, name: &str, file: OwnedFd) -> Result<Digests, StoreError> {
     let mut hash = Rehash::new(tree, name, file);
     hash.advance(u64::MAX)?;
     hash.end()
@@ -61,7 +61,7 @@ struct Rehash<'a> {
     direct: bool,
     block: Block,
     at: u64,
-    hasher: Sha256Hasher,
+    hasher: DigestsHasher,
 }
 
 impl<'a> Rehash<'a> {
@@ -74,7 +74,7 @@ impl<'a> Rehash<'a> {
             direct,
             block: Block::new(),
             at: 0,
-            hasher: Sha256Hasher::new(),
+            hasher: DigestsHasher::new(),
         }
     }
 
@@ -99,7 +99,7 @@ impl<'a> Rehash<'a> {
     }
 
     /// Fails if the file goes on.
-    fn end(mut self) -> Result<Content, StoreError> {
+    fn end(mut self) -> Result<Digests, StoreError> {
         // Not behind a short last block: direct I/O can only ask at multiples of the block size.
         let stat = fs::fstat(&self.file)
             .map_err(|error| self.tree.failed(self.name, "look at it", error))?;
@@ -108,10 +108,7 @@ impl<'a> Rehash<'a> {
             // Hash all of it, so that the digest can't be mistaken for that of the expected bytes.
             self.advance(u64::MAX)?;
         }
-        Ok(Content {
-            size: self.at,
-            sha256: self.hasher.finish(),
-        })
+        Ok(self.hasher.finish())
     }
 
     fn read(&mut self) -> Result<usize, StoreError> {

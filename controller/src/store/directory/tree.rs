@@ -4,7 +4,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use impound_evidence::{CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath};
+use impound_evidence::{
+    CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath, StorageReceipt, Timestamp,
+};
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -54,8 +56,20 @@ impl Tree {
         }
     }
 
-    pub(super) fn path(&self) -> &str {
-        &self.path
+    /// The URL of what is called `name` below the root.
+    pub(super) fn url(&self, name: &str) -> String {
+        format!("file://{}/{name}", self.path.trim_end_matches('/'))
+    }
+
+    /// What the store says of the object `name`, which was re-read just now. A directory keeps no
+    /// versions and locks nothing.
+    pub(super) fn receipt(&self, name: &str) -> StorageReceipt {
+        StorageReceipt {
+            location: self.url(name),
+            version: None,
+            lock: None,
+            verified: Timestamp::now(),
+        }
     }
 
     /// Bytes that can still be written by this user.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use impound_evidence::EvidencePath;
+use impound_evidence::{Digests, EvidencePath};
 use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 
@@ -15,7 +15,7 @@ use crate::store::{CollectionLock, Content, Receipt, StoreError, Unfinished};
 /// A durable, re-read file without a name.
 pub(super) struct Left {
     temporary: Arc<Temporary>,
-    content: Content,
+    digests: Digests,
     failure: Option<StoreError>,
 }
 
@@ -47,10 +47,10 @@ impl Left {
             return Ok(None);
         }
         temporary.settle()?;
-        let content = reread::whole(tree, &name, temporary.reopen()?)?;
+        let digests = reread::whole(tree, &name, temporary.reopen()?)?;
         Ok(Some(Box::new(Self {
             temporary: Arc::new(temporary),
-            content,
+            digests,
             failure,
         })))
     }
@@ -63,7 +63,7 @@ impl Unfinished for Left {
     }
 
     fn content(&self) -> Content {
-        self.content
+        self.digests.into()
     }
 
     fn take_failure(&mut self) -> Option<StoreError> {
@@ -85,7 +85,7 @@ impl Unfinished for Left {
             });
         }
         let at = at.clone();
-        let publish = move || self.temporary.publish(&at, self.content);
+        let publish = move || self.temporary.publish(&at, self.digests);
         tokio::task::spawn_blocking(publish)
             .await
             .map_err(|_| StoreError::WriterLost { at: name })?

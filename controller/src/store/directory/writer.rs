@@ -13,7 +13,7 @@ use std::sync::mpsc as marks;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use impound_evidence::EvidencePath;
+use impound_evidence::{Digests, EvidencePath};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
@@ -79,7 +79,7 @@ impl Temporary {
     pub(super) fn publish(
         &self,
         at: &EvidencePath,
-        content: Content,
+        digests: Digests,
     ) -> Result<Receipt, StoreError> {
         let name = tree::name(self.lock.collection(), at);
         let temporary = temporary_name(&self.path);
@@ -108,7 +108,8 @@ impl Temporary {
             Err(error) => return Err(self.tree.failed(&name, "give it its name", error)),
         }
         self.tree.sync(&name, &self.directory)?;
-        Ok(Receipt::new(at.clone(), content))
+        let storage = self.tree.receipt(&name);
+        Ok(Receipt::new(at.clone(), digests, storage))
     }
 
     /// Removes the file. Blocks.
@@ -170,7 +171,7 @@ pub(super) struct Writer {
     temporary: Arc<Temporary>,
     queue: mpsc::Sender<Command>,
     writing: JoinHandle<Result<(), StoreError>>,
-    rereading: JoinHandle<Result<Option<Content>, StoreError>>,
+    rereading: JoinHandle<Result<Option<Digests>, StoreError>>,
 }
 
 enum Command {
@@ -202,7 +203,7 @@ impl Writer {
     }
 
     /// Waits for both threads; the bytes are then durable unless an error says otherwise.
-    async fn stop(self) -> Result<(Arc<Temporary>, Option<Content>), StoreError> {
+    async fn stop(self) -> Result<(Arc<Temporary>, Option<Digests>), StoreError> {
         let Self {
             temporary,
             queue,
@@ -250,11 +251,11 @@ impl ObjectWriter for Writer {
         let (temporary, found) = self.stop().await?;
         let name = temporary.name();
         let found = found.ok_or_else(|| StoreError::WriterLost { at: name.clone() })?;
-        if found != expected {
+        if Content::from(found) != expected {
             return Err(StoreError::Mismatch {
                 at: name,
                 expected: expected.into(),
-                found: found.into(),
+                found: Content::from(found).into(),
             });
         }
         let publish = move || temporary.publish(&temporary.path, found);

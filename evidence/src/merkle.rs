@@ -1,16 +1,24 @@
-//! RFC 6962 section 2.1: Merkle tree hash, inclusion and consistency proofs.
+//! RFC 6962 section 2.1: Merkle tree hash, inclusion and consistency proofs; of the custody log over
+//! its lines, of an artifact over its chunks.
 
 use crate::digest::{Sha256, Sha256Hasher};
 
-/// Hash of a leaf: the prefix keeps leaves and nodes apart.
-pub(super) fn leaf(bytes: &[u8]) -> Sha256 {
-    let mut hasher = Sha256Hasher::new();
-    hasher.update(&[0]);
+/// Hash of a leaf.
+pub(crate) fn leaf(bytes: &[u8]) -> Sha256 {
+    let mut hasher = leaf_hasher();
     hasher.update(bytes);
     hasher.finish()
 }
 
-fn node(left: Sha256, right: Sha256) -> Sha256 {
+/// A hasher that waits for the bytes of a leaf: the prefix keeps leaves and nodes apart.
+pub(crate) fn leaf_hasher() -> Sha256Hasher {
+    let mut hasher = Sha256Hasher::new();
+    hasher.update(&[0]);
+    hasher
+}
+
+/// Hash of a node over two subtrees.
+pub(crate) fn node(left: Sha256, right: Sha256) -> Sha256 {
     let mut hasher = Sha256Hasher::new();
     hasher.update(&[1]);
     hasher.update(left.as_bytes());
@@ -19,7 +27,7 @@ fn node(left: Sha256, right: Sha256) -> Sha256 {
 }
 
 /// Merkle Tree Hash over leaf hashes. At most 64 levels deep.
-pub(super) fn root(leaves: &[Sha256]) -> Sha256 {
+pub(crate) fn root(leaves: &[Sha256]) -> Sha256 {
     match leaves {
         [] => Sha256::of(&[]),
         [one] => *one,
@@ -31,7 +39,7 @@ pub(super) fn root(leaves: &[Sha256]) -> Sha256 {
 }
 
 /// PATH(seq, leaves) of the RFC, from the leaf up.
-pub(super) fn inclusion(seq: usize, leaves: &[Sha256]) -> Vec<Sha256> {
+pub(crate) fn inclusion(seq: usize, leaves: &[Sha256]) -> Vec<Sha256> {
     if leaves.len() <= 1 {
         return Vec::new();
     }
@@ -45,7 +53,7 @@ pub(super) fn inclusion(seq: usize, leaves: &[Sha256]) -> Vec<Sha256> {
 }
 
 /// PROOF(old, leaves) of the RFC; `0 < old <= leaves.len()`.
-pub(super) fn consistency(old: usize, leaves: &[Sha256]) -> Vec<Sha256> {
+pub(crate) fn consistency(old: usize, leaves: &[Sha256]) -> Vec<Sha256> {
     subproof(old, leaves, true)
 }
 
