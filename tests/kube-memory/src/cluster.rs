@@ -20,6 +20,7 @@ use crate::fault::{Fault, FaultHandle, Faults};
 use crate::pki::Pki;
 use crate::server;
 use crate::state::{Shared, State};
+use crate::tokens::Token;
 
 /// The user of the kubeconfig.
 pub(crate) const ADMIN: &str = "kubernetes-admin";
@@ -85,7 +86,7 @@ impl Cluster {
             .transpose()?;
         let mut state = State::new(pki.ca_pem.clone());
         let token = Uuid::new_v4().simple().to_string();
-        state.tokens.insert(token.clone(), ADMIN.to_owned());
+        state.tokens.insert(token.clone(), Token::of(ADMIN));
         controllers::furnish(&mut state, &config.nodes)
             .map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
         let core = Arc::new(Core {
@@ -126,7 +127,7 @@ impl Cluster {
         let token = Uuid::new_v4().simple().to_string();
         self.core
             .shared
-            .with(|state| state.tokens.insert(token.clone(), user.to_owned()));
+            .with(|state| state.tokens.insert(token.clone(), Token::of(user)));
         self.kubeconfig_text(user, &token)
     }
 

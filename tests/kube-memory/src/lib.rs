@@ -27,6 +27,7 @@ mod server;
 mod shapes;
 mod state;
 mod store;
+mod tokens;
 
 pub use audit::RequestRecord;
 pub use cluster::{Cluster, ClusterConfig};

@@ -24,6 +24,7 @@ use crate::core::Core;
 use crate::fault::{Effect, status_body};
 use crate::refusal::Refusal;
 use crate::request::{Query, Request};
+use crate::tokens::{OWN_AUDIENCE, groups};
 
 /// Serves until `stop` becomes true.
 pub(crate) async fn serve(
@@ -233,7 +234,12 @@ fn authenticate(core: &Core, headers: &HeaderMap, request: &mut Request) -> bool
             "/version" | "/healthz" | "/livez" | "/readyz"
         );
     };
-    let Some(user) = core.shared.with(|state| state.tokens.get(token).cloned()) else {
+    let known = core.shared.with(|state| {
+        let token = state.tokens.get(token)?;
+        let refusal = token.refusal(state, &[OWN_AUDIENCE.to_owned()]);
+        refusal.is_none().then(|| token.user.clone())
+    });
+    let Some(user) = known else {
         return false;
     };
     request.groups = groups(&user);
@@ -249,21 +255,6 @@ fn authenticate(core: &Core, headers: &HeaderMap, request: &mut Request) -> bool
         request.user = acting;
     }
     true
-}
-
-fn groups(user: &str) -> Vec<String> {
-    let mut groups = Vec::new();
-    if user == crate::cluster::ADMIN {
-        groups.push("system:masters".to_owned());
-    }
-    if let Some(account) = user.strip_prefix("system:serviceaccount:") {
-        groups.push("system:serviceaccounts".to_owned());
-        if let Some((namespace, _)) = account.split_once(':') {
-            groups.push(format!("system:serviceaccounts:{namespace}"));
-        }
-    }
-    groups.push("system:authenticated".to_owned());
-    groups
 }
 
 fn note(core: &Core, request: &Request, path: String, status: u16, started: Instant) {

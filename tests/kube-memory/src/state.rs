@@ -17,6 +17,7 @@ use crate::refusal::{Outcome, Refusal};
 use crate::registry::{Registry, Resource};
 use crate::shapes::Shapes;
 use crate::store::{Object, Store};
+use crate::tokens::Token;
 
 pub(crate) use delete::{DeleteOptions, Deleted};
 
@@ -57,7 +58,7 @@ pub(crate) struct State {
     pub(crate) store: Store,
     pub(crate) registry: Registry,
     /// Bearer tokens issued for service accounts and users.
-    pub(crate) tokens: HashMap<String, String>,
+    pub(crate) tokens: HashMap<String, Token>,
     pub(crate) ca_pem: String,
     next_service_ip: u32,
     next_pod_ip: HashMap<String, u32>,

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{Call, Reply};
 use crate::json;
 use crate::refusal::Outcome;
+use crate::tokens::{self, OWN_AUDIENCE};
 
 pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
     // Some kubectl commands send protobuf. The answer doesn't depend on the question, so that is no hindrance here.
@@ -31,19 +32,35 @@ pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
             "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}], "incomplete": false,
         }),
         "SelfSubjectReview" => json!({"userInfo": user(&call.request.user)}),
-        _ => {
-            let token = json::text(&review, "/spec/token").to_owned();
-            match call
-                .core
-                .shared
-                .with(|state| state.tokens.get(&token).cloned())
-            {
-                Some(name) => json!({"authenticated": true, "user": {"username": name},
-                                     "audiences": json::list(&review, "/spec/audiences")}),
-                None => json!({"user": {}, "error": "invalid bearer token"}),
-            }
-        }
+        _ => token(call, &review),
     };
     json::put(&mut review, &["status"], status);
     Ok(Reply::json(201, &review))
+}
+
+/// A wrong audience and an unknown token are no errors of the request: `authenticated` is absent.
+fn token(call: &Call<'_>, review: &Value) -> Value {
+    let mut audiences: Vec<String> = json::list(review, "/spec/audiences")
+        .iter()
+        .filter_map(|audience| audience.as_str().map(str::to_owned))
+        .collect();
+    if audiences.is_empty() {
+        audiences.push(OWN_AUDIENCE.to_owned());
+    }
+    call.core.shared.with(|state| {
+        let Some(token) = state.tokens.get(json::text(review, "/spec/token")) else {
+            return json!({"user": {}, "error": "invalid bearer token"});
+        };
+        if let Some(error) = token.refusal(state, &audiences) {
+            return json!({"user": {}, "error": error});
+        }
+        let shared: Vec<&String> = audiences
+            .iter()
+            .filter(|audience| token.audiences.contains(audience))
+            .collect();
+        json!({
+            "authenticated": true, "user": token.review_user(&tokens::groups(&token.user)),
+            "audiences": shared,
+        })
+    })
 }

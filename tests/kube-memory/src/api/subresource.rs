@@ -10,8 +10,9 @@ use crate::json;
 use crate::patch;
 use crate::refusal::{FieldError, Outcome, Refusal};
 use crate::selector::Selector;
-use crate::state::By;
+use crate::state::{By, State};
 use crate::store::Object;
+use crate::tokens::{BoundPod, Token};
 
 pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
     let table = &*call.resource.table;
@@ -141,7 +142,7 @@ fn scale(call: &Call<'_>) -> Outcome<Reply> {
     Ok(Reply::json(200, &as_scale(&object)))
 }
 
-/// A token of a service account: it works as a bearer token of this server and says nothing by itself.
+/// A token of a service account. It says nothing by itself: this server knows what it stands for.
 fn token(call: &Call<'_>) -> Outcome<Reply> {
     let mut request = call.request.json()?;
     let seconds = json::number(&request, "/spec/expirationSeconds").unwrap_or(3600);
@@ -159,15 +160,27 @@ fn token(call: &Call<'_>) -> Outcome<Reply> {
         ));
     }
     let target = &call.target;
-    let token = Uuid::new_v4().simple().to_string();
-    let user = format!("system:serviceaccount:{}:{}", target.namespace, target.name);
+    let bearer = Uuid::new_v4().simple().to_string();
+    let mut token = Token::of(&format!(
+        "system:serviceaccount:{}:{}",
+        target.namespace, target.name
+    ));
+    let audiences = json::list(&request, "/spec/audiences");
+    if !audiences.is_empty() {
+        let texts = audiences.iter().filter_map(serde_json::Value::as_str);
+        token.audiences = texts.map(str::to_owned).collect();
+    }
+    let audiences = token.audiences.clone();
     let account = call.core.shared.with(|state| {
         let account = state.get(&call.resource, &target.namespace, &target.name)?;
-        state.tokens.insert(token.clone(), user);
+        token.uid = json::uid(&account).to_owned();
+        token.pod = bound_pod(state, &target.namespace, &request)?;
+        state.tokens.insert(bearer.clone(), token);
         Ok::<_, Refusal>(account)
     })?;
     json::put(&mut request, &["kind"], "TokenRequest");
     json::put(&mut request, &["apiVersion"], "authentication.k8s.io/v1");
+    json::put(&mut request, &["spec", "audiences"], json!(audiences));
     json::put(
         &mut request,
         &["metadata"],
@@ -177,7 +190,41 @@ fn token(call: &Call<'_>) -> Outcome<Reply> {
     json::put(
         &mut request,
         &["status"],
-        json!({"token": token, "expirationTimestamp": clock::after(seconds)}),
+        json!({"token": bearer, "expirationTimestamp": clock::after(seconds)}),
     );
     Ok(Reply::json(201, &request))
+}
+
+/// The pod that the token is to be bound to, if there is one.
+fn bound_pod(state: &State, namespace: &str, request: &Value) -> Outcome<Option<BoundPod>> {
+    let reference = |field: &str| json::text(request, &format!("/spec/boundObjectRef/{field}"));
+    if reference("kind") != "Pod" {
+        return Ok(None);
+    }
+    let pods = state.resource("pods")?;
+    let pod = state.get(&pods, namespace, reference("name"))?;
+    let (wanted, found) = (reference("uid"), json::uid(&pod));
+    if !wanted.is_empty() && wanted != found {
+        return Err(Refusal::precondition(
+            &pods,
+            reference("name"),
+            format!(
+                "the UID in the bound object reference ({wanted}) does not match the UID in record. \
+                 The object might have been deleted and then recreated"
+            ),
+        ));
+    }
+    let node = json::text(&pod, "/spec/nodeName").to_owned();
+    let node_uid = state
+        .store
+        .get("nodes", "", &node)
+        .map(|node| json::uid(&node).to_owned())
+        .unwrap_or_default();
+    Ok(Some(BoundPod {
+        namespace: namespace.to_owned(),
+        name: json::name(&pod).to_owned(),
+        uid: found.to_owned(),
+        node,
+        node_uid,
+    }))
 }

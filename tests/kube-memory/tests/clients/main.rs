@@ -9,6 +9,7 @@
 
 mod objects;
 mod server;
+mod tokens;
 mod watches;
 mod workloads;
 
