@@ -1,19 +1,35 @@
 //! `impound-agent`: arguments and log in, exit code out. Everything else is in the library.
 
 use anyhow::Context;
-use clap::Parser;
-use impound_agent::config::{Config, LogFormat};
+use impound_agent::config::{Arguments, LogFormat, Mode};
+use impound_agent::confine::Confinement;
 use tracing_subscriber::EnvFilter;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let config = Config::parse();
-    init_log(config.log_format)?;
-    impound_agent::run(config).await.inspect_err(|error| {
-        tracing::error!(error = impound_proto::tls::explain(error), "the agent ends");
-    })?;
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    init_log(arguments.log_format)?;
+    impound_proto::hardening::protect_memory()
+        .context("memory could not be kept out of core dumps")?;
+    // Before the first thread: each one inherits it.
+    confinement(&arguments.mode).apply()?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(impound_agent::run(arguments.mode))
+        .inspect_err(|error| {
+            tracing::error!(error = impound_proto::tls::explain(error), "the agent ends");
+        })?;
     tracing::info!("the agent ends: it was told to");
     Ok(())
+}
+
+fn confinement(mode: &Mode) -> Confinement {
+    match mode {
+        Mode::Front(_) => Confinement::FRONT,
+        Mode::Collector(_) => Confinement::COLLECTOR,
+        Mode::Isolator(_) => Confinement::ISOLATOR,
+        Mode::Single(single) => Confinement::single(single.allow_isolation),
+    }
 }
 
 fn init_log(format: LogFormat) -> anyhow::Result<()> {

@@ -1,8 +1,8 @@
 //! Whether the agent can do its work now, and what is in the way if not.
 //!
-//! Two conditions: the runtime answers, and our own certificate is valid. They are looked at every
-//! few seconds and told in two places: gRPC health (over mutual TLS, for the controller) and, if
-//! configured, plain HTTP `GET /ready` for the kubelet, whose probes cannot do mutual TLS.
+//! Some [`Condition`]s are looked at every few seconds and told in two places: gRPC health (for the
+//! controller, or the front) and, if configured, plain HTTP `GET /ready` for the kubelet, whose probes
+//! cannot do mutual TLS.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,11 +18,19 @@ use impound_proto::tls::{Credentials, explain};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
+use crate::methods::Part;
 use crate::runtime::ContainerRuntime;
 
 /// How often the conditions are looked at.
 const INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a part may take to say how it is.
+const PART_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a probe may take to send its request.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,26 +41,66 @@ const PROBES: usize = 8;
 /// What is in the way, one reason each; empty: ready.
 pub(crate) type Pending = Vec<String>;
 
+/// Something that has to be so.
+#[tonic::async_trait]
+pub(crate) trait Condition: Send + Sync + 'static {
+    /// Why it is not so.
+    async fn pending(&self) -> Option<String>;
+}
+
+/// The container runtime answers.
+pub(crate) struct RuntimeAnswers(pub(crate) Arc<dyn ContainerRuntime>);
+
+#[tonic::async_trait]
+impl Condition for RuntimeAnswers {
+    async fn pending(&self) -> Option<String> {
+        self.0.version().await.err().map(|error| explain(&error))
+    }
+}
+
+#[tonic::async_trait]
+impl<C: Send + Sync + 'static> Condition for Credentials<C> {
+    async fn pending(&self) -> Option<String> {
+        let not_after = self.not_after();
+        (SystemTime::now() > SystemTime::from(not_after)).then(|| {
+            format!(
+                "our own certificate ended at {not_after}: put a new one into the TLS directory"
+            )
+        })
+    }
+}
+
+/// A part serves.
+pub(crate) struct PartServes {
+    pub(crate) part: Part,
+    pub(crate) channel: Channel,
+}
+
+#[tonic::async_trait]
+impl Condition for PartServes {
+    async fn pending(&self) -> Option<String> {
+        let part = self.part;
+        let mut health = HealthClient::new(self.channel.clone());
+        // "" is the server as a whole.
+        let asked = health.check(HealthCheckRequest::default());
+        match tokio::time::timeout(PART_TIMEOUT, asked).await {
+            Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving => None,
+            Ok(Ok(_)) => Some(format!("the {part} is not ready: its log says why")),
+            Ok(Err(status)) => Some(format!("the {part} does not answer: {}", explain(&status))),
+            Err(_) => Some(format!("the {part} did not answer within {PART_TIMEOUT:?}")),
+        }
+    }
+}
+
 /// Looks at the conditions for as long as anybody reads the result.
-pub(crate) async fn observe<C: Send + Sync + 'static>(
-    runtime: Arc<dyn ContainerRuntime>,
-    credentials: Credentials<C>,
-    publish: watch::Sender<Pending>,
-) {
+pub(crate) async fn observe(conditions: Vec<Box<dyn Condition>>, publish: watch::Sender<Pending>) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !publish.is_closed() {
         ticks.tick().await;
         let mut pending = Pending::new();
-        if let Err(error) = runtime.version().await {
-            pending.push(explain(&error));
-        }
-        let not_after = SystemTime::from(credentials.not_after());
-        if SystemTime::now() > not_after {
-            pending.push(format!(
-                "our own certificate ended at {}: put a new one into the TLS directory",
-                credentials.not_after()
-            ));
+        for condition in &conditions {
+            pending.extend(condition.pending().await);
         }
         publish.send_if_modified(|before| {
             let changed = *before != pending;

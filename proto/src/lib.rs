@@ -5,8 +5,10 @@
 //! - [`agent::v1`], [`controller::v1`]: generated from `impound/**/*.proto` (see `tests/generated.rs`).
 //! - [`identity`]: [`PeerId`], read from a certificate's single URI name.
 //! - [`tls`]: both ends of the connection, reloading of certificates, HTTP/2 settings.
+//! - [`hardening`]: what a program that holds a key does first.
 //! - [`pki`]: issues the three private CAs and their certificates.
 
+pub mod hardening;
 pub mod identity;
 pub mod pki;
 pub mod tls;

@@ -21,5 +21,6 @@ mod isolation;
 mod pod;
 mod process;
 mod refusals;
+mod split;
 mod streams;
 mod world;

@@ -93,7 +93,7 @@ fn start(pki: &Path, node: &str, listen: &str, ready: &str, socket: &str) -> Chi
 }
 
 /// An address that was free a moment ago.
-async fn free_address() -> String {
+pub async fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
@@ -102,11 +102,11 @@ async fn free_address() -> String {
         .to_string()
 }
 
-async fn probe(address: &str) -> Option<u16> {
+pub async fn probe(address: &str) -> Option<u16> {
     get(address).await?.split(' ').nth(1)?.parse().ok()
 }
 
-async fn get(address: &str) -> Option<String> {
+pub async fn get(address: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     stream
         .write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n")

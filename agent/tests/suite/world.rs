@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use impound_agent::runtime::ContainerRuntime;
 use impound_agent::runtime::docker::Docker;
-use impound_agent::{Agent, Disk, RunError};
+use impound_agent::{Agent, Disk, Front, Part, RunError, SocketPath, Worker};
 use impound_evidence::Sha256;
 use impound_proto::agent::v1::agent_client::AgentClient;
 use impound_proto::agent::v1::artifact_message::Message;
@@ -19,7 +19,7 @@ use impound_proto::tls::{Peers, TlsFiles, client_credentials, connect};
 use impound_proto::{CASE_METADATA, PeerId};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
@@ -32,6 +32,8 @@ pub struct World {
     pub client: AgentClient<Channel>,
     stop: Option<oneshot::Sender<()>>,
     agent: JoinHandle<Result<(), RunError>>,
+    /// The other processes of a split agent; they end with the world.
+    pub parts: JoinSet<Result<(), RunError>>,
 }
 
 impl World {
@@ -81,6 +83,54 @@ impl World {
             address,
             stop: Some(stop),
             agent,
+            parts: JoinSet::new(),
+        }
+    }
+
+    /// A split agent: front, collector and, if it is to isolate, the isolator, each as its process
+    /// serves it, with the sockets between them.
+    pub async fn split(runtime: impl ContainerRuntime + Clone, isolates: bool) -> Self {
+        let pki = tempfile::tempdir().unwrap();
+        issue(pki.path());
+        let mut parts = JoinSet::new();
+        let mut work = |part: Part| {
+            let socket = socket(pki.path(), part);
+            let worker = Worker {
+                part,
+                node: NODE.parse().unwrap(),
+                runtime: Arc::new(runtime.clone()),
+                disk: Disk::new("/var/lib/docker", 0),
+                front_uid: rustix::process::getuid().as_raw(),
+                drain: Duration::from_secs(20),
+            };
+            let listener = impound_agent::listen(&socket).unwrap();
+            parts.spawn(worker.serve(listener, std::future::pending()));
+            socket
+        };
+        let collector = work(Part::Collector);
+        let isolator = isolates.then(|| work(Part::Isolator));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let front = Front {
+            node: NODE.parse().unwrap(),
+            files: TlsFiles::in_dir(&pki.path().join("agents").join(NODE), "controller-ca.crt"),
+            collector,
+            isolator,
+            ready: None,
+            drain: Duration::from_secs(20),
+        };
+        let (stop, stopped) = oneshot::channel();
+        let agent = tokio::spawn(front.serve(listener, async {
+            let _ = stopped.await;
+        }));
+        let channel = controller(pki.path(), address).await;
+        Self {
+            client: AgentClient::new(channel),
+            pki,
+            address,
+            stop: Some(stop),
+            agent,
+            parts,
         }
     }
 
@@ -97,6 +147,13 @@ impl World {
         });
         Artifact::read(self.client.export(request).await?.into_inner()).await
     }
+}
+
+/// Where a part of a split agent listens.
+pub fn socket(dir: &Path, part: Part) -> SocketPath {
+    format!("unix:{}/{part}.sock", dir.display())
+        .parse()
+        .unwrap()
 }
 
 /// The files of an installation with one node.
