@@ -6,6 +6,7 @@
 //!   before/*  the Kubernetes objects as they were
 //!   quick     inspect and diff of every container: the suspect's, then its neighbours'
 //!   full      of each of the suspect's containers: export, then commit, save, remove the image
+//!   containment.json   the Quarantine as it then stands
 //!   finish    check, manifest, signature
 //! ```
 //! Every step can be repeated: a second `run` of the same job after a crash at any point keeps what
@@ -28,10 +29,12 @@ use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
 use crate::seal::{CustodyAppender, SealError};
 use crate::store::{Store, StoreError};
+pub use containment::{Containment, ContainmentSource};
 use session::Session;
 
 mod attempt;
 mod before;
+mod containment;
 mod diff;
 mod failure;
 mod fetch;
@@ -78,6 +81,8 @@ pub struct CollectionJob {
     pub pause: bool,
     /// `<namespace>/<name>` of the Quarantine that asks for it.
     pub quarantine: Option<String>,
+    /// What that Quarantine came to, read when everything else is stored.
+    pub containment: Option<ContainmentSource>,
 }
 
 /// A pod on a node.
@@ -299,6 +304,7 @@ impl Collector {
         session.store_before().await?;
         session.quick_stage().await?;
         session.full_stage().await?;
+        session.store_containment().await?;
         session.begin_sealing().await?;
         session.seal().await
     }

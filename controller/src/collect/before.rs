@@ -1,6 +1,6 @@
 //! `before/*`: the Kubernetes objects as they were, out of the job.
 
-use impound_evidence::{Completeness, Consistency, Method, Timestamp};
+use impound_evidence::{Completeness, Consistency, EvidencePath, Method, Timestamp};
 use serde_json::Value;
 
 use super::CollectError;
@@ -13,30 +13,39 @@ impl Session<'_> {
     pub(super) async fn store_before(&self) -> Result<(), CollectError> {
         for (name, bytes) in &self.job.before {
             let path = self.path(&format!("before/{name}"), "the name of an object")?;
-            if self.stored(&path).is_some() {
-                continue;
-            }
-            self.board.running(&path, 1, bytes.len() as u64);
-            let object = Object::of(bytes);
-            let begun = Begun {
-                media_type: "application/json".to_owned(),
-                method: Method::KubernetesObject,
-                api_call: object.api_call(),
-                source_id: object.uid,
-                // One answer, of one version of the object.
-                consistency: Consistency::Frozen,
-                started: None,
-                clock_offset_ms: None,
-                received_started: Timestamp::now(),
-            };
-            let content = Content::of(bytes);
-            let record = begun.record(&path, content, Completeness::Complete, None);
-            self.record_read(&[&record]).await?;
-            let written = seal::write(&self.collector.store, &self.lock, &path, bytes).await;
-            let receipt = written.map_err(|error| self.store_error(error))?;
-            self.record_stored(vec![(record, receipt)]).await?;
+            self.store_object(&path, bytes).await?;
         }
         Ok(())
+    }
+
+    /// Stores the JSON of a Kubernetes object under its name, once.
+    pub(super) async fn store_object(
+        &self,
+        path: &EvidencePath,
+        bytes: &[u8],
+    ) -> Result<(), CollectError> {
+        if self.stored(path).is_some() {
+            return Ok(());
+        }
+        self.board.running(path, 1, bytes.len() as u64);
+        let object = Object::of(bytes);
+        let begun = Begun {
+            media_type: "application/json".to_owned(),
+            method: Method::KubernetesObject,
+            api_call: object.api_call(),
+            source_id: object.uid,
+            // One answer, of one version of the object.
+            consistency: Consistency::Frozen,
+            started: None,
+            clock_offset_ms: None,
+            received_started: Timestamp::now(),
+        };
+        let content = Content::of(bytes);
+        let record = begun.record(path, content, Completeness::Complete, None);
+        self.record_read(&[&record]).await?;
+        let written = seal::write(&self.collector.store, &self.lock, path, bytes).await;
+        let receipt = written.map_err(|error| self.store_error(error))?;
+        self.record_stored(vec![(record, receipt)]).await
     }
 }
 

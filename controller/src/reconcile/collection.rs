@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use impound_evidence::{CaseId, CollectionName, Entry, Event, Outcome};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::ResourceExt;
 use kube::api::{Api, Patch};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
+use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -19,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 use super::record::manager;
 use super::{Context, ReconcileError};
 use crate::agents::AgentError;
-use crate::collect::{CollectError, CollectionJob, SealedCollection, TargetPod};
+use crate::collect::{
+    CollectError, CollectionJob, Containment, ContainmentSource, SealedCollection, TargetPod,
+};
 use crate::contain::observe::{self, ObserveError};
 use crate::describe::describe;
 use crate::kubernetes::{from_kube, read};
@@ -398,6 +401,15 @@ async fn prepare(
             .quarantine
             .as_ref()
             .map(|name| format!("{namespace}/{name}")),
+        containment: spec.quarantine.as_ref().map(|name| {
+            let (client, namespace, name) =
+                (context.client.clone(), namespace.clone(), name.clone());
+            ContainmentSource(Arc::new(ContainedBy {
+                client,
+                namespace,
+                name,
+            }))
+        }),
     })
 }
 
@@ -461,6 +473,28 @@ fn files(before: &Before) -> Vec<(String, Vec<u8>)> {
                 .map(|bytes| (name.to_owned(), bytes))
         })
         .collect()
+}
+
+/// The Quarantine that a collection belongs to.
+struct ContainedBy {
+    client: Client,
+    namespace: String,
+    name: String,
+}
+
+#[async_trait]
+impl Containment for ContainedBy {
+    async fn read(&self) -> Result<Vec<u8>, String> {
+        let (namespace, name) = (&self.namespace, &self.name);
+        let path = format!("/apis/impound.dev/v1alpha1/namespaces/{namespace}/quarantines/{name}");
+        match read(&self.client, &path).await {
+            Ok(Some(object)) => {
+                serde_json::to_vec_pretty(&object).map_err(|error| error.to_string())
+            }
+            Ok(None) => Err(format!("{namespace}/{name} does not exist any more")),
+            Err(error) => Err(describe(&error)),
+        }
+    }
 }
 
 async fn quarantine(object: &Collection, context: &Context) -> Result<Option<Quarantine>, Unready> {

@@ -128,6 +128,7 @@ impl Fixture {
             neighbours: Vec::new(),
             pause: false,
             quarantine: None,
+            containment: None,
         }
     }
 

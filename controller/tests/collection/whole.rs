@@ -1,7 +1,11 @@
 //! Collections in which nothing breaks.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use impound_controller::collect::{Containment, ContainmentSource};
 use impound_controller::progress::ArtifactState;
 use impound_evidence::{AlterationKind, ContainerRole, Entry, Event, Method, Outcome, Sha256};
 
@@ -235,4 +239,58 @@ async fn a_name_of_the_agents_making_is_no_way_out_of_the_collection() {
             .any(|file| file.starts_with(&format!("{DIRECTORY}/unnamed/")))
     );
     fixture.manifest();
+}
+
+/// A Quarantine that can be read after so many failures.
+struct Quarantine(AtomicU32);
+
+#[async_trait::async_trait]
+impl Containment for Quarantine {
+    async fn read(&self) -> Result<Vec<u8>, String> {
+        match self
+            .0
+            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1))
+        {
+            Ok(_) => Err("no answer from the Kubernetes API".into()),
+            Err(_) => Ok(QUARANTINE.to_vec()),
+        }
+    }
+}
+
+const QUARANTINE: &[u8] = br#"{"apiVersion":"impound.dev/v1alpha1","kind":"Quarantine","metadata":{"namespace":"shop","name":"q","uid":"uid-q"}}"#;
+
+#[tokio::test]
+async fn the_record_of_the_containment_is_part_of_the_evidence() {
+    let fixture = Fixture::new().await;
+    let mut job = fixture.job();
+    job.containment = Some(ContainmentSource(Arc::new(Quarantine(AtomicU32::new(2)))));
+    let sealed = fixture.run_job(job).await.unwrap();
+    assert_eq!(
+        (sealed.outcome, sealed.missing),
+        (Outcome::Complete, vec![])
+    );
+    assert_eq!(fixture.file("containment.json"), QUARANTINE);
+    let manifest = fixture.manifest();
+    let record = manifest
+        .artifact(&"containment.json".parse().unwrap())
+        .unwrap();
+    assert_eq!(
+        (record.api_call.as_str(), record.source_id.as_str()),
+        ("GET impound.dev/v1alpha1 Quarantine shop/q", "uid-q")
+    );
+    assert!(fixture.verdict().complete());
+}
+
+#[tokio::test]
+async fn a_containment_that_cannot_be_read_makes_the_collection_partial() {
+    let fixture = Fixture::new().await;
+    let mut job = fixture.job();
+    job.containment = Some(ContainmentSource(Arc::new(Quarantine(AtomicU32::new(100)))));
+    let sealed = fixture.run_job(job).await.unwrap();
+    assert_eq!(sealed.outcome, Outcome::Partial);
+    assert_eq!(
+        sealed.missing,
+        ["containment.json: the Quarantine could not be read: no answer from the Kubernetes API"]
+    );
+    assert!(fixture.verdict().intact());
 }
