@@ -215,7 +215,7 @@ EVIDENCE=$STORE/$CASE/$COLLECTION
 show impound evidence ls "$CASE"
 ARTIFACTS=$EVIDENCE/artifacts/$SUSPECT_NODE/default_$POD/nginx
 SHORT=${CONTAINER:0:12}
-for file in manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint before/pod.json before/node.json before/owner.json; do
+for file in manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint containment.json before/pod.json before/node.json before/owner.json; do
     check "$file" test -s "$EVIDENCE/$file"
 done
 for file in inspect.json diff.txt diff.jsonl "evidence-compromised-nginx-$SHORT.tar" "compromised-nginx-$SHORT.tar"; do
@@ -246,6 +246,12 @@ show impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
 say "The same by hand (openssl, jq, sha256sum):"
 show "$REPOSITORY/evidence/verify.sh" "$COPY" "$KEYS/signing/evidence.pub"
 check "evidence/verify.sh says the same" "$REPOSITORY/evidence/verify.sh" "$COPY" "$KEYS/signing/evidence.pub"
+say "As a page for people, and as files for tools:"
+REPORT=$WORK/report.html
+show impound report "$COPY" --key "$KEYS/signing/evidence.pub" --to "$REPORT"
+check "the report names the dropped binary" contains "$REPORT" /tmp/.kworkerd
+show impound evidence extract "$COPY" --key "$KEYS/signing/evidence.pub" --to "$WORK/files" --path tmp --path etc/nginx
+check "the extracted binary is the dropped one" cmp "$WORK/files/evidence-compromised-nginx-$SHORT/tmp/.kworkerd" <(docker exec "$CONTAINER" cat /bin/busybox)
 TAR=$(find "$COPY" -name 'evidence-compromised-*.tar')
 printf X | dd of="$TAR" bs=1 seek=4096 conv=notrunc status=none
 say "One byte of the copy's tar changed:"
@@ -300,6 +306,7 @@ To talk to it:
     export PATH=$BIN:\$PATH
     kubectl get pods,quarantines -o wide
     impound list
+The report on the evidence: $REPORT
 To stop it:
     $HERE/demo.sh --stop $CLUSTER_DIR
 END

@@ -64,7 +64,7 @@ step "Preparing the machine"
 need_root "tests/run.sh (it starts containers and reads what belongs to them)"
 trap stop_docker EXIT
 need_packages jq=jq openssl=openssl curl=curl kubectl=kubernetes-client setpriv=util-linux busybox=busybox-static \
-    nft=nftables ip=iproute2
+    nft=nftables ip=iproute2 chromium=chromium
 need_docker
 need_rust "$REPOSITORY"
 deploy/images.sh

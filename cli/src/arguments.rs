@@ -8,6 +8,8 @@ use clap_complete::Shell;
 use impound_evidence::{CaseId, CollectionName, EvidencePath};
 use impound_proto::{NodeName, ResponderName, Role};
 
+use crate::extract::Pattern;
+
 /// Contain a suspect pod and take its evidence off the node, provably intact.
 #[derive(Debug, Parser)]
 #[command(
@@ -115,6 +117,8 @@ pub(crate) enum Command {
     Containers(Containers),
     /// Check a copy of evidence, offline
     Verify(Verify),
+    /// Make one HTML file of a copy of evidence, for people, offline
+    Report(Report),
     /// Issue the certificates and keys of an installation
     #[command(subcommand, arg_required_else_help = true)]
     Pki(Pki),
@@ -267,6 +271,52 @@ Examples:
 
 This trusts the controller. `impound verify` checks a copy without trusting anybody.")]
     Verify(EvidenceVerify),
+    /// Unpack the file systems in a copy of evidence, safely
+    #[command(after_help = "\
+Examples:
+  impound evidence extract INC-7/web-5d4f-x7 --key evidence.pub --to /mnt/case/files
+  impound evidence extract INC-7/web-5d4f-x7 --key evidence.pub --to out --path etc --path 'tmp/**'
+  impound evidence extract export.tar --unverified --to out
+
+A collection is verified first, and each tar's SHA-256 again while it is unpacked, below
+TO/<name of the tar>/, which must be new or empty. Nothing is written outside of it or through links.
+Devices, pipes and links that lead elsewhere are left out. Files are yours, mode 600, and keep their
+modification times; no set-id bits, no owners, no right to execute: those are in the tar. What was
+left out or changed, and why, is in TO/<name of the tar>.extraction.jsonl. Exit code 3 if anything was
+left out.")]
+    Extract(EvidenceExtract),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceExtract {
+    /// A collection's directory, the one that holds manifest.json, or a single tar
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) source: PathBuf,
+    /// Directory to extract below
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) to: PathBuf,
+    /// Public key that must have signed, PEM; may be given several times
+    #[arg(long = "key", value_name = "FILE", required_unless_present = "unverified", value_hint = ValueHint::FilePath)]
+    pub(crate) keys: Vec<PathBuf>,
+    /// Extract what nobody vouches for: a single tar, or a collection that is not intact
+    #[arg(long, conflicts_with = "keys")]
+    pub(crate) unverified: bool,
+    /// Only this path and what is below it; * and ? stay within a name, ** does not; may be given
+    /// several times
+    #[arg(long = "path", value_name = "GLOB")]
+    pub(crate) paths: Vec<Pattern>,
+    /// Also the layers of saved images, each into a directory of its own
+    #[arg(long)]
+    pub(crate) images: bool,
+    /// Most bytes to write for one tar, e.g. 500M
+    #[arg(long, value_name = "N", default_value = "64G", value_parser = size)]
+    pub(crate) max_bytes: u64,
+    /// Most entries of one tar
+    #[arg(long, value_name = "N", default_value_t = 2_000_000)]
+    pub(crate) max_entries: u64,
+    /// Most bytes to write for each byte of a tar: stops bombs
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) max_ratio: u64,
 }
 
 #[derive(Debug, Args)]
@@ -323,6 +373,27 @@ pub(crate) struct Verify {
     /// Name everything that is wrong, not only the first thing
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound report INC-7/web-5d4f-x7 --key evidence.pub --to INC-7.html
+
+The collection is verified first, and the report says with which key and with what result; the exit
+code is that of `impound verify`. The page loads nothing and runs nothing, and prints well. It is an
+aid to reading and not signed: anybody who has the collection can make it again.")]
+pub(crate) struct Report {
+    /// The collection's directory, the one that holds manifest.json
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// Public key that must have signed, PEM; may be given several times [default: none, and the
+    /// report says that nothing is verified]
+    #[arg(long = "key", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) keys: Vec<PathBuf>,
+    /// File to write, which must not be there yet
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) to: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -466,6 +537,21 @@ fn object_name(text: &str) -> Result<String, String> {
         return Err("expected the name of an object, without '/' and spaces".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// Bytes, with K, M, G or T for powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (text.get(..at), 10),
+        Some((at, 'M')) => (text.get(..at), 20),
+        Some((at, 'G')) => (text.get(..at), 30),
+        Some((at, 'T')) => (text.get(..at), 40),
+        _ => (Some(text), 0),
+    };
+    let number = digits.and_then(|digits| digits.parse::<u64>().ok());
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "expected a number of bytes like 1000000, 500M or 64G".to_owned())
 }
 
 fn reason(text: &str) -> Result<String, String> {

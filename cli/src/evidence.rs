@@ -1,4 +1,4 @@
-//! `impound evidence ls`, `get` and `verify`: the evidence in the store.
+//! `impound evidence ls`, `get` and `verify`: the evidence in the store. `extract` works on a copy.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -7,9 +7,10 @@ use impound_evidence::{CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath
 use impound_proto::controller::v1 as wire;
 use serde::Serialize;
 
-use crate::arguments::{Evidence, EvidenceGet, EvidenceLs, EvidenceVerify};
+use crate::arguments::{Connection, Evidence, EvidenceGet, EvidenceLs, EvidenceVerify};
 use crate::client::{Client, LONG_CALL, answer, request, request_within};
 use crate::download::{Download, State, Wanted};
+use crate::extract;
 use crate::failure::{Exit, Failure};
 use crate::follow::path_below_node;
 use crate::human;
@@ -18,14 +19,15 @@ use crate::screen::{Bytes, Line};
 use crate::view;
 
 pub(crate) async fn run(
-    client: &Client,
+    connection: &Connection,
     output: &mut Output,
     command: Evidence,
 ) -> Result<Exit, Failure> {
     match command {
-        Evidence::Ls(wanted) => ls(client, output, wanted).await,
-        Evidence::Get(wanted) => get(client, output, wanted).await,
-        Evidence::Verify(wanted) => verify(client, output, wanted).await,
+        Evidence::Ls(wanted) => ls(&Client::new(connection)?, output, wanted).await,
+        Evidence::Get(wanted) => get(&Client::new(connection)?, output, wanted).await,
+        Evidence::Verify(wanted) => verify(&Client::new(connection)?, output, wanted).await,
+        Evidence::Extract(wanted) => extract::run(output, wanted).await,
     }
 }
 

@@ -72,12 +72,13 @@ fn utc(time: &Proto) -> Option<OffsetDateTime> {
         .filter(|time| time.year() < 10_000)
 }
 
-/// Text from elsewhere without anything that could steer a terminal: control characters escaped,
-/// and those that reorder text.
+/// Text from elsewhere without anything that could steer a terminal or deceive a reader: control
+/// characters escaped, and those that reorder text or are not seen.
 pub(crate) fn clean(text: &str) -> String {
     let steers = |c: char| {
         c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
     };
     text.chars()
         .flat_map(|c| {
@@ -123,8 +124,8 @@ mod tests {
     #[test]
     fn foreign_text_cannot_steer_the_terminal() {
         assert_eq!(
-            clean("a\u{1b}[31mb\r\nc\u{202e}d é"),
-            "a\\u{1b}[31mb\\r\\nc\\u{202e}d é"
+            clean("a\u{1b}[31mb\r\nc\u{202e}d\u{200b}e\u{e0041} é"),
+            "a\\u{1b}[31mb\\r\\nc\\u{202e}d\\u{200b}e\\u{e0041} é"
         );
     }
 

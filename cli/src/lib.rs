@@ -1,13 +1,13 @@
 //! The responder's hands: `impound`, also installed as `kubectl-impound`.
 //!
-//! It asks the controller by gRPC over mutual TLS and shows what happens; it decides nothing. Two
-//! commands work without a controller: `verify`, which checks evidence offline by the same code as
-//! the controller, and `pki init`.
+//! It asks the controller by gRPC over mutual TLS and shows what happens; it decides nothing. What is
+//! done with a copy of evidence works without a controller: `verify`, by the same code as the
+//! controller, `report` and `evidence extract`; and so does `pki init`.
 //!
 //! - `arguments`: the command line.
 //! - `client`: the connection, and what is asked over it.
 //! - `follow`: a quarantine and its collection as they happen, on `screen` (terminal or lines).
-//! - `quarantine`, `collection`, `evidence`, `verify`, `pki`: the commands.
+//! - `quarantine`, `collection`, `evidence`, `extract`, `verify`, `report`, `pki`: the commands.
 //! - `view`: what is shown, as tables and as JSON or YAML.
 //! - `failure`: errors and exit codes.
 
@@ -17,12 +17,14 @@ mod collection;
 mod containers;
 mod download;
 mod evidence;
+mod extract;
 mod failure;
 mod follow;
 mod human;
 mod output;
 mod pki;
 mod quarantine;
+mod report;
 mod screen;
 mod verify;
 mod view;
@@ -96,13 +98,12 @@ async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
         Command::Watch(wanted) => {
             quarantine::watch(&Client::new(connection)?, &mut output, wanted).await
         }
-        Command::Evidence(wanted) => {
-            evidence::run(&Client::new(connection)?, &mut output, wanted).await
-        }
+        Command::Evidence(wanted) => evidence::run(connection, &mut output, wanted).await,
         Command::Containers(wanted) => {
             containers::list(&Client::new(connection)?, &mut output, wanted).await
         }
         Command::Verify(wanted) => verify::run(&mut output, wanted).await,
+        Command::Report(wanted) => report::run(&mut output, wanted).await,
         Command::Pki(wanted) => pki::run(&mut output, wanted),
         Command::Completion(wanted) => {
             let mut command = Impound::command();

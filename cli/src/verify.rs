@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -27,17 +27,7 @@ const KEY_LIMIT: u64 = 64 << 10;
 const TICK: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Failure> {
-    let keys = wanted
-        .keys
-        .iter()
-        .map(|file| key(file))
-        .collect::<Result<Vec<_>, _>>()?;
-    let source = DirSource::open(&wanted.dir).map_err(|error| {
-        Failure::Usage(format!(
-            "{}: expected the directory of a collection, the one that holds manifest.json: {error}",
-            wanted.dir.display()
-        ))
-    })?;
+    let (source, keys) = (open(&wanted.dir)?, keys(&wanted.keys)?);
     let started = Instant::now();
     let verdict = watch(output, source, keys).await?;
     let seconds = started.elapsed().as_secs_f64();
@@ -51,6 +41,21 @@ pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Fai
     })
 }
 
+/// The collection in a directory.
+pub(crate) fn open(dir: &Path) -> Result<DirSource, Failure> {
+    DirSource::open(dir).map_err(|error| {
+        Failure::Usage(format!(
+            "{}: expected the directory of a collection, the one that holds manifest.json: {error}",
+            dir.display()
+        ))
+    })
+}
+
+/// Public keys from PEM files.
+pub(crate) fn keys(files: &[PathBuf]) -> Result<Vec<VerifyingKey>, Failure> {
+    files.iter().map(|file| key(file)).collect()
+}
+
 fn key(file: &Path) -> Result<VerifyingKey, Failure> {
     let wrong =
         |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", file.display()));
@@ -62,7 +67,7 @@ fn key(file: &Path) -> Result<VerifyingKey, Failure> {
 }
 
 /// Checks on threads of its own and shows how far it is.
-async fn watch(
+pub(crate) async fn watch(
     output: &Output,
     source: DirSource,
     keys: Vec<VerifyingKey>,
@@ -146,7 +151,7 @@ fn view(verdict: &Verdict, all: bool) -> View<'_> {
 }
 
 /// What the manifest says is not here or not whole.
-fn missing(manifest: &Manifest) -> Vec<Problem> {
+pub(crate) fn missing(manifest: &Manifest) -> Vec<Problem> {
     let absent = manifest.missing.iter().map(|missing| Problem {
         path: missing.path.to_string(),
         message: format!("missing: {}", missing.reason),

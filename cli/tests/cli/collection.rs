@@ -19,17 +19,27 @@ pub(crate) struct Collection {
 impl Collection {
     /// Sealed with the key in the file.
     pub(crate) fn sealed(key: &Path) -> Self {
+        // Nothing but its end: a whole tar of 1 MiB.
+        Self::sealed_with(key, vec![0; 1 << 20])
+    }
+
+    /// As [`Collection::sealed`], with this tar.
+    pub(crate) fn sealed_with(key: &Path, tar: Vec<u8>) -> Self {
+        let diff = b"A /tmp/x\n".to_vec();
+        Self::of(
+            key,
+            vec![
+                ("before/pod.json", b"{\"kind\":\"Pod\"}".to_vec()),
+                (TAR, tar),
+                ("artifacts/worker2/default_web-5d4f-x7/nginx/diff.txt", diff),
+            ],
+        )
+    }
+
+    /// Of these files.
+    pub(crate) fn of(key: &Path, files: Vec<(&str, Vec<u8>)>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = SigningKey::from_pem(&fs::read_to_string(key).unwrap()).unwrap();
-        // Nothing but its end: a whole tar of 1 MiB.
-        let files = [
-            ("before/pod.json", b"{\"kind\":\"Pod\"}".to_vec()),
-            (TAR, vec![0; 1 << 20]),
-            (
-                "artifacts/worker2/default_web-5d4f-x7/nginx/diff.txt",
-                b"A /tmp/x\n".to_vec(),
-            ),
-        ];
         let now = Timestamp::now();
         let artifacts = files.iter().map(|(path, bytes)| ArtifactRecord {
             path: path.parse().unwrap(),
@@ -37,7 +47,7 @@ impl Collection {
             sha256: Sha256::of(bytes),
             chunk_root: Some(Digests::of(bytes).chunk_root),
             media_type: "application/octet-stream".to_owned(),
-            method: Method::Export,
+            method: method(path),
             api_call: "GET /containers/0123/export".to_owned(),
             source_id: "0123".repeat(16),
             derived_from: Vec::new(),
@@ -106,6 +116,12 @@ impl Collection {
         }
         collection.seal();
         collection
+    }
+
+    /// Signs another manifest.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Manifest)) {
+        change(&mut self.manifest);
+        self.seal();
     }
 
     /// Signs the manifest as it is now.
@@ -191,5 +207,13 @@ impl Collection {
         lines.extend(self.log.append(entry).unwrap());
         self.write(CUSTODY, &lines);
         self.write(CHECKPOINT, &self.log.checkpoint(&self.key));
+    }
+}
+
+fn method(path: &str) -> Method {
+    match path {
+        path if path.ends_with(".tar") => Method::Export,
+        path if path.contains("diff.") || path.contains("changes.") => Method::Diff,
+        _ => Method::KubernetesObject,
     }
 }

@@ -11,9 +11,11 @@
 
 mod collection;
 mod evidence;
+mod extract;
 mod fake;
 mod quarantine;
 mod refusals;
+mod report;
 mod snapshot;
 mod story;
 mod verify;

@@ -1,0 +1,82 @@
+//! `impound report`: a collection as one HTML file, for people who decide and did not take part.
+//!
+//! ```text
+//! verify -> case (what is read, each file against its signed hash) -> sections -> page -> FILE
+//! ```
+//! The same one check as `impound verify` says whether the collection may be believed; the report never
+//! looks at anything that the check did not vouch for.
+
+mod case;
+mod changes;
+mod containment;
+mod page;
+mod sections;
+mod timeline;
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::arguments::Report;
+use crate::failure::{Exit, Failure};
+use crate::human;
+use crate::output::Output;
+use crate::verify;
+use case::Case;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct View {
+    report: PathBuf,
+    bytes: usize,
+    intact: bool,
+    complete: bool,
+}
+
+pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Failure> {
+    let keys = verify::keys(&wanted.keys)?;
+    let keyed = !keys.is_empty();
+    let verdict = verify::watch(output, verify::open(&wanted.dir)?, keys).await?;
+    let exit = match (verdict.intact(), verdict.complete()) {
+        (true, true) => Exit::Ok,
+        (true, false) => Exit::Partial,
+        (false, _) => Exit::Failed,
+    };
+    let case = Case::read(&verify::open(&wanted.dir)?, verdict, keyed);
+    let page = page::page(&case);
+    let to = &wanted.to;
+    let written = OpenOptions::new().write(true).create_new(true).open(to);
+    written
+        .and_then(|mut file| {
+            file.write_all(page.as_bytes())?;
+            file.sync_all()
+        })
+        .map_err(|error| {
+            Failure::Usage(format!(
+                "{}: the report can't be written: {error}",
+                to.display()
+            ))
+        })?;
+    let view = View {
+        report: to.clone(),
+        bytes: page.len(),
+        intact: case.verdict.intact(),
+        complete: case.verdict.complete(),
+    };
+    output.document(&view, |_| {
+        let what = match (keyed, exit) {
+            (_, Exit::Ok) => "evidence that is intact and complete",
+            (_, Exit::Partial) => "evidence that is intact, but PARTIAL",
+            (false, _) => "evidence that was NOT VERIFIED, because no --key was given",
+            (true, _) => "evidence that is NOT INTACT",
+        };
+        let size = human::bytes(page.len() as u64);
+        format!(
+            "{}: {size}, a report on {what}",
+            human::clean(&to.display().to_string())
+        )
+    })?;
+    Ok(exit)
+}

@@ -1,0 +1,83 @@
+//! `containment.json`: what became of the Quarantine that the collection belongs to, as far as a
+//! report tells it. Unknown fields are left alone: a newer controller may say more.
+
+use serde::{Deserialize, Deserializer};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Longest document that is read. Kubernetes keeps no object over 1.5 MiB.
+pub(super) const LIMIT: u64 = 4 << 20;
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Containment {
+    #[serde(default)]
+    pub(super) status: Status,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Status {
+    pub(super) phase: String,
+    pub(super) message: String,
+    pub(super) owner: Option<String>,
+    pub(super) steps: Vec<Step>,
+    pub(super) facts: Vec<Fact>,
+    pub(super) warnings: Vec<String>,
+    pub(super) evictions: Vec<Eviction>,
+    pub(super) credentials: Vec<Credential>,
+    pub(super) drift: Vec<Drift>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Step {
+    pub(super) name: String,
+    pub(super) state: String,
+    pub(super) message: String,
+    #[serde(deserialize_with = "instant")]
+    pub(super) started: Option<OffsetDateTime>,
+    #[serde(deserialize_with = "instant")]
+    pub(super) finished: Option<OffsetDateTime>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Fact {
+    pub(super) name: String,
+    pub(super) state: String,
+    pub(super) message: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Eviction {
+    pub(super) namespace: String,
+    pub(super) pod: String,
+    pub(super) state: String,
+    pub(super) message: String,
+    #[serde(deserialize_with = "instant")]
+    pub(super) tried: Option<OffsetDateTime>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Credential {
+    pub(super) kind: String,
+    pub(super) name: String,
+    pub(super) grants: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Drift {
+    #[serde(deserialize_with = "instant")]
+    pub(super) time: Option<OffsetDateTime>,
+    pub(super) reason: String,
+    pub(super) what: String,
+}
+
+/// A time of the API; what is none is left out, not refused.
+fn instant<'de, D: Deserializer<'de>>(from: D) -> Result<Option<OffsetDateTime>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    Ok(text.and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok()))
+}
