@@ -161,10 +161,41 @@ pub struct Entrance {
     #[arg(long, env = "IMPOUND_TLS_DIR")]
     pub tls_dir: PathBuf,
 
+    /// Getting the certificate from the controller.
+    #[command(flatten)]
+    pub enrolment: Enrolment,
+
     /// Address for plain HTTP GET /ready, for the kubelet's probe. It tells nothing but what is pending.
     /// Off by default.
     #[arg(long, env = "IMPOUND_READY_LISTEN")]
     pub ready_listen: Option<SocketAddr>,
+}
+
+/// Getting the certificate from the controller; without it, somebody puts it into the TLS directory.
+#[derive(Clone, Debug, Args)]
+pub struct Enrolment {
+    /// The controller's issuer. The certificate is asked for there, put into the TLS directory, and renewed
+    /// after two thirds of its life.
+    #[arg(long, env = "IMPOUND_ISSUER", value_name = "HOST:PORT")]
+    pub issuer: Option<String>,
+
+    /// Projected service account token of this pod, with the audience impound.dev/issuer.
+    #[arg(
+        long,
+        env = "IMPOUND_ISSUER_TOKEN",
+        default_value = "/var/run/secrets/impound.dev/token",
+        value_name = "FILE"
+    )]
+    pub issuer_token: PathBuf,
+
+    /// CA that the controller's certificate comes from.
+    #[arg(
+        long,
+        env = "IMPOUND_CONTROLLER_CA",
+        default_value = "/etc/impound/controller-ca/ca.crt",
+        value_name = "FILE"
+    )]
+    pub controller_ca: PathBuf,
 }
 
 /// The container runtime and its disk.

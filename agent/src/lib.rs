@@ -15,6 +15,7 @@
 pub mod config;
 pub mod confine;
 mod disk;
+pub mod enroll;
 mod front;
 pub mod isolate;
 mod local;

@@ -23,6 +23,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::enroll::Trouble;
 use crate::methods::Part;
 use crate::runtime::ContainerRuntime;
 
@@ -67,6 +68,14 @@ impl<C: Send + Sync + 'static> Condition for Credentials<C> {
                 "our own certificate ended at {not_after}: put a new one into the TLS directory"
             )
         })
+    }
+}
+
+/// Our certificate can be renewed. The former one is in use meanwhile.
+#[tonic::async_trait]
+impl Condition for watch::Receiver<Trouble> {
+    async fn pending(&self) -> Option<String> {
+        self.borrow().clone()
     }
 }
 

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use impound_proto::NodeName;
 use impound_proto::tls::{MaterialError, TlsFiles};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinError;
 
 use crate::config::{self, Mode, Single};
+use crate::enroll::Enrolment;
 use crate::local::{self, SocketPath};
 use crate::methods::Part;
 use crate::runtime::ContainerRuntime;
@@ -23,7 +25,7 @@ use crate::{Agent, Disk, Front, Worker};
 /// # Errors
 /// If it cannot start, if a part of it ends unexpectedly, or if streams had to be cut off at the end.
 pub async fn run(mode: Mode) -> Result<(), RunError> {
-    let stop = told_to_stop()?;
+    let stop = Box::pin(told_to_stop()?);
     match mode {
         Mode::Front(config) => front(config, stop).await,
         Mode::Collector(config) => work(Part::Collector, config, stop).await,
@@ -32,8 +34,15 @@ pub async fn run(mode: Mode) -> Result<(), RunError> {
     }
 }
 
-async fn single(config: Single, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+async fn single(
+    config: Single,
+    mut stop: impl Future<Output = ()> + Unpin,
+) -> Result<(), RunError> {
+    let Some(enrolment) = enrolled(&config.entrance, &config.node, &mut stop).await else {
+        return Ok(());
+    };
     let agent = Agent {
+        enrolment,
         files: files(&config.entrance),
         node: config.node,
         disk: disk(&config.runtime),
@@ -46,8 +55,15 @@ async fn single(config: Single, stop: impl Future<Output = ()>) -> Result<(), Ru
     agent.serve(listener, stop).await
 }
 
-async fn front(config: config::Front, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+async fn front(
+    config: config::Front,
+    mut stop: impl Future<Output = ()> + Unpin,
+) -> Result<(), RunError> {
+    let Some(enrolment) = enrolled(&config.entrance, &config.node, &mut stop).await else {
+        return Ok(());
+    };
     let front = Front {
+        enrolment,
         files: files(&config.entrance),
         node: config.node,
         collector: config.collector,
@@ -75,6 +91,30 @@ async fn work(
     };
     let listener = local::listen(&socket).map_err(|source| RunError::Socket { socket, source })?;
     worker.serve(listener, stop).await
+}
+
+/// Waits until there is a certificate, if one is to be asked for; says how to renew it. `None`: told to stop
+/// before.
+async fn enrolled(
+    entrance: &config::Entrance,
+    node: &NodeName,
+    stop: &mut (impl Future<Output = ()> + Unpin),
+) -> Option<Option<Enrolment>> {
+    let asked = &entrance.enrolment;
+    let Some(issuer) = asked.issuer.clone() else {
+        return Some(None);
+    };
+    let enrolment = Enrolment {
+        issuer,
+        token: asked.issuer_token.clone(),
+        controller_ca: asked.controller_ca.clone(),
+        tls_dir: entrance.tls_dir.clone(),
+        node: node.clone(),
+    };
+    tokio::select! {
+        () = enrolment.first() => Some(Some(enrolment)),
+        () = stop => None,
+    }
 }
 
 fn told_to_stop() -> Result<impl Future<Output = ()>, RunError> {

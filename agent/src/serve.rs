@@ -25,6 +25,7 @@ use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::enroll::Enrolment;
 use crate::local::{self, Door, SocketPath};
 use crate::methods::Part;
 use crate::ready::{self, Condition, PartServes, Pending, RuntimeAnswers};
@@ -41,6 +42,8 @@ pub(crate) const REQUEST_LIMIT: usize = 64 << 10;
 pub struct Agent {
     /// The node it is for; its certificate must say the same.
     pub node: NodeName,
+    /// How its certificate is renewed, where the controller issues it.
+    pub enrolment: Option<Enrolment>,
     /// Its certificate, key and the controller's CA.
     pub files: TlsFiles,
     /// Where containers are read from.
@@ -59,6 +62,8 @@ pub struct Agent {
 pub struct Front {
     /// The node it is for; its certificate must say the same.
     pub node: NodeName,
+    /// How its certificate is renewed, where the controller issues it.
+    pub enrolment: Option<Enrolment>,
     /// Its certificate, key and the controller's CA.
     pub files: TlsFiles,
     /// Socket of the collector.
@@ -112,13 +117,12 @@ impl Agent {
         );
         let mut process = Process::new(self.drain)?;
         process.parts.spawn(reloader.run(RELOAD_INTERVAL));
-        process.observe(
-            vec![
-                Box::new(RuntimeAnswers(self.runtime)),
-                Box::new(credentials.clone()),
-            ],
-            self.ready,
-        );
+        let mut conditions: Vec<Box<dyn Condition>> = vec![
+            Box::new(RuntimeAnswers(self.runtime)),
+            Box::new(credentials.clone()),
+        ];
+        conditions.extend(process.renew(self.enrolment));
+        process.observe(conditions, self.ready);
         process.routes.add_service(service);
         process.serve(incoming(listener, credentials), stop).await
     }
@@ -157,6 +161,7 @@ impl Front {
         }
         let mut process = Process::new(self.drain)?;
         process.parts.spawn(reloader.run(RELOAD_INTERVAL));
+        conditions.extend(process.renew(self.enrolment));
         process.observe(conditions, self.ready);
         process
             .routes
@@ -259,6 +264,13 @@ impl Process {
             reporter,
             drain,
         })
+    }
+
+    /// Keeps the certificate renewed; what is in the way of that is a condition.
+    fn renew(&mut self, enrolment: Option<Enrolment>) -> Option<Box<dyn Condition>> {
+        let (publish, trouble) = watch::channel(None);
+        self.parts.spawn(enrolment?.keep(publish));
+        Some(Box::new(trouble))
     }
 
     fn observe(&mut self, conditions: Vec<Box<dyn Condition>>, ready: Option<TcpListener>) {

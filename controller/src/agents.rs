@@ -13,13 +13,16 @@ use impound_proto::PeerId;
 use impound_proto::agent::v1::agent_client::AgentClient;
 use impound_proto::agent::v1::{InfoRequest, InfoResponse};
 use impound_proto::identity::IdentityError;
-use impound_proto::tls::{self, ConnectError, Credentials, ShownCertificate};
+use impound_proto::tls::{self, ConnectError, Connector, Credentials, ShownCertificate};
 use rustls::ClientConfig;
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+
+use crate::revoked::{CONFIG_MAP, Revoked};
 
 /// Longest time that `Info` may take: it reads nothing but the runtime's version.
 const INFO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,7 +34,7 @@ const MESSAGE_LIMIT: usize = 2 << 20;
 const WORD_LIMIT: usize = 256;
 
 /// Where a node's agent listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NodeAddress {
     /// Name of the Node object.
     pub name: String,
@@ -57,10 +60,18 @@ pub trait NodeDirectory: Send + Sync {
 pub struct AgentConnector {
     credentials: Credentials<ClientConfig>,
     nodes: Arc<dyn NodeDirectory>,
-    channels: Arc<Mutex<HashMap<NodeAddressKey, (Channel, ShownCertificate)>>>,
+    revoked: Revoked,
+    channels: Arc<Mutex<HashMap<NodeAddress, Open>>>,
 }
 
-type NodeAddressKey = (String, IpAddr, u16);
+/// A channel that is kept.
+#[derive(Clone)]
+struct Open {
+    channel: Channel,
+    shown: ShownCertificate,
+    /// Ends its connections at once.
+    cut: CancellationToken,
+}
 
 /// A connection to one node's agent.
 pub struct AgentConnection {
@@ -106,6 +117,16 @@ pub enum AgentError {
         /// Why.
         #[source]
         source: IdentityError,
+    },
+    /// The node is not trusted any more.
+    #[error(
+        "node {node} is revoked ({reason}): its agent is not talked to; see the ConfigMap {CONFIG_MAP}"
+    )]
+    Revoked {
+        /// Node asked for.
+        node: String,
+        /// Why, as the list says.
+        reason: String,
     },
     /// No connection.
     #[error(
@@ -155,11 +176,36 @@ impl AgentError {
 impl AgentConnector {
     /// `credentials` are the controller's own towards agents; their roots are the agent CA alone.
     #[must_use]
-    pub fn new(credentials: Credentials<ClientConfig>, nodes: Arc<dyn NodeDirectory>) -> Self {
+    pub fn new(
+        credentials: Credentials<ClientConfig>,
+        nodes: Arc<dyn NodeDirectory>,
+        revoked: Revoked,
+    ) -> Self {
         Self {
             credentials,
             nodes,
+            revoked,
             channels: Arc::default(),
+        }
+    }
+
+    /// Ends what is connected to nodes that are revoked, for as long as the process lives.
+    pub async fn cut_revoked(&self) {
+        let mut revoked = self.revoked.clone();
+        loop {
+            revoked.changed().await;
+            self.channels.lock().await.retain(|address, open| {
+                let Some(reason) = revoked.reason(&address.uid) else {
+                    return true;
+                };
+                tracing::warn!(
+                    node = address.name,
+                    reason,
+                    "cut off from the agent: the node is revoked"
+                );
+                open.cut.cancel();
+                false
+            });
         }
     }
 
@@ -169,8 +215,13 @@ impl AgentConnector {
     /// [`AgentError`]; a failed channel is forgotten, so the next attempt begins afresh.
     pub async fn connect(&self, node: &str) -> Result<AgentConnection, AgentError> {
         let address = self.nodes.address(node).await?;
-        let key = (address.name.clone(), address.ip, address.port);
-        let (channel, shown) = self.channel(&address, &key).await?;
+        if let Some(reason) = self.revoked.reason(&address.uid) {
+            return Err(AgentError::Revoked {
+                node: node.into(),
+                reason,
+            });
+        }
+        let Open { channel, shown, .. } = self.channel(&address).await?;
         let mut client = AgentClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT);
         let asked = OffsetDateTime::now_utc();
         let answer = timeout(INFO_TIMEOUT, client.info(InfoRequest {})).await;
@@ -178,14 +229,14 @@ impl AgentConnector {
         let info = match answer {
             Ok(Ok(info)) => info.into_inner(),
             Ok(Err(status)) => {
-                self.forget(&key).await;
+                self.forget(&address).await;
                 return Err(AgentError::Info {
                     node: node.into(),
                     reason: tls::explain(&status),
                 });
             }
             Err(_) => {
-                self.forget(&key).await;
+                self.forget(&address).await;
                 let reason = format!("no answer within {} s", INFO_TIMEOUT.as_secs());
                 return Err(AgentError::Info {
                     node: node.into(),
@@ -209,12 +260,8 @@ impl AgentConnector {
         })
     }
 
-    async fn channel(
-        &self,
-        address: &NodeAddress,
-        key: &NodeAddressKey,
-    ) -> Result<(Channel, ShownCertificate), AgentError> {
-        if let Some(open) = self.channels.lock().await.get(key) {
+    async fn channel(&self, address: &NodeAddress) -> Result<Open, AgentError> {
+        if let Some(open) = self.channels.lock().await.get(address) {
             return Ok(open.clone());
         }
         let expected = PeerId::agent(&address.name).map_err(|source| AgentError::Name {
@@ -225,22 +272,31 @@ impl AgentConnector {
             IpAddr::V4(ip) => format!("{ip}:{}", address.port),
             IpAddr::V6(ip) => format!("[{ip}]:{}", address.port),
         };
-        let opened = tls::connect_shown(&at, self.credentials.clone(), expected)
-            .await
-            .map_err(|source| AgentError::Connect {
-                node: address.name.clone(),
-                address: at,
-                source,
-            })?;
+        let failed = |source| AgentError::Connect {
+            node: address.name.clone(),
+            address: at.clone(),
+            source,
+        };
+        let cut = CancellationToken::new();
+        let connector = Connector::new(self.credentials.clone(), expected)
+            .map_err(failed)?
+            .of_node(&address.uid)
+            .until(cut.clone());
+        let (channel, shown) = tls::connect_with(&at, connector).await.map_err(failed)?;
+        let open = Open {
+            channel,
+            shown,
+            cut,
+        };
         self.channels
             .lock()
             .await
-            .insert(key.clone(), opened.clone());
-        Ok(opened)
+            .insert(address.clone(), open.clone());
+        Ok(open)
     }
 
-    async fn forget(&self, key: &NodeAddressKey) {
-        self.channels.lock().await.remove(key);
+    async fn forget(&self, address: &NodeAddress) {
+        self.channels.lock().await.remove(address);
     }
 }
 

@@ -70,6 +70,9 @@ pub struct Serve {
         value_name = "PORT"
     )]
     pub agent_port: u16,
+    /// Issuing of agents' certificates.
+    #[command(flatten)]
+    pub issuing: Issuing,
     /// Label put on a suspect pod and selected by the deny-all policy.
     #[arg(long, env = "IMPOUND_POD_LABEL", default_value = "status=suspectpod", value_parser = label, value_name = "KEY=VALUE")]
     pub pod_label: (String, String),
@@ -90,6 +93,55 @@ pub struct Serve {
     /// Format of the log on standard error.
     #[arg(long, env = "IMPOUND_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
+}
+
+/// How agents get their certificates. Off by default: then they have those of a static installation.
+#[derive(Clone, Debug, Args)]
+pub struct Issuing {
+    /// Address at which agents ask for certificates; without it, none are issued.
+    #[arg(long, env = "IMPOUND_ISSUER_LISTEN", value_name = "ADDR:PORT")]
+    pub issuer_listen: Option<SocketAddr>,
+    /// Directory with ca.crt and ca.key of the agent CA.
+    #[arg(
+        long,
+        env = "IMPOUND_AGENT_CA_DIR",
+        default_value = "/etc/impound/agent-ca",
+        value_name = "DIR"
+    )]
+    pub agent_ca_dir: PathBuf,
+    /// Namespace of the agents.
+    #[arg(
+        long,
+        env = "IMPOUND_AGENT_NAMESPACE",
+        default_value = "impound-system",
+        value_name = "NAMESPACE"
+    )]
+    pub agent_namespace: String,
+    /// Service account of the agents.
+    #[arg(
+        long,
+        env = "IMPOUND_AGENT_SERVICE_ACCOUNT",
+        default_value = "impound-agent",
+        value_name = "NAME"
+    )]
+    pub agent_service_account: String,
+    /// DaemonSet that the agents' pods belong to.
+    #[arg(
+        long,
+        env = "IMPOUND_AGENT_DAEMON_SET",
+        default_value = "impound-agent",
+        value_name = "NAME"
+    )]
+    pub agent_daemon_set: String,
+    /// Minutes that an agent's certificate is valid; agents renew theirs after two thirds.
+    #[arg(
+        long,
+        env = "IMPOUND_AGENT_CERTIFICATE_MINUTES",
+        default_value_t = 720,
+        value_parser = clap::value_parser!(u32).range(5..=10080),
+        value_name = "MINUTES"
+    )]
+    pub agent_certificate_minutes: u32,
 }
 
 /// Format of the log.

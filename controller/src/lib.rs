@@ -3,19 +3,22 @@
 //!
 //! The data path, by file: [`reconcile`] decides and records, [`contain`] speaks to the Kubernetes
 //! API, [`agents`] to the node's agent, [`collect`] receives and checks, [`store`] keeps, [`seal`]
-//! signs. [`service`] is how responders and platforms ask for it.
+//! signs. [`service`] is how responders and platforms ask for it. [`issue`] gives the agents their
+//! certificates.
 
 pub mod agents;
 pub mod collect;
 pub mod config;
 pub mod contain;
 pub mod describe;
+pub mod issue;
 pub mod kubernetes;
 pub mod leader;
 pub mod nodes;
 pub mod progress;
 pub mod reconcile;
 pub mod resources;
+pub mod revoked;
 pub mod run;
 pub mod seal;
 pub mod service;

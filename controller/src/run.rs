@@ -1,6 +1,7 @@
 //! Wires the controller together and runs it until it is told to stop. Any part that ends by
 //! itself ends the process with a failure.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use impound_evidence::SigningKey;
 use impound_proto::PeerId;
 use impound_proto::controller::v1::FILE_DESCRIPTOR_SET;
 use impound_proto::controller::v1::controller_server::ControllerServer;
+use impound_proto::issuer::v1::issuer_server::IssuerServer;
+use impound_proto::pki::Ca;
 use impound_proto::tls::{self, Peers, TlsFiles};
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
@@ -18,14 +21,17 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
 
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
-use crate::config::{LogFormat, Serve};
+use crate::config::{Issuing, LogFormat, Serve};
+use crate::issue::{self, AgentIssuer, Rules};
 use crate::kubernetes;
 use crate::leader::Leadership;
 use crate::nodes::NodeAddresses;
 use crate::reconcile::{self, Context, collection::Running};
+use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
 use crate::service::Service;
 use crate::store::Store;
@@ -37,6 +43,9 @@ const WORKERS: usize = 2;
 /// How long open calls may go on after a stop is asked for: below a pod's default grace period of
 /// 30 s, so that the end is ours and not a kill.
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// How long a request for a certificate may take: three short calls to the Kubernetes API.
+const ISSUE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -79,6 +88,18 @@ async fn run(config: Serve) -> Result<()> {
         Peers::AnyResponder,
     )
     .context("credentials towards responders")?;
+    let (revoked, revoked_watch) = revoked::list();
+    let mut revocations = {
+        let (client, namespace) = (watch_client.clone(), client.default_namespace().to_owned());
+        tokio::spawn(async move { revoked_watch.run(client, &namespace).await })
+    };
+    let mut issuing = tokio::spawn(issue(
+        config.issuing.clone(),
+        config.tls_dir.clone(),
+        client.clone(),
+        revoked.clone(),
+        stop.clone(),
+    ));
     let mut reloaders = tokio::spawn(async move {
         tokio::join!(
             agent_reloader.run(tls::RELOAD_INTERVAL),
@@ -87,7 +108,11 @@ async fn run(config: Serve) -> Result<()> {
     });
 
     let nodes = Arc::new(NodeAddresses::new(client.clone(), config.agent_port));
-    let agents = AgentConnector::new(agent_credentials, nodes);
+    let agents = AgentConnector::new(agent_credentials, nodes, revoked);
+    let mut cutting = {
+        let agents = agents.clone();
+        tokio::spawn(async move { agents.cut_revoked().await })
+    };
     let custody = Arc::new(CustodyAppender::new(store.clone(), key.clone()));
     let collector = Collector::new(store.clone(), agents.clone(), key.clone(), custody.clone())?;
     let context = Arc::new(Context {
@@ -136,6 +161,12 @@ async fn run(config: Serve) -> Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         ended = &mut reloaders => return Err(anyhow!("the certificates are not watched any more: {ended:?}")),
+        ended = &mut revocations => return Err(anyhow!("revoked nodes are not watched any more: {ended:?}")),
+        ended = &mut cutting => return Err(anyhow!("revoked nodes are not cut off any more: {ended:?}")),
+        ended = &mut issuing => {
+            ended?.context("agents' certificates can't be issued")?;
+            return Err(anyhow!("the issuer ended by itself"));
+        }
         ended = &mut server => return Err(anyhow!("the gRPC server ended by itself: {ended:?}")),
         ended = &mut reconcilers => return Err(ended?.context("the reconcilers ended by themselves")),
     }
@@ -149,6 +180,58 @@ async fn run(config: Serve) -> Result<()> {
         tracing::warn!(after_s = DRAIN.as_secs(), "open calls were cut off");
     }
     Ok(())
+}
+
+/// Issues agents' certificates, if that is asked for.
+async fn issue(
+    config: Issuing,
+    tls_dir: PathBuf,
+    client: Client,
+    revoked: Revoked,
+    stop: CancellationToken,
+) -> Result<()> {
+    let Some(address) = config.issuer_listen else {
+        stop.cancelled().await;
+        return Ok(());
+    };
+    let read = |name: &str| {
+        let file = config.agent_ca_dir.join(name);
+        std::fs::read_to_string(&file)
+            .map(Zeroizing::new)
+            .with_context(|| format!("the agent CA's {} can't be read", file.display()))
+    };
+    let ca = Ca::from_pem(&read("ca.crt")?, &read("ca.key")?)
+        .with_context(|| format!("the agent CA in {}", config.agent_ca_dir.display()))?;
+    let rules = Rules {
+        namespace: config.agent_namespace,
+        service_account: config.agent_service_account,
+        daemon_set: config.agent_daemon_set,
+    };
+    let life = time::Duration::minutes(config.agent_certificate_minutes.into());
+    let (credentials, reloader) = tls::open_server_credentials(
+        TlsFiles::in_dir(&tls_dir, "agent-ca.crt"),
+        PeerId::Controller,
+    )
+    .context("credentials of the issuer")?;
+    let service = IssuerServer::new(issue::Service(AgentIssuer::new(
+        client, ca, rules, life, revoked,
+    )))
+    .max_decoding_message_size(issue::REQUEST_LIMIT);
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen at {address}"))?;
+    tracing::info!(listen = %listener.local_addr()?, "issuing agents' certificates");
+    let serving = tls::http2::server(Server::builder())
+        .timeout(ISSUE_LIMIT)
+        .add_service(service)
+        .serve_with_incoming_shutdown(
+            tls::incoming_open(listener, credentials),
+            stop.cancelled_owned(),
+        );
+    tokio::select! {
+        ended = serving => ended.map_err(Into::into),
+        () = reloader.run(tls::RELOAD_INTERVAL) => Err(anyhow!("its certificate is not watched any more")),
+    }
 }
 
 /// Works while this replica holds the lease. Every replica serves gRPC; one reconciles.

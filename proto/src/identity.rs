@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use x509_parser::extensions::GeneralName;
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Trust domain of every identity.
@@ -113,6 +114,21 @@ impl PeerId {
                 found: others.len(),
             }),
         }
+    }
+
+    /// The uid of the Node object that an agent's certificate was issued for: its subject's serial number.
+    /// `None` in a certificate of a static installation, which is issued before there is a node.
+    ///
+    /// # Errors
+    /// If the certificate cannot be parsed.
+    pub fn node_uid(der: &[u8]) -> Result<Option<String>, IdentityError> {
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| IdentityError::Certificate(error.to_string()))?;
+        let uid = certificate
+            .subject()
+            .iter_by_oid(&OID_X509_SERIALNUMBER)
+            .find_map(|attribute| attribute.as_str().ok().map(str::to_owned));
+        Ok(uid)
     }
 
     /// The DNS name in this peer's certificate, which a client verifies. A responder has none: it

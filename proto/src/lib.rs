@@ -2,7 +2,7 @@
 //! proves it. The controller, the agents and the command line all speak through this crate, so a
 //! field, an identity rule or a TLS setting exists exactly once.
 //!
-//! - [`agent::v1`], [`controller::v1`]: generated from `impound/**/*.proto` (see `tests/generated.rs`).
+//! - [`agent::v1`], [`controller::v1`], [`issuer::v1`]: generated from `impound/**/*.proto` (see `tests/generated.rs`).
 //! - [`identity`]: [`PeerId`], read from a certificate's single URI name.
 //! - [`tls`]: both ends of the connection, reloading of certificates, HTTP/2 settings.
 //! - [`hardening`]: what a program that holds a key does first.
@@ -41,5 +41,18 @@ pub mod controller {
 
         /// Encoded `FileDescriptorSet` of this package and what it imports, for gRPC reflection.
         pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/impound.controller.v1.bin");
+    }
+}
+
+/// How an agent gets its certificate from the controller.
+pub mod issuer {
+    /// Version 1 of `impound.issuer`.
+    // Generated text: doc comments come from the .proto file, not every item has one.
+    #[allow(missing_docs, clippy::all)]
+    pub mod v1 {
+        include!("gen/impound.issuer.v1.rs");
+
+        /// Encoded `FileDescriptorSet` of this package and what it imports, for gRPC reflection.
+        pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/impound.issuer.v1.bin");
     }
 }

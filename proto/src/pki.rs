@@ -8,8 +8,9 @@ mod files;
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType,
 };
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
@@ -26,6 +27,9 @@ pub const LEAF_LIFE: Duration = Duration::days(90);
 /// How far the start of validity lies in the past, so that a node whose clock is a little slow
 /// does not refuse a fresh certificate.
 const BACKDATE: Duration = Duration::minutes(5);
+
+/// Subject attribute serialNumber (X.520), which holds the node's uid in an agent's certificate.
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 
 /// When a certificate is valid. Whole seconds, UTC.
 #[derive(Clone, Copy, Debug)]
@@ -116,32 +120,92 @@ impl Ca {
         validity: Validity,
     ) -> Result<Issued, rcgen::Error> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = parameters("impound", validity);
-        params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(peer.to_string())?)];
-        for name in peer.dns_name().iter().chain(addresses) {
-            params.subject_alt_names.push(match name.parse() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName(Ia5String::try_from(name.as_str())?),
-            });
-        }
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = match peer {
-            PeerId::Controller => {
-                vec![
-                    ExtendedKeyUsagePurpose::ServerAuth,
-                    ExtendedKeyUsagePurpose::ClientAuth,
-                ]
-            }
-            PeerId::Agent { .. } => vec![ExtendedKeyUsagePurpose::ServerAuth],
-            PeerId::Responder { .. } => vec![ExtendedKeyUsagePurpose::ClientAuth],
-        };
-        params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(&key, &self.issuer)?.pem();
+        let params = leaf(peer, addresses, validity)?;
+        let certificate = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Issued {
-            certificate: format!("{leaf}{}", self.certificate),
+            certificate: format!("{certificate}{}", self.certificate),
             key: Zeroizing::new(key.serialize_pem()),
         })
     }
+
+    /// A certificate (PEM, followed by the CA's) for the key in a [`KeyRequest`], with `peer` as its URI
+    /// name and `node_uid` as its subject's serial number. Names and extensions of the request are
+    /// ignored.
+    ///
+    /// # Errors
+    /// If `request` is no PKCS#10 request in DER, is not signed by its own key, or that key is not
+    /// ECDSA P-256.
+    pub fn sign_request(
+        &self,
+        request: &[u8],
+        peer: &PeerId,
+        node_uid: &str,
+        validity: Validity,
+    ) -> Result<String, rcgen::Error> {
+        let request = CertificateSigningRequestParams::from_der(&request.into())?;
+        if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
+            return Err(rcgen::Error::UnsupportedSignatureAlgorithm);
+        }
+        let mut params = leaf(peer, &[], validity)?;
+        params
+            .distinguished_name
+            .push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), node_uid);
+        let certificate = params.signed_by(&request.public_key, &self.issuer)?.pem();
+        Ok(format!("{certificate}{}", self.certificate))
+    }
+}
+
+/// A new key and the request to have it certified.
+pub struct KeyRequest {
+    /// PKCS#10, DER. It names nobody: the signer sets all names.
+    pub request: Vec<u8>,
+    /// PKCS#8 PEM.
+    pub key: Zeroizing<String>,
+}
+
+impl KeyRequest {
+    /// A new ECDSA P-256 key.
+    ///
+    /// # Errors
+    /// If no key can be made.
+    pub fn generate() -> Result<Self, rcgen::Error> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        Ok(Self {
+            request: params.serialize_request(&key)?.der().to_vec(),
+            key: Zeroizing::new(key.serialize_pem()),
+        })
+    }
+}
+
+/// What a certificate of `peer` says, whoever's key it is for.
+fn leaf(
+    peer: &PeerId,
+    addresses: &[String],
+    validity: Validity,
+) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = parameters("impound", validity);
+    params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(peer.to_string())?)];
+    for name in peer.dns_name().iter().chain(addresses) {
+        params.subject_alt_names.push(match name.parse() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName(Ia5String::try_from(name.as_str())?),
+        });
+    }
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = match peer {
+        PeerId::Controller => {
+            vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ]
+        }
+        PeerId::Agent { .. } => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        PeerId::Responder { .. } => vec![ExtendedKeyUsagePurpose::ClientAuth],
+    };
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
 }
 
 fn parameters(common_name: &str, validity: Validity) -> CertificateParams {

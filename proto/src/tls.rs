@@ -11,6 +11,7 @@
 
 mod accept;
 mod connect;
+mod cut;
 pub mod http2;
 mod material;
 mod reload;
@@ -21,12 +22,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::identity::PeerId;
-pub use accept::{Incoming, Peer, PeerStream, incoming};
+pub use accept::{Incoming, OpenStream, Peer, PeerStream, incoming, incoming_open};
 pub use connect::{
-    ConnectError, Connector, ShownCertificate, channel, connect, connect_shown, explain,
+    ConnectError, Connector, ShownCertificate, channel, connect, connect_shown, connect_with,
+    explain,
 };
-pub use material::MaterialError;
-pub use reload::{Credentials, Reload, Reloader, client_credentials, server_credentials};
+pub use cut::Cuttable;
+pub use material::{MaterialError, certificate_life};
+pub use reload::{
+    Credentials, Reload, Reloader, client_credentials, open_server_credentials, server_credentials,
+};
 
 /// Longest time a handshake may take, on either end. A peer on the same network needs
 /// milliseconds; a busy node under attack may need seconds.

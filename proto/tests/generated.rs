@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use tonic_prost_build::FileDescriptorSet;
 
 /// Package and file of each contract. The package names the generated files.
-const CONTRACTS: [(&str, &str); 2] = [
+const CONTRACTS: [(&str, &str); 3] = [
     ("impound.agent.v1", "impound/agent/v1/agent.proto"),
     (
         "impound.controller.v1",
         "impound/controller/v1/controller.proto",
     ),
+    ("impound.issuer.v1", "impound/issuer/v1/issuer.proto"),
 ];
 
 #[test]

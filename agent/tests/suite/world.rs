@@ -64,6 +64,7 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let agent = Agent {
+            enrolment: None,
             node: NODE.parse().unwrap(),
             files: TlsFiles::in_dir(&pki.path().join("agents").join(NODE), "controller-ca.crt"),
             runtime: Arc::new(runtime),
@@ -112,6 +113,7 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let front = Front {
+            enrolment: None,
             node: NODE.parse().unwrap(),
             files: TlsFiles::in_dir(&pki.path().join("agents").join(NODE), "controller-ca.crt"),
             collector,

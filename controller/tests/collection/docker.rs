@@ -114,6 +114,7 @@ fn import(image: &str) {
 
 async fn serve(tls: &Path) -> (u16, tokio::task::JoinHandle<()>) {
     let agent = Agent {
+        enrolment: None,
         node: NODE.parse().unwrap(),
         files: TlsFiles::in_dir(tls, "controller-ca.crt"),
         runtime: Arc::new(Docker::new("/var/run/docker.sock")),

@@ -101,6 +101,7 @@ impl Fixture {
         let agents = AgentConnector::new(
             credentials,
             Arc::clone(&self.nodes) as Arc<dyn NodeDirectory>,
+            impound_controller::revoked::list().0,
         );
         let custody = Arc::new(CustodyAppender::new(
             Arc::clone(&store),

@@ -64,32 +64,61 @@ pub struct PeerStream {
     peer: Peer,
 }
 
-/// Verified connections, for tonic's `serve_with_incoming`. Dropping it closes the door and
-/// abandons handshakes; connections that were handed out live on.
+/// A connection of somebody who has shown no certificate: what proves them is in each request.
 #[derive(Debug)]
-pub struct Incoming {
-    accepted: mpsc::Receiver<PeerStream>,
+pub struct OpenStream {
+    io: TlsStream<TcpStream>,
+    remote: SocketAddr,
+}
+
+/// Connections `S` whose handshake is done, for tonic's `serve_with_incoming`. Dropping it closes the
+/// door and abandons handshakes; connections that were handed out live on.
+#[derive(Debug)]
+pub struct Incoming<S = PeerStream> {
+    accepted: mpsc::Receiver<S>,
     // Aborts the accept loop when dropped.
     _task: JoinSet<()>,
 }
 
-/// Starts accepting on `listener`.
+/// Makes a connection of a finished handshake, or says why it is refused.
+type Admit<S> = fn(TlsStream<TcpStream>, SocketAddr) -> Result<S, String>;
+
+/// Starts accepting verified peers on `listener`.
 #[must_use]
 pub fn incoming(listener: TcpListener, credentials: Credentials<ServerConfig>) -> Incoming {
+    start(listener, credentials, verified)
+}
+
+/// Starts accepting anybody on `listener`: only for services whose requests carry their own proof.
+/// `credentials` are those of [`open_server_credentials`](super::open_server_credentials).
+#[must_use]
+pub fn incoming_open(
+    listener: TcpListener,
+    credentials: Credentials<ServerConfig>,
+) -> Incoming<OpenStream> {
+    start(listener, credentials, open)
+}
+
+fn start<S: Send + 'static>(
+    listener: TcpListener,
+    credentials: Credentials<ServerConfig>,
+    admit: Admit<S>,
+) -> Incoming<S> {
     // One: a connection that the server has not taken yet keeps its handshake slot.
     let (hand_over, accepted) = mpsc::channel(1);
     let mut task = JoinSet::new();
-    task.spawn(accept_loop(listener, credentials, hand_over));
+    task.spawn(accept_loop(listener, credentials, hand_over, admit));
     Incoming {
         accepted,
         _task: task,
     }
 }
 
-async fn accept_loop(
+async fn accept_loop<S: Send + 'static>(
     listener: TcpListener,
     credentials: Credentials<ServerConfig>,
-    hand_over: mpsc::Sender<PeerStream>,
+    hand_over: mpsc::Sender<S>,
+    admit: Admit<S>,
 ) {
     let mut handshakes = JoinSet::new();
     let mut addresses: HashMap<Id, IpAddr> = HashMap::new();
@@ -113,7 +142,7 @@ async fn accept_loop(
                     let config = credentials.current();
                     let hand_over = hand_over.clone();
                     let task = handshakes.spawn(async move {
-                        if let Some(stream) = handshake(tcp, remote, config).await {
+                        if let Some(stream) = handshake(tcp, remote, config, admit).await {
                             // Fails only if the server is shutting down.
                             let _ = hand_over.send(stream).await;
                         }
@@ -130,11 +159,12 @@ async fn accept_loop(
     }
 }
 
-async fn handshake(
+async fn handshake<S>(
     tcp: TcpStream,
     remote: SocketAddr,
     config: Arc<ServerConfig>,
-) -> Option<PeerStream> {
+    admit: Admit<S>,
+) -> Option<S> {
     let accept = TlsAcceptor::from(config).accept(tcp).into_fallible();
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, accept).await {
         Err(_) => {
@@ -152,17 +182,25 @@ async fn handshake(
             linger(tcp).await;
             None
         }
-        Ok(Ok(io)) => match peer(&io, remote) {
-            Ok(peer) => {
-                tracing::debug!(%remote, peer = %peer.id, "accepted a peer");
-                Some(PeerStream { io, peer })
-            }
+        Ok(Ok(io)) => match admit(io, remote) {
+            Ok(stream) => Some(stream),
             Err(why) => {
                 refuse(remote, &why);
                 None
             }
         },
     }
+}
+
+fn verified(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<PeerStream, String> {
+    let peer = peer(&io, remote)?;
+    tracing::debug!(%remote, peer = %peer.id, "accepted a peer");
+    Ok(PeerStream { io, peer })
+}
+
+fn open(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<OpenStream, String> {
+    usable(&io)?;
+    Ok(OpenStream { io, remote })
 }
 
 /// Lets a refused peer read the alert: closing with unread input would reset the connection and
@@ -179,17 +217,13 @@ async fn linger(mut tcp: TcpStream) {
 }
 
 fn peer(io: &TlsStream<TcpStream>, remote: SocketAddr) -> Result<Peer, String> {
-    let (tcp, session) = io.get_ref();
-    if session.alpn_protocol() != Some(ALPN) {
-        return Err("expected the application protocol h2, the peer offered none".to_owned());
-    }
+    usable(io)?;
+    let (_, session) = io.get_ref();
     let certificate = session
         .peer_certificates()
         .and_then(|chain| chain.first())
         .ok_or("the peer presented no certificate")?;
     let id = PeerId::from_certificate(certificate).map_err(|error| error.to_string())?;
-    tcp.set_nodelay(true)
-        .map_err(|error| format!("could not set TCP_NODELAY: {error}"))?;
     Ok(Peer {
         id,
         certificate_sha256: Sha256::digest(certificate).into(),
@@ -197,12 +231,21 @@ fn peer(io: &TlsStream<TcpStream>, remote: SocketAddr) -> Result<Peer, String> {
     })
 }
 
+fn usable(io: &TlsStream<TcpStream>) -> Result<(), String> {
+    let (tcp, session) = io.get_ref();
+    if session.alpn_protocol() != Some(ALPN) {
+        return Err("expected the application protocol h2, the peer offered none".to_owned());
+    }
+    tcp.set_nodelay(true)
+        .map_err(|error| format!("could not set TCP_NODELAY: {error}"))
+}
+
 fn refuse(remote: SocketAddr, reason: &str) {
     tracing::warn!(%remote, reason, "refused a peer");
 }
 
-impl futures::Stream for Incoming {
-    type Item = Result<PeerStream, io::Error>;
+impl<S> futures::Stream for Incoming<S> {
+    type Item = Result<S, io::Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.accepted.poll_recv(cx).map(|stream| stream.map(Ok))
@@ -217,42 +260,61 @@ impl Connected for PeerStream {
     }
 }
 
-impl AsyncRead for PeerStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+impl Connected for OpenStream {
+    type ConnectInfo = SocketAddr;
+
+    fn connect_info(&self) -> SocketAddr {
+        self.remote
     }
 }
 
-impl AsyncWrite for PeerStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
+/// Both kinds read and write through their TLS stream.
+macro_rules! through_tls {
+    ($stream:ty) => {
+        impl AsyncRead for $stream {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.io).poll_read(cx, buf)
+            }
+        }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
+        impl AsyncWrite for $stream {
+            fn poll_write(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.io).poll_write(cx, buf)
+            }
 
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
+            fn poll_write_vectored(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[io::IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+            }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
+            fn is_write_vectored(&self) -> bool {
+                self.io.is_write_vectored()
+            }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
+            fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.io).poll_flush(cx)
+            }
+
+            fn poll_shutdown(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.io).poll_shutdown(cx)
+            }
+        }
+    };
 }
+
+through_tls!(PeerStream);
+through_tls!(OpenStream);

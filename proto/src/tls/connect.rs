@@ -21,9 +21,11 @@ use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tower::Service;
 
+use super::cut::Cuttable;
 use super::reload::Credentials;
 use super::{ALPN, HANDSHAKE_TIMEOUT, http2};
 use crate::identity::{IdentityError, PeerId};
@@ -65,8 +67,18 @@ pub async fn connect_shown(
     credentials: Credentials<ClientConfig>,
     expected: PeerId,
 ) -> Result<(Channel, ShownCertificate), ConnectError> {
-    let connector = Connector::new(credentials, expected.clone())?;
-    let shown = connector.shown.clone();
+    connect_with(address, Connector::new(credentials, expected)?).await
+}
+
+/// As [`connect_shown`], with a connector that has conditions of its own.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_with(
+    address: &str,
+    connector: Connector,
+) -> Result<(Channel, ShownCertificate), ConnectError> {
+    let (shown, expected) = (connector.shown.clone(), connector.expected.clone());
     let connected = endpoint(address)?.connect_with_connector(connector).await;
     let channel = connected.map_err(|source| ConnectError::Channel {
         peer: expected,
@@ -131,7 +143,9 @@ pub struct Connector {
     credentials: Credentials<ClientConfig>,
     expected: PeerId,
     name: ServerName<'static>,
+    node_uid: Option<String>,
     shown: ShownCertificate,
+    cut: CancellationToken,
 }
 
 impl Connector {
@@ -153,16 +167,39 @@ impl Connector {
             credentials,
             expected,
             name,
+            node_uid: None,
             shown: ShownCertificate::default(),
+            cut: CancellationToken::new(),
         })
     }
 
-    async fn open(self, uri: Uri) -> Result<TokioIo<TlsStream<TcpStream>>, ConnectError> {
+    /// Refuses an agent whose certificate was issued for another Node object, e.g. an earlier node of the
+    /// same name. A certificate that names no uid (a static installation's) is let pass.
+    #[must_use]
+    pub fn of_node(mut self, uid: &str) -> Self {
+        self.node_uid = Some(uid.to_owned());
+        self
+    }
+
+    /// Once `cut` is cancelled every connection that was made ends, in the middle of what it does, and no
+    /// new one is made.
+    #[must_use]
+    pub fn until(mut self, cut: CancellationToken) -> Self {
+        self.cut = cut;
+        self
+    }
+
+    async fn open(self, uri: Uri) -> Result<TokioIo<Cuttable<TlsStream<TcpStream>>>, ConnectError> {
         let address = uri.authority().map(ToString::to_string).unwrap_or_default();
         let peer = self.expected.clone();
+        let cut = self.cut.clone();
         let handshake = self.handshake(&address);
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(connected) => connected.map(TokioIo::new),
+        let connected = tokio::select! {
+            connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => connected,
+            () = cut.cancelled() => return Err(ConnectError::CutOff { peer, address }),
+        };
+        match connected {
+            Ok(connected) => connected.map(|tls| TokioIo::new(Cuttable::new(tls, cut))),
             Err(_) => Err(ConnectError::Timeout { peer, address }),
         }
     }
@@ -172,7 +209,9 @@ impl Connector {
             credentials,
             expected,
             name,
+            node_uid,
             shown,
+            cut: _,
         } = self;
         let at = |source| (expected.clone(), address.to_owned(), source);
         let tcp = TcpStream::connect(address)
@@ -203,6 +242,20 @@ impl Connector {
                 address: address.to_owned(),
             });
         }
+        let other_node = |source| ConnectError::NoIdentity {
+            address: address.to_owned(),
+            source,
+        };
+        match (node_uid, PeerId::node_uid(certificate).map_err(other_node)?) {
+            (Some(expected), Some(found)) if expected != found => {
+                return Err(ConnectError::OtherNode {
+                    address: address.to_owned(),
+                    expected,
+                    found,
+                });
+            }
+            _ => {}
+        }
         shown.record(certificate);
         if session.alpn_protocol() != Some(ALPN) {
             return Err(ConnectError::tls(at(io::Error::other(
@@ -222,7 +275,7 @@ impl Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = TokioIo<Cuttable<TlsStream<TcpStream>>>;
     type Error = ConnectError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
 
@@ -285,6 +338,27 @@ pub enum ConnectError {
         expected: PeerId,
         /// Who is there.
         found: PeerId,
+        /// Where.
+        address: String,
+    },
+    /// It is the agent of that node's name, but of another Node object.
+    #[error(
+        "the agent at {address} has a certificate for the node with uid {found}, and the node has {expected}: \
+         it was issued for an earlier node of the same name; restart the agent's pod"
+    )]
+    OtherNode {
+        /// Where.
+        address: String,
+        /// uid of the Node object.
+        expected: String,
+        /// uid in the certificate.
+        found: String,
+    },
+    /// Connections to this peer are not wanted any more.
+    #[error("connections to {peer} at {address} were cut off: the node is revoked")]
+    CutOff {
+        /// Who.
+        peer: PeerId,
         /// Where.
         address: String,
     },

@@ -5,14 +5,14 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -94,16 +94,7 @@ impl Snapshot {
                 source,
             }
         })?;
-        let mut roots = RootCertStore::empty();
-        for root in certificates(&self.roots, &files.roots)? {
-            roots.add(root).map_err(|source| MaterialError::Refused {
-                path: files.roots.clone(),
-                source,
-            })?;
-        }
-        if roots.is_empty() {
-            return Err(MaterialError::NoCertificate(files.roots.clone()));
-        }
+        let roots = root_store(&self.roots, &files.roots)?;
         Ok(Material {
             own: identity,
             key: Arc::new(key),
@@ -134,31 +125,76 @@ impl Material {
             .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(
                 &self.key,
             ))));
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        // A resumed session would skip the verifier above.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        unresumable(&mut config);
+        Ok(config)
+    }
+
+    /// For a service whose requests carry their own proof: no certificate is asked for.
+    pub(super) fn open_server_config(&self) -> Result<ServerConfig, MaterialError> {
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(MaterialError::Rustls)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(
+                &self.key,
+            ))));
+        unresumable(&mut config);
         Ok(config)
     }
 
     pub(super) fn client_config(&self) -> Result<ClientConfig, MaterialError> {
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
-                .build()
-                .map_err(|error| {
-                    MaterialError::Rustls(rustls::Error::General(error.to_string()))
-                })?;
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(MaterialError::Rustls)?
-            .with_webpki_verifier(verifier)
-            .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(
-                &self.key,
-            ))));
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config.resumption = rustls::client::Resumption::disabled();
-        Ok(config)
+        let key = rustls::sign::SingleCertAndKey::from(Arc::clone(&self.key));
+        let builder = client_builder(Arc::clone(&self.roots))?;
+        Ok(client(builder.with_client_cert_resolver(Arc::new(key))))
     }
+}
+
+/// The configuration of a client that has no certificate yet and asks for one. `roots` is the PEM file
+/// of the CAs that the server's certificate must come from.
+pub(super) fn client_without_certificate(roots: &Path) -> Result<ClientConfig, MaterialError> {
+    let roots = root_store(&read(roots)?, roots)?;
+    Ok(client(
+        client_builder(Arc::new(roots))?.with_no_client_auth(),
+    ))
+}
+
+fn client_builder(
+    roots: Arc<RootCertStore>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, MaterialError> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
+        .build()
+        .map_err(|error| MaterialError::Rustls(rustls::Error::General(error.to_string())))?;
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(MaterialError::Rustls)?
+        .with_webpki_verifier(verifier))
+}
+
+fn client(mut config: ClientConfig) -> ClientConfig {
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
+    config
+}
+
+/// h2 only; and a resumed session would skip the verifier of the client's certificate.
+fn unresumable(config: &mut ServerConfig) {
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+}
+
+fn root_store(pem: &[u8], path: &Path) -> Result<RootCertStore, MaterialError> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates(pem, path)? {
+        roots.add(root).map_err(|source| MaterialError::Refused {
+            path: path.to_owned(),
+            source,
+        })?;
+    }
+    if roots.is_empty() {
+        return Err(MaterialError::NoCertificate(path.to_owned()));
+    }
+    Ok(roots)
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -191,13 +227,38 @@ fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>,
         })
 }
 
-fn valid_now(leaf: &CertificateDer<'_>, path: &Path) -> Result<OffsetDateTime, MaterialError> {
+/// First and last instant of the certificate in `files`, provided that its key is there as well.
+///
+/// # Errors
+/// If a file cannot be read or is no PEM file of its kind. That it is valid now is not checked.
+pub fn certificate_life(
+    files: &TlsFiles,
+) -> Result<(OffsetDateTime, OffsetDateTime), MaterialError> {
+    let snapshot = Snapshot::read(files)?;
+    let chain = certificates(&snapshot.certificate, &files.certificate)?;
+    let leaf = chain
+        .first()
+        .ok_or_else(|| MaterialError::NoCertificate(files.certificate.clone()))?;
+    life(leaf, &files.certificate)
+}
+
+fn life(
+    leaf: &CertificateDer<'_>,
+    path: &Path,
+) -> Result<(OffsetDateTime, OffsetDateTime), MaterialError> {
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| MaterialError::Identity {
         path: path.to_owned(),
         source: IdentityError::Certificate(error.to_string()),
     })?;
-    let not_before = parsed.validity().not_before.to_datetime();
-    let not_after = parsed.validity().not_after.to_datetime();
+    let validity = parsed.validity();
+    Ok((
+        validity.not_before.to_datetime(),
+        validity.not_after.to_datetime(),
+    ))
+}
+
+fn valid_now(leaf: &CertificateDer<'_>, path: &Path) -> Result<OffsetDateTime, MaterialError> {
+    let (not_before, not_after) = life(leaf, path)?;
     let now = OffsetDateTime::now_utc();
     if now < not_before || now > not_after {
         return Err(MaterialError::NotValidNow {

@@ -5,6 +5,7 @@
 //! one. It is reported once and tried again at every look: a certificate that is not valid yet is one
 //! later, without its file changing.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::material::{Material, MaterialError, Snapshot};
+use super::material::{Material, MaterialError, Snapshot, client_without_certificate};
 use super::{Peers, TlsFiles};
 use crate::identity::PeerId;
 
@@ -65,6 +66,23 @@ pub fn server_credentials(
 ) -> Result<(Credentials<ServerConfig>, Reloader<ServerConfig>), MaterialError> {
     let build = move |material: &Material| material.server_config(&accept);
     load(files, Peers::Only(own), Box::new(build))
+}
+
+/// As [`server_credentials`], for a service whose requests carry their own proof: no certificate is asked
+/// for. For [`incoming_open`](super::incoming_open). The roots file must exist, but nobody is checked
+/// against it.
+///
+/// # Errors
+/// If the files cannot be used, see [`MaterialError`].
+pub fn open_server_credentials(
+    files: TlsFiles,
+    own: PeerId,
+) -> Result<(Credentials<ServerConfig>, Reloader<ServerConfig>), MaterialError> {
+    load(
+        files,
+        Peers::Only(own),
+        Box::new(Material::open_server_config),
+    )
 }
 
 /// Reads a client's files. `own` says whose certificate it may be; a process that reloads keeps the
@@ -120,6 +138,21 @@ impl<C> Credentials<C> {
     #[must_use]
     pub fn not_after(&self) -> OffsetDateTime {
         self.published.borrow().not_after
+    }
+}
+
+impl Credentials<ClientConfig> {
+    /// Those of a client that has no certificate yet, and is going to be `own`. `roots` is the PEM file of
+    /// the CAs that the server's certificate must come from. They are not reloaded.
+    ///
+    /// # Errors
+    /// If `roots` cannot be used.
+    pub fn without_certificate(own: PeerId, roots: &Path) -> Result<Self, MaterialError> {
+        let (_, published) = watch::channel(Published {
+            config: Arc::new(client_without_certificate(roots)?),
+            not_after: OffsetDateTime::UNIX_EPOCH,
+        });
+        Ok(Self { own, published })
     }
 }
 

@@ -1,0 +1,165 @@
+//! Whether a token proves that its holder is the agent of a node. Pure: what the API said comes in.
+
+use std::collections::BTreeMap;
+
+use impound_proto::identity::IdentityError;
+use k8s_openapi::api::authentication::v1::TokenReviewStatus;
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+/// Audience that the agents' projected tokens are for. A token for anything else (the API server, another
+/// program) is refused, and this one is of no use there.
+pub const AUDIENCE: &str = "impound.dev/issuer";
+
+/// Who is an agent of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Namespace of the agents.
+    pub namespace: String,
+    /// Their service account.
+    pub service_account: String,
+    /// The DaemonSet that owns their pods.
+    pub daemon_set: String,
+}
+
+/// What a token says, by the API server's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) pod: String,
+    pub(super) pod_uid: String,
+    pub(super) node: String,
+    pub(super) node_uid: String,
+    /// Id of the token.
+    pub(super) credential: String,
+}
+
+/// Why a token proves nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("the Kubernetes API does not accept the token for the audience {AUDIENCE}: {why}")]
+    NotAuthenticated { why: String },
+    #[error("expected a token of {expected}, it is one of {found}")]
+    OtherUser { expected: String, found: String },
+    #[error(
+        "the token does not say its {field}: it must be a projected token of a pod, and Kubernetes must be 1.30 or later"
+    )]
+    Unbound { field: &'static str },
+    #[error("the token's pod {pod} is gone, is being deleted or is another one by now")]
+    PodGone { pod: String },
+    #[error("pod {pod} is on node {found}, and its token says {said}")]
+    OtherPlace {
+        pod: String,
+        found: String,
+        said: String,
+    },
+    #[error("pod {pod} does not belong to the DaemonSet {expected}")]
+    OtherOwner { pod: String, expected: String },
+    #[error("node {node} is gone, or is another one by now")]
+    NodeGone { node: String },
+    #[error("node {node} is revoked: {reason}")]
+    Revoked { node: String, reason: String },
+    #[error("the token was used before, for another key: wait until the kubelet has renewed it")]
+    Used,
+    #[error("node {node} can't have an agent")]
+    Name {
+        node: String,
+        #[source]
+        source: IdentityError,
+    },
+}
+
+impl Rules {
+    /// What the token claims, if it is one of our service account.
+    pub(super) fn claim(&self, status: TokenReviewStatus) -> Result<Claim, Refused> {
+        let audience = status
+            .audiences
+            .iter()
+            .flatten()
+            .any(|audience| audience == AUDIENCE);
+        // An API server that knows nothing of audiences echoes none: then it has not checked it.
+        if status.authenticated != Some(true) || !audience {
+            let why = status.error.unwrap_or_else(|| {
+                "it says neither yes nor why not, or has not checked the audience".to_owned()
+            });
+            return Err(Refused::NotAuthenticated { why });
+        }
+        let user = status.user.unwrap_or_default();
+        let expected = format!(
+            "system:serviceaccount:{}:{}",
+            self.namespace, self.service_account
+        );
+        let found = user.username.unwrap_or_default();
+        if found != expected {
+            return Err(Refused::OtherUser { expected, found });
+        }
+        let extra = user.extra.unwrap_or_default();
+        Ok(Claim {
+            pod: one(&extra, "pod-name")?,
+            pod_uid: one(&extra, "pod-uid")?,
+            node: one(&extra, "node-name")?,
+            node_uid: one(&extra, "node-uid")?,
+            credential: one(&extra, "credential-id")?,
+        })
+    }
+
+    /// Whether the claim's pod lives where the token says, as a pod of our DaemonSet.
+    pub(super) fn check_pod(&self, claim: &Claim, pod: Option<&Pod>) -> Result<(), Refused> {
+        let same = |pod: &&Pod| {
+            pod.metadata.uid.as_deref() == Some(&claim.pod_uid)
+                && pod.metadata.deletion_timestamp.is_none()
+        };
+        let Some(pod) = pod.filter(same) else {
+            return Err(Refused::PodGone {
+                pod: claim.pod.clone(),
+            });
+        };
+        let found = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.clone())
+            .unwrap_or_default();
+        if found != claim.node {
+            return Err(Refused::OtherPlace {
+                pod: claim.pod.clone(),
+                found,
+                said: claim.node.clone(),
+            });
+        }
+        let ours = pod.metadata.owner_references.iter().flatten().any(|owner| {
+            owner.controller == Some(true)
+                && owner.kind == "DaemonSet"
+                && owner.api_version.starts_with("apps/")
+                && owner.name == self.daemon_set
+        });
+        if ours {
+            Ok(())
+        } else {
+            Err(Refused::OtherOwner {
+                pod: claim.pod.clone(),
+                expected: format!("{}/{}", self.namespace, self.daemon_set),
+            })
+        }
+    }
+}
+
+/// Whether the claim's node is the one that has the name now.
+pub(super) fn check_node(claim: &Claim, node: Option<&Node>) -> Result<(), Refused> {
+    let same = node.is_some_and(|node| node.metadata.uid.as_deref() == Some(&claim.node_uid));
+    if same {
+        Ok(())
+    } else {
+        Err(Refused::NodeGone {
+            node: claim.node.clone(),
+        })
+    }
+}
+
+/// The one value of a key; several would be ambiguous.
+fn one(extra: &BTreeMap<String, Vec<String>>, field: &'static str) -> Result<String, Refused> {
+    match extra
+        .get(&format!("authentication.kubernetes.io/{field}"))
+        .map(Vec::as_slice)
+    {
+        Some([value]) if !value.is_empty() => Ok(value.clone()),
+        _ => Err(Refused::Unbound { field }),
+    }
+}
