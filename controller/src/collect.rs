@@ -6,6 +6,7 @@
 //!   before/*  the Kubernetes objects as they were
 //!   quick     inspect and diff of every container: the suspect's, then its neighbours'
 //!   full      of each of the suspect's containers: export, then commit, save, remove the image
+//!   derive    lists each tar while it arrives
 //!   containment.json   the Quarantine as it then stands
 //!   finish    check, manifest, signature
 //! ```
@@ -35,6 +36,7 @@ use session::Session;
 mod attempt;
 mod before;
 mod containment;
+mod derive;
 mod diff;
 mod failure;
 mod fetch;

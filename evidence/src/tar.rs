@@ -56,7 +56,7 @@ impl Completeness {
 /// A walk over a tar as its bytes pass, for its end only. Understands ustar, GNU (base-256 sizes,
 /// long names, sparse files) and PAX.
 #[derive(Default)]
-pub struct TarEnd(Walk);
+pub struct TarEnd(Box<Walk>);
 
 impl TarEnd {
     /// A walk at the first byte.

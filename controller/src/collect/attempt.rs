@@ -5,6 +5,7 @@ use impound_evidence::{
 };
 use impound_proto::agent::v1 as wire;
 
+use super::derive::Deriving;
 use super::diff;
 use super::failure::{Failure, LOOK_UP, READ, cut, until, within};
 use super::fetch::{Ask, Wanted};
@@ -88,26 +89,39 @@ impl Session<'_> {
             api_call: cut(header.api_call),
             source_id: cut(header.source_id),
             consistency: self.consistency(method),
+            derived_from: Vec::new(),
             started: instant(header.started),
             clock_offset_ms: Some(connection.clock_offset_ms),
             received_started,
         };
         let mut writer = self.begin_object(path, &begun).await?;
-        let is_tar = path.as_str().ends_with(".tar");
-        let received = receive::body(
+        let (mut deriving, tap) = match self.begin_deriving(path, &begun).await {
+            Ok(begun) => begun.unzip(),
+            Err(failure) => {
+                let aborted = writer.abort().await;
+                aborted.map_err(|error| self.store_error(error))?;
+                return Err(failure);
+            }
+        };
+        let receiving = receive::body(
             &mut stream,
             writer.as_mut(),
-            is_tar,
+            tap,
             || until(wanted.deadline, silence),
             |bytes| self.board.received(path, bytes),
-        )
-        .await;
+        );
+        let spooling = async {
+            if let Some(deriving) = &mut deriving {
+                deriving.spool().await;
+            }
+        };
+        let (received, ()) = futures::join!(receiving, spooling);
         let (failure, reasons, finished) = match received {
             Ok(received) => match received.completeness {
                 Completeness::Complete => {
                     let finished = instant(received.finished);
                     let record = record(path, &begun, received.content, finished);
-                    return self.finish_object(record, writer).await;
+                    return self.finish_tar(record, writer, deriving).await;
                 }
                 Completeness::Incomplete { reasons } => {
                     let why = format!("the artifact is incomplete: {}", reasons.join("; "));
@@ -118,9 +132,42 @@ impl Session<'_> {
         };
         // The image stands still on the node: the next attempt brings the same bytes.
         let worthless = method == Method::Commit && !last;
-        self.leave(vec![(writer, &begun)], worthless, &reasons, finished)
+        let kept = self
+            .leave(vec![(writer, &begun)], worthless, &reasons, finished)
             .await?;
+        match (deriving, kept.first()) {
+            (Some(deriving), Some(tar)) => self.keep_deriving(deriving, tar).await?,
+            (Some(deriving), None) => self.drop_deriving(deriving).await?,
+            (None, _) => {}
+        }
         Err(failure)
+    }
+
+    /// Stores an artifact, and then the listings that were made of it, if it is a tar. Without them
+    /// it is whole all the same: [`Session::derive_missing`] makes them again.
+    async fn finish_tar(
+        &self,
+        record: ArtifactRecord,
+        writer: Box<dyn ObjectWriter>,
+        deriving: Option<Deriving>,
+    ) -> Result<Content, Failure> {
+        let path = record.path.clone();
+        let finished = self.finish_object(record, writer).await;
+        let Some(deriving) = deriving else {
+            return finished;
+        };
+        let content = match finished {
+            Ok(content) => content,
+            Err(failure) => {
+                self.drop_deriving(deriving).await?;
+                return Err(failure);
+            }
+        };
+        if let Err(failure) = self.finish_deriving(deriving, &path).await {
+            let (why, _) = failure.reason()?;
+            self.record_failed(&format!("listing {path}"), &why).await?;
+        }
+        Ok(content)
     }
 
     async fn attempt_diff(
@@ -149,6 +196,7 @@ impl Session<'_> {
             api_call: format!("GET /containers/{container}/changes"),
             source_id: container.to_owned(),
             consistency: self.consistency(Method::Diff),
+            derived_from: Vec::new(),
             started: None,
             clock_offset_ms: Some(connection.clock_offset_ms),
             received_started,
@@ -236,7 +284,7 @@ impl Session<'_> {
 
     /// As `finish_object`, for objects that belong together: all are durable before the first is
     /// recorded, so that a crash between two names leaves nothing that the next run can't finish.
-    async fn finish_together(
+    pub(super) async fn finish_together(
         &self,
         objects: Vec<(ArtifactRecord, Box<dyn ObjectWriter>)>,
     ) -> Result<Content, Failure> {
@@ -286,14 +334,15 @@ impl Session<'_> {
 
     /// Ends the writers of a failed attempt: their bytes are kept as partial ones, unless they are
     /// `worthless` or the volume is full, as room to record and seal is worth more than the
-    /// beginning of an artifact.
+    /// beginning of an artifact. The names they are kept under.
     async fn leave(
         &self,
         writers: Vec<(Box<dyn ObjectWriter>, &Begun)>,
         worthless: bool,
         reasons: &[String],
         finished: Option<Timestamp>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<EvidencePath>, Failure> {
+        let mut kept = Vec::new();
         for (writer, begun) in writers {
             if worthless {
                 writer
@@ -311,10 +360,11 @@ impl Session<'_> {
                     .await
                     .map_err(|error| self.store_error(error))?;
             } else {
-                self.keep(left, begun, reasons.to_vec(), finished).await?;
+                let path = self.keep(left, begun, reasons.to_vec(), finished).await?;
+                kept.extend(path);
             }
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// What `finish` has left behind.
@@ -344,7 +394,7 @@ impl Session<'_> {
     }
 }
 
-fn record(
+pub(super) fn record(
     path: &EvidencePath,
     begun: &Begun,
     content: Content,
@@ -353,13 +403,14 @@ fn record(
     begun.record(path, content, Completeness::Complete, finished)
 }
 
-fn begun_of(record: &ArtifactRecord) -> Begun {
+pub(super) fn begun_of(record: &ArtifactRecord) -> Begun {
     Begun {
         media_type: record.media_type.clone(),
         method: record.method,
         api_call: record.api_call.clone(),
         source_id: record.source_id.clone(),
         consistency: record.consistency,
+        derived_from: record.derived_from.clone(),
         started: record.started,
         clock_offset_ms: record.clock_offset_ms,
         received_started: record.received_started,

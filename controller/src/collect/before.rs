@@ -34,6 +34,7 @@ impl Session<'_> {
             method: Method::KubernetesObject,
             api_call: object.api_call(),
             source_id: object.uid,
+            derived_from: Vec::new(),
             // One answer, of one version of the object.
             consistency: Consistency::Frozen,
             started: None,

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use impound_evidence::{
-    ArtifactRecord, BUNDLE, Completeness, Entry, Event, EvidencePath, Manifest, Missing, Node,
-    OMISSIONS, Outcome, Pod, Timestamp, superseded,
+    ArtifactRecord, BUNDLE, Completeness, Entry, Event, EvidencePath, Manifest, Method, Missing,
+    Node, OMISSIONS, Outcome, Pod, Timestamp, superseded,
 };
 
 use super::note::{Note, Sealing};
@@ -158,6 +158,8 @@ impl Session<'_> {
             .map(|missing| format!("{}: {}", missing.path, missing.reason));
         let incomplete =
             |record: &ArtifactRecord| match &record.completeness {
+                // The tar that a listing was made from is in the list already.
+                _ if record.method == Method::Derived => None,
                 Completeness::Incomplete { reasons } if !manifest.superseded(record) => Some(
                     format!("{}: incomplete: {}", record.path, reasons.join("; ")),
                 ),

@@ -42,7 +42,7 @@ impl Session<'_> {
             self.image(known, &paths.repository, paths.image, expected)
                 .await?;
         }
-        Ok(())
+        self.derive_missing().await
     }
 
     fn full_paths(&self, known: &Known) -> Result<FullPaths, CollectError> {

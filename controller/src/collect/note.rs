@@ -52,6 +52,9 @@ pub(super) struct Begun {
     pub(super) api_call: String,
     pub(super) source_id: String,
     pub(super) consistency: Consistency,
+    /// What it is made from, if it is made here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) derived_from: Vec<EvidencePath>,
     /// The agent's clock.
     pub(super) started: Option<Timestamp>,
     /// The agent's clock minus ours, milliseconds.
@@ -78,7 +81,7 @@ impl Begun {
             method: self.method,
             api_call: self.api_call.clone(),
             source_id: self.source_id.clone(),
-            derived_from: Vec::new(),
+            derived_from: self.derived_from.clone(),
             consistency: self.consistency,
             completeness,
             omissions: self.method.omissions(),

@@ -50,8 +50,8 @@ impl Session<'_> {
                 .discard()
                 .await
                 .map_err(|error| self.store_error(error)),
-            // The image is still on the node and is saved again.
-            Some(begun) if begun.method == Method::Commit => left
+            // The image is still on the node and is saved again; listings are made again.
+            Some(begun) if matches!(begun.method, Method::Commit | Method::Derived) => left
                 .discard()
                 .await
                 .map_err(|error| self.store_error(error)),
@@ -63,6 +63,7 @@ impl Session<'_> {
                     api_call: String::new(),
                     source_id: String::new(),
                     consistency: Consistency::Live,
+                    derived_from: Vec::new(),
                     started: None,
                     clock_offset_ms: None,
                     received_started: Timestamp::now(),

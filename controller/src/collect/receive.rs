@@ -1,17 +1,18 @@
-//! Receives one artifact's stream: checks its order, hashes it, walks a tar to its end, and hands
-//! the bytes on to the store's writer.
+//! Receives one artifact's stream: checks its order, hashes it, has a tar listed, and hands the bytes
+//! on to the store's writer.
 //!
 //! ```text
-//! connection task (TLS, HTTP/2) -> this loop -> queue -> hashing thread (SHA-256, tar end)
+//! connection task (TLS, HTTP/2) -> this loop -> queue -> hashing thread (SHA-256)
+//!                                            -> queues -> the listing threads, of a tar
 //!                                            -> queue -> the writer's threads
 //! ```
-//! Chunks are reference-counted, not copied. Memory: the client's 8 MiB stream window and two
-//! queues of four chunks.
+//! Chunks are reference-counted, not copied: however many queues of four chunks there are, memory is
+//! the client's 8 MiB stream window and little more than the longest of the queues.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use impound_evidence::{Completeness, Sha256, Sha256Hasher, TarEnd};
+use impound_evidence::{Completeness, Sha256, Sha256Hasher};
 use impound_proto::agent::v1 as wire;
 use impound_proto::tls::explain;
 use tokio::sync::mpsc;
@@ -19,6 +20,7 @@ use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use wire::artifact_message::Message;
 
+use super::derive::Tap;
 use super::failure::cut;
 use crate::store::{Content, ObjectWriter, StoreError};
 
@@ -108,17 +110,17 @@ pub(super) async fn header(
     }
 }
 
-/// Everything behind the header. `limit` is asked how long the next message may take, `watch` told
-/// how many bytes have come.
+/// Everything behind the header. A tar's bytes also go to `tap`. `limit` is asked how long the next
+/// message may take, `watch` told how many bytes have come.
 pub(super) async fn body(
     stream: &mut Streaming<wire::ArtifactMessage>,
     writer: &mut dyn ObjectWriter,
-    is_tar: bool,
+    tap: Option<Tap>,
     limit: impl Fn() -> Duration,
     watch: impl Fn(u64),
 ) -> Result<Received, ReceiveError> {
     let (to_hash, chunks) = mpsc::channel(QUEUE);
-    let hashing = tokio::task::spawn_blocking(move || hash(chunks, is_tar));
+    let hashing = tokio::task::spawn_blocking(move || hash(chunks));
     let mut at = 0;
     let trailer = loop {
         match next(stream, limit()).await? {
@@ -137,6 +139,9 @@ pub(super) async fn body(
                     .send(chunk.data.clone())
                     .await
                     .map_err(|_| ReceiveError::HasherLost)?;
+                if let Some(tap) = &tap {
+                    tap.send(&chunk.data).await?;
+                }
                 writer.write(chunk.data).await?;
                 watch(at);
             }
@@ -157,7 +162,11 @@ pub(super) async fn body(
         });
     }
     drop(to_hash);
-    let (sha256, tar) = hashing.await.map_err(|_| ReceiveError::HasherLost)?;
+    let sha256 = hashing.await.map_err(|_| ReceiveError::HasherLost)?;
+    let tar = match tap {
+        Some(tap) => Some(tap.end().await?),
+        None => None,
+    };
     let found = Content { size: at, sha256 };
     let announced =
         Sha256::try_from(trailer.sha256.as_slice()).map_err(|_| ReceiveError::NoDigest)?;
@@ -197,16 +206,12 @@ fn verdict(trailer: &wire::ArtifactTrailer, tar: Option<Completeness>) -> Comple
     }
 }
 
-fn hash(mut chunks: mpsc::Receiver<Bytes>, is_tar: bool) -> (Sha256, Option<Completeness>) {
+fn hash(mut chunks: mpsc::Receiver<Bytes>) -> Sha256 {
     let mut hasher = Sha256Hasher::new();
-    let mut tar = is_tar.then(TarEnd::new);
     while let Some(chunk) = chunks.blocking_recv() {
         hasher.update(&chunk);
-        if let Some(tar) = &mut tar {
-            tar.update(&chunk);
-        }
     }
-    (hasher.finish(), tar.map(TarEnd::finish))
+    hasher.finish()
 }
 
 async fn next(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use impound_evidence::{
-    ArtifactRecord, BUNDLE, CHECKPOINT, CUSTODY, Entry, Event, EvidencePath, MANIFEST,
+    ArtifactRecord, BUNDLE, CHECKPOINT, CUSTODY, Entry, Event, EvidencePath, MANIFEST, Method,
 };
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -112,7 +112,7 @@ impl<'a> Session<'a> {
         let records: Vec<&ArtifactRecord> = kept.iter().map(|(record, _)| record).collect();
         self.record(Event::Stored, &records).await?;
         for (record, receipt) in kept {
-            self.board.stored(&receipt);
+            self.shown(&record, &receipt);
             self.count(record, &receipt)?;
         }
         Ok(())
@@ -308,7 +308,7 @@ impl<'a> Session<'a> {
             if named_only {
                 self.record_stored(vec![(record, receipt)]).await?;
             } else {
-                self.board.stored(&receipt);
+                self.shown(&record, &receipt);
                 self.count(record, &receipt)?;
             }
         }
@@ -338,6 +338,13 @@ impl<'a> Session<'a> {
             entry
         };
         self.append(records.iter().map(entry).collect()).await
+    }
+
+    /// What was made here was not asked for, so nobody waits for it.
+    fn shown(&self, record: &ArtifactRecord, receipt: &Receipt) {
+        if record.method != Method::Derived {
+            self.board.stored(receipt);
+        }
     }
 
     fn count(&self, record: ArtifactRecord, receipt: &Receipt) -> Result<(), CollectError> {

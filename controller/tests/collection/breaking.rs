@@ -7,7 +7,7 @@ use impound_evidence::{AlterationKind, Completeness, Event, Outcome};
 use tonic::Code;
 
 use super::agent::Fault;
-use super::fixture::{DIRECTORY, Fixture, NODE, POD, names, pod};
+use super::fixture::{DIRECTORY, EXPORT_LISTINGS, Fixture, IMAGE_LISTINGS, NODE, POD, names, pod};
 
 /// Paths of the one container's export and image archive.
 fn paths(fixture: &Fixture) -> (String, String) {
@@ -81,12 +81,34 @@ async fn after_the_last_attempt_the_artifact_is_missing_and_everything_else_is_t
     );
     assert_eq!(fixture.state(&export), ArtifactState::Incomplete);
     assert_eq!(fixture.state(&image), ArtifactState::Stored);
-    let partials = fixture
-        .files()
+    let partials = |of: &str| {
+        let files = fixture.files();
+        let begin = format!("{of}.partial-");
+        files.iter().filter(|file| file.starts_with(&begin)).count()
+    };
+    assert_eq!(partials(&export), 3);
+    // What was seen of each is listed, and the listing says of which. The one file broke off, so
+    // there are no hashes.
+    for name in EXPORT_LISTINGS
         .iter()
-        .filter(|file| file.contains(".partial-"))
-        .count();
-    assert_eq!(partials, 3);
+        .filter(|name| !name.starts_with("hashes"))
+    {
+        assert_eq!(partials(&format!("{export}.{name}")), 3, "{name}");
+    }
+    for n in 1..=3 {
+        let path = format!("{export}.index.json.partial-{n}");
+        let index: serde_json::Value = serde_json::from_slice(&fixture.file(&path)).unwrap();
+        assert_eq!(index["completeness"]["state"], "incomplete");
+        let record = manifest
+            .artifacts
+            .iter()
+            .find(|record| record.path.as_str() == path);
+        assert_eq!(
+            record.unwrap().derived_from[0].as_str(),
+            index["of"].as_str().unwrap()
+        );
+        assert_eq!(index["of"], format!("{export}.partial-{n}"));
+    }
     assert_eq!(sealed.missing.len(), 4);
 }
 
@@ -306,7 +328,9 @@ async fn a_container_that_is_gone_is_missing_and_asked_for_once() {
             .iter()
             .all(|missing| missing.reason.contains(&format!("no container {gone}")))
     );
-    assert_eq!(manifest.artifacts.len(), 6, "the other container is there");
+    let listings = EXPORT_LISTINGS.len() + IMAGE_LISTINGS.len();
+    let there = manifest.artifacts.len() - listings;
+    assert_eq!(there, 6, "the other container is there");
     // A failure of the quick stage is tried again in the full stage.
     assert_eq!(
         fixture

@@ -28,6 +28,17 @@ pub(crate) const NODE: &str = "worker2";
 pub(crate) const POD: (&str, &str, &str) = ("default", "web-5d4f", "uid-web");
 pub(crate) const DIRECTORY: &str = "artifacts/worker2/default_web-5d4f";
 
+/// What is made of an export and of an image, behind the tar's name.
+pub(crate) const EXPORT_LISTINGS: [&str; 6] = [
+    "bodyfile",
+    "changes.jsonl",
+    "files.jsonl",
+    "hashes.md5",
+    "hashes.sha256",
+    "index.json",
+];
+pub(crate) const IMAGE_LISTINGS: [&str; 3] = ["files.jsonl", "image.json", "index.json"];
+
 pub(crate) struct Fixture {
     pub(crate) dir: TempDir,
     pub(crate) agent: FakeAgent,

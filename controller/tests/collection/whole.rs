@@ -9,7 +9,7 @@ use impound_controller::collect::{Containment, ContainmentSource};
 use impound_controller::progress::ArtifactState;
 use impound_evidence::{AlterationKind, ContainerRole, Entry, Event, Method, Outcome, Sha256};
 
-use super::fixture::{DIRECTORY, Fixture, POD, names, pod};
+use super::fixture::{DIRECTORY, EXPORT_LISTINGS, Fixture, IMAGE_LISTINGS, POD, names, pod};
 
 #[tokio::test]
 async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
@@ -39,6 +39,12 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
     .to_vec();
     for name in ["inspect.json", "diff.txt", "diff.jsonl", &export, &image] {
         expected.push(format!("{DIRECTORY}/app/{name}"));
+    }
+    for name in EXPORT_LISTINGS {
+        expected.push(format!("{DIRECTORY}/app/{export}.{name}"));
+    }
+    for name in IMAGE_LISTINGS {
+        expected.push(format!("{DIRECTORY}/app/{image}.{name}"));
     }
     expected.sort();
     assert_eq!(fixture.files(), expected);
@@ -72,6 +78,7 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
         .artifacts
         .iter()
         .map(|record| record.method)
+        .filter(|method| *method != Method::Derived)
         .collect();
     assert_eq!(
         methods,
@@ -86,8 +93,9 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
     );
 
     assert_eq!(fixture.custody()[0].event, Event::Requested);
-    assert_eq!(fixture.events(Event::Read), 6);
-    assert_eq!(fixture.events(Event::Stored), 6);
+    let listings = EXPORT_LISTINGS.len() + IMAGE_LISTINGS.len();
+    assert_eq!(fixture.events(Event::Read), 6 + listings);
+    assert_eq!(fixture.events(Event::Stored), 6 + listings);
     assert_eq!(fixture.custody().last().unwrap().event, Event::Sealed);
     assert_eq!(
         fixture.state(&format!("{DIRECTORY}/app/{export}")),
