@@ -9,6 +9,7 @@
 //! ```
 
 mod archive;
+mod header;
 mod image;
 mod input;
 mod name;

@@ -143,7 +143,7 @@ fn artifact<'m>(manifest: &'m Manifest, path: &str) -> Option<&'m ArtifactRecord
 }
 
 fn containment(source: &DirSource, manifest: &Manifest) -> Option<Result<Containment, String>> {
-    let record = artifact(manifest, "containment.json")?;
+    let record = artifact(manifest, containment::CONTAINMENT)?;
     Some(signed(source, record, containment::LIMIT, |reader| {
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes)?;

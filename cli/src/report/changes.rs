@@ -231,6 +231,7 @@ const DIRECTORY: &str = "directory";
 /// What a changed thing is, most telling first.
 fn name(change: &Change) -> &'static str {
     match &change.file {
+        None if change.kind == Kind::Deleted => "no longer there",
         None => UNKNOWN,
         Some(file) => match file.kind.as_str() {
             "file" if file.bits() & 0o6000 != 0 => "file with set-user-id or set-group-id bit",

@@ -5,6 +5,9 @@ use serde::{Deserialize, Deserializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+/// Its name in a collection.
+pub(super) const CONTAINMENT: &str = "containment.json";
+
 /// Longest document that is read. Kubernetes keeps no object over 1.5 MiB.
 pub(super) const LIMIT: u64 = 4 << 20;
 

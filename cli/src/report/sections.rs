@@ -161,7 +161,9 @@ fn summary(case: &Case, manifest: &Manifest) -> Markup {
                 dt { "Read by" }
                 dd {
                     (agent.identity) ", " (agent.runtime) " " (agent.runtime_version)
-                    @if let Some(offset) = agent.clock_offset_ms { "; its clock was " (offset) " ms off the controller's" }
+                    @if let Some(offset) = agent.clock_offset_ms {
+                        "; its clock was " (offset.unsigned_abs()) " ms " (if offset < 0 { "behind" } else { "ahead of" }) " the controller's"
+                    }
                 }
             }
             dt { "Evidence" } dd { (manifest.artifacts.len()) " files, " (crate::human::bytes(bytes)) }
@@ -174,13 +176,19 @@ fn verdict_sha256(verdict: &Verdict) -> Option<String> {
     verdict.manifest_sha256.map(|sha256| sha256.to_string())
 }
 
-/// A table that may be wider than its page, which can then be scrolled with the keyboard too.
+/// A table that may be wider than its page, which can then be scrolled with the keyboard too. A head
+/// that begins with `#` is over numbers.
 fn table(label: &str, heads: &[&str], rows: Markup) -> Markup {
     html! {
         div.scroll role="region" aria-label=(label) tabindex="0" {
             table {
                 caption { (label) }
-                thead { tr { @for head in heads { th scope="col" { (head) } } } }
+                thead { tr { @for head in heads {
+                    @match head.strip_prefix('#') {
+                        Some(head) => th.number scope="col" { (head) },
+                        None => th scope="col" { (head) },
+                    }
+                } } }
                 tbody { (rows) }
             }
         }

@@ -13,6 +13,7 @@ mod collection;
 mod evidence;
 mod extract;
 mod fake;
+mod hostile_tar;
 mod quarantine;
 mod refusals;
 mod report;

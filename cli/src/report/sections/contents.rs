@@ -63,7 +63,7 @@ fn counted(head: &str, rows: &[(&str, &Count)], label: &str) -> Markup {
             }
         }
     };
-    table(label, &[head, "Added", "Changed", "Deleted"], rows)
+    table(label, &[head, "#Added", "#Changed", "#Deleted"], rows)
 }
 
 fn types(changes: &Changes) -> Markup {
@@ -147,7 +147,7 @@ fn all(changes: &Changes, path: &EvidencePath) -> Markup {
 fn list(changes: &[Change], label: &str) -> Markup {
     let described = changes.iter().any(|change| change.file.is_some());
     let heads: &[&str] = match described {
-        true => &["Change", "Path", "Size", "Modified (UTC)", "SHA-256"],
+        true => &["Change", "Path", "#Size", "Modified (UTC)", "SHA-256"],
         false => &["Change", "Path"],
     };
     table(
@@ -156,7 +156,7 @@ fn list(changes: &[Change], label: &str) -> Markup {
         html! {
             @for change in changes {
                 tr {
-                    td { (kind(change.kind)) }
+                    td.time { (kind(change.kind)) }
                     td.path { code { (change.path) } @if let Some(link) = change.file.as_ref().and_then(|file| file.link.as_ref()) { " → " code { (link) } } }
                     @if described {
                         @match &change.file {
@@ -203,7 +203,7 @@ fn others(neighbours: &[&Container]) -> Markup {
     html! {
         @if !neighbours.is_empty() {
             h3 { "Containers of the node's other pods, before they were evicted" }
-            (table("Changes of the other containers", &["Container", "Added", "Changed", "Deleted", "List"], rows))
+            (table("Changes of the other containers", &["Container", "#Added", "#Changed", "#Deleted", "List"], rows))
             @if neighbours.len() > NEIGHBOURS { p { "and " (neighbours.len() - NEIGHBOURS) " more" } }
         }
     }

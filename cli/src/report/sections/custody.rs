@@ -29,7 +29,7 @@ pub(super) fn custody(case: &Case) -> Markup {
                 strong { "The signed head does not fit them, or could not be checked." }
             }
         }
-        (table("Custody log, by the controller's clock", &["No.", "Time (UTC)", "Event", "Who", "What, and why"], rows))
+        (table("Custody log, by the controller's clock", &["#No.", "Time (UTC)", "Event", "Who", "What, and why"], rows))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The files of the collection, what is not among them, and what taking them did to the node.
 
-use impound_evidence::{Completeness, Manifest, Method};
+use impound_evidence::{Completeness, Consistency, Manifest, Method};
 use maud::{Markup, html};
 
 use super::{count, table};
@@ -46,7 +46,7 @@ fn alterations(manifest: &Manifest) -> Markup {
     };
     html! {
         @if manifest.alterations.is_empty() { p { "Nothing." } } @else {
-            (table("Alterations, by the node's clock", &["When (UTC)", "Took", "What it changed", "Call"], rows))
+            (table("Alterations, by the node's clock", &["When (UTC)", "#Took", "What it changed", "Call"], rows))
             @if manifest.alterations.len() > ROWS { p { "and " (manifest.alterations.len() - ROWS) " more, see manifest.json" } }
         }
     }
@@ -59,14 +59,15 @@ pub(super) fn files(manifest: &Manifest) -> Markup {
                 th.mono scope="row" { (record.path) }
                 td.number { (human::bytes(record.size)) }
                 td.time { (clock(record.received_finished.to_utc())) }
-                td { (method(record.method)) @if let Completeness::Incomplete { .. } = record.completeness { br; span.bad { "✗ incomplete" } } }
+                td { (method(record.method)) @if record.consistency == Consistency::Live && record.method != Method::Derived { ", live" } @if let Completeness::Incomplete { .. } = record.completeness { br; span.bad { "✗ incomplete" } } }
                 td.hash { code { (record.sha256) } }
             }
         }
     };
     html! {
-        p { (count(manifest.artifacts.len() as u64, "file", "files")) ", each with its SHA-256 in the signed manifest. The exact call that each came from, and both clocks, are in " code { "manifest.json" } "." }
-        (table("Evidence files", &["File", "Size", "Received (UTC)", "What", "SHA-256"], rows))
+        p { (count(manifest.artifacts.len() as u64, "file", "files")) ", each with its SHA-256 in the signed manifest. The exact call that each came from, and both clocks, are in " code { "manifest.json" } ". "
+            "“Live” means that it could change while it was read: what was read first may be older than what was read last." }
+        (table("Evidence files", &["File", "#Size", "Received (UTC)", "What", "SHA-256"], rows))
         @if manifest.artifacts.len() > FILES { p { "and " (manifest.artifacts.len() - FILES) " more, see manifest.json" } }
     }
 }
@@ -76,7 +77,7 @@ fn method(method: Method) -> &'static str {
         Method::KubernetesObject => "Kubernetes object",
         Method::Inspect => "runtime's description",
         Method::Diff => "what changed",
-        Method::Export => "file system, live",
+        Method::Export => "file system",
         Method::Commit => "image made of it",
         Method::Derived => "made from other files here",
     }

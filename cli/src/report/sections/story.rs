@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::table;
 use crate::report::case::Case;
-use crate::report::containment::{Containment, Status};
+use crate::report::containment::{CONTAINMENT, Containment, Status};
 use crate::report::timeline::{Group, Row, clock, length, picture};
 
 /// Rows of evictions and of drift in a table.
@@ -91,6 +91,9 @@ fn reading(manifest: &Manifest, record: &ArtifactRecord) -> String {
         },
     };
     match record.method {
+        Method::KubernetesObject if record.path.as_str() == CONTAINMENT => {
+            "record of the containment".to_owned()
+        }
         Method::KubernetesObject => "Kubernetes objects".to_owned(),
         Method::Inspect | Method::Diff => format!("{of}: description, diff"),
         Method::Export => format!("{of}: file system"),
@@ -179,7 +182,7 @@ fn moments(case: &Case, manifest: &Manifest) -> Markup {
     let begin = moments.first().map(|(at, _)| *at);
     table(
         "The main moments, by the controller's clock",
-        &["Time (UTC)", "After the first", "What"],
+        &["Time (UTC)", "#After the first", "What"],
         html! {
             @for (at, what) in &moments {
                 tr {
@@ -254,7 +257,7 @@ fn steps_table(status: &Status) -> Markup {
     };
     html! {
         h3 { "The steps" }
-        (table("Steps of the containment", &["Step", "State", "Begun (UTC)", "Took", "Result"], rows))
+        (table("Steps of the containment", &["Step", "State", "Begun (UTC)", "#Took", "Result"], rows))
     }
 }
 
