@@ -4,19 +4,13 @@
 //! controller, or the front) and, if configured, plain HTTP `GET /ready` for the kubelet, whose probes
 //! cannot do mutual TLS.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use impound_proto::probe::{self, Page, Pages};
 use impound_proto::tls::{Credentials, explain};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
@@ -32,12 +26,6 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a part may take to say how it is.
 const PART_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a probe may take to send its request.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Probes at the same time. The kubelet sends one.
-const PROBES: usize = 8;
 
 /// What is in the way, one reason each; empty: ready.
 pub(crate) type Pending = Vec<String>;
@@ -126,50 +114,17 @@ pub(crate) async fn observe(conditions: Vec<Box<dyn Condition>>, publish: watch:
 
 /// Answers `GET /ready` with 200, or with 503 and the reasons.
 pub(crate) async fn serve(listener: TcpListener, pending: watch::Receiver<Pending>) {
-    let probes = Arc::new(Semaphore::new(PROBES));
-    loop {
-        let accepted = listener.accept().await;
-        let Ok(permit) = Arc::clone(&probes).acquire_owned().await else {
-            return;
-        };
-        match accepted {
-            Ok((tcp, _)) => {
-                let pending = pending.clone();
-                tokio::spawn(async move {
-                    probe(tcp, pending).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "could not accept a readiness probe");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn probe(tcp: TcpStream, pending: watch::Receiver<Pending>) {
-    let answer = service_fn(|request: Request<Incoming>| {
-        let answer = answer(&request, &pending.borrow());
-        async move { Ok::<_, Infallible>(answer) }
+    let pages: Pages = Arc::new(move |path| {
+        let pending = pending.borrow().clone();
+        Box::pin(async move { (path == "/ready").then(|| page(&pending)) })
     });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PROBE_TIMEOUT)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(tcp), answer);
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "a readiness probe broke off");
-    }
+    probe::serve(listener, pages).await;
 }
 
-fn answer(request: &Request<Incoming>, pending: &Pending) -> Response<Full<Bytes>> {
-    let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/ready") if pending.is_empty() => (StatusCode::OK, "ready\n".to_owned()),
-        (&Method::GET, "/ready") => (StatusCode::SERVICE_UNAVAILABLE, pending.join("\n") + "\n"),
-        _ => (StatusCode::NOT_FOUND, "expected GET /ready\n".to_owned()),
-    };
-    let mut response = Response::new(Full::from(text));
-    *response.status_mut() = status;
-    response
+fn page(pending: &Pending) -> Page {
+    if pending.is_empty() {
+        Page::plain(true, "ready\n")
+    } else {
+        Page::plain(false, pending.join("\n") + "\n")
+    }
 }

@@ -70,6 +70,9 @@ pub struct Serve {
         value_name = "PORT"
     )]
     pub agent_port: u16,
+    /// Address for plain HTTP GET /live, /ready and /metrics, for the kubelet and Prometheus. Off by default.
+    #[arg(long, env = "IMPOUND_HEALTH_LISTEN", value_name = "ADDR:PORT")]
+    pub health_listen: Option<SocketAddr>,
     /// Issuing of agents' certificates.
     #[command(flatten)]
     pub issuing: Issuing,

@@ -35,6 +35,7 @@ use crate::contain::observe::ObserveError;
 use crate::contain::settings::{PART_OF_LABEL, PROTECTED_NODE_LABEL, QUARANTINE_LABEL, Settings};
 use crate::describe::describe;
 use crate::kubernetes::ApiError;
+use crate::metrics::Metrics;
 use crate::resources::{Collection, Quarantine};
 use crate::seal::CustodyAppender;
 
@@ -52,6 +53,8 @@ pub struct Context {
     pub collector: Arc<Collector>,
     /// Writes to the custody logs.
     pub custody: Arc<CustodyAppender>,
+    /// What happened, counted.
+    pub metrics: Arc<Metrics>,
     /// Collections that this process is working on.
     pub running: collection::Running,
     /// Held while shared things (a node, a namespace's policy) are looked at and planned with, or

@@ -1,6 +1,7 @@
 //! Wires the controller together and runs it until it is told to stop. Any part that ends by
 //! itself ends the process with a failure.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,14 +27,16 @@ use zeroize::Zeroizing;
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
 use crate::config::{Issuing, LogFormat, Serve};
+use crate::health::Health;
 use crate::issue::{self, AgentIssuer, Rules};
 use crate::kubernetes;
 use crate::leader::Leadership;
+use crate::metrics::Metrics;
 use crate::nodes::NodeAddresses;
 use crate::reconcile::{self, Context, collection::Running};
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
-use crate::service::Service;
+use crate::service::{Counted, Service};
 use crate::store::Store;
 use crate::store::directory::DirectoryStore;
 
@@ -108,6 +111,7 @@ async fn run(config: Serve) -> Result<()> {
     });
 
     let nodes = Arc::new(NodeAddresses::new(client.clone(), config.agent_port));
+    let agents_own = agent_credentials.clone();
     let agents = AgentConnector::new(agent_credentials, nodes, revoked);
     let mut cutting = {
         let agents = agents.clone();
@@ -115,7 +119,17 @@ async fn run(config: Serve) -> Result<()> {
     };
     let custody = Arc::new(CustodyAppender::new(store.clone(), key.clone()));
     let collector = Collector::new(store.clone(), agents.clone(), key.clone(), custody.clone())?;
+    let metrics = Arc::new(Metrics::default());
+    let health = Health {
+        client: client.clone(),
+        store: store.clone(),
+        agents: agents_own,
+        responders: credentials.clone(),
+        metrics: metrics.clone(),
+    };
+    let mut probes = tokio::spawn(serve_health(health, config.health_listen, stop.clone()));
     let context = Arc::new(Context {
+        metrics,
         recorder: Recorder::new(client.clone(), Reporter::from("impound-controller")),
         client,
         settings: config.settings(),
@@ -147,7 +161,10 @@ async fn run(config: Serve) -> Result<()> {
     let server = tls::http2::server(Server::builder())
         .add_service(health_service)
         .add_service(reflection)
-        .add_service(ControllerServer::new(service))
+        .add_service(Counted::new(
+            ControllerServer::new(service),
+            context.metrics.clone(),
+        ))
         .serve_with_incoming_shutdown(
             tls::incoming(listener, credentials),
             stop.clone().cancelled_owned(),
@@ -167,6 +184,10 @@ async fn run(config: Serve) -> Result<()> {
             ended?.context("agents' certificates can't be issued")?;
             return Err(anyhow!("the issuer ended by itself"));
         }
+        ended = &mut probes => {
+            ended?.context("health and metrics can't be served")?;
+            return Err(anyhow!("health and metrics ended by themselves"));
+        }
         ended = &mut server => return Err(anyhow!("the gRPC server ended by itself: {ended:?}")),
         ended = &mut reconcilers => return Err(ended?.context("the reconcilers ended by themselves")),
     }
@@ -178,6 +199,27 @@ async fn run(config: Serve) -> Result<()> {
     .await;
     if drained.is_err() {
         tracing::warn!(after_s = DRAIN.as_secs(), "open calls were cut off");
+    }
+    Ok(())
+}
+
+/// Serves health and metrics, if that is asked for.
+async fn serve_health(
+    health: Health,
+    address: Option<SocketAddr>,
+    stop: CancellationToken,
+) -> Result<()> {
+    let Some(address) = address else {
+        stop.cancelled().await;
+        return Ok(());
+    };
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen at {address}"))?;
+    tracing::info!(listen = %listener.local_addr()?, "serving health and metrics");
+    tokio::select! {
+        () = health.serve(listener) => {}
+        () = stop.cancelled() => {}
     }
     Ok(())
 }
@@ -252,12 +294,15 @@ async fn lead(
         () = leadership.acquire() => {}
         () = stop.cancelled() => return anyhow!("stopped"),
     }
+    let metrics = context.metrics.clone();
+    metrics.leads(true);
     let lost = tokio::select! {
         () = reconcile::run(watch_client, context) => Some("the watches ended".to_owned()),
         lost = leadership.keep() => Some(lost),
         // Dropped at once, as a crash would: the next holder goes on from what is recorded.
         () = stop.cancelled() => None,
     };
+    metrics.leads(false);
     if let Some(lost) = lost {
         // Dropped above, so nothing more is begun; what is on its way is guarded by uid and version.
         return anyhow!("{lost}");

@@ -7,6 +7,7 @@ mod authorise;
 mod collections;
 mod containers;
 mod convert;
+mod count;
 mod evidence;
 mod quarantines;
 mod status;
@@ -24,6 +25,7 @@ use tonic::{Request, Response, Status};
 use crate::reconcile::Context;
 use crate::store::Store;
 use authorise::{Need, requester};
+pub use count::Counted;
 
 /// The gRPC service of the controller.
 pub struct Service {

@@ -6,11 +6,13 @@
 //! - [`identity`]: [`PeerId`], read from a certificate's single URI name.
 //! - [`tls`]: both ends of the connection, reloading of certificates, HTTP/2 settings.
 //! - [`hardening`]: what a program that holds a key does first.
+//! - [`probe`]: the plain-HTTP server for a kubelet's probes and for metrics.
 //! - [`pki`]: issues the three private CAs and their certificates.
 
 pub mod hardening;
 pub mod identity;
 pub mod pki;
+pub mod probe;
 pub mod tls;
 
 pub use identity::{NodeName, PeerId, ResponderName, Role};

@@ -96,6 +96,7 @@ pub async fn reconcile(
     };
     status.phase = CollectionPhase::Collecting;
     if let Some(reason) = unreachable(&context, &job.target.node, &status).await {
+        context.metrics.agent_failed();
         status.message = format!("tried again in {} s: {reason}", PAUSE.as_secs());
         save(&context, &object, &status).await?;
         return Ok(Action::requeue(PAUSE));
@@ -108,6 +109,10 @@ pub async fn reconcile(
     // One reconciliation of an object runs at a time, so nobody else is at it in this process.
     let outcome = work(&context, &object, &mut status, job).await;
     let pause = conclude(&mut status, outcome);
+    if status.phase.is_final() {
+        let outcome = format!("{:?}", status.phase);
+        context.metrics.collection_ended(&outcome, status.bytes);
+    }
     save_surely(&context, &object, &status).await?;
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Resource, ResourceExt};
@@ -90,6 +91,8 @@ impl Record {
             message,
             "step ended"
         );
+        let metrics = &self.context.metrics;
+        metrics.step_ended(&name.to_string(), &format!("{state:?}"));
         self.announce(state == StepState::Failed, &name.to_string(), message);
     }
 
@@ -108,6 +111,7 @@ impl Record {
                 message,
                 "quarantine entered a phase"
             );
+            self.count(phase);
             let bad = matches!(
                 phase,
                 QuarantinePhase::Refused | QuarantinePhase::Failed | QuarantinePhase::Incomplete
@@ -126,6 +130,7 @@ impl Record {
             what,
             "quarantine disturbed"
         );
+        self.context.metrics.disturbed(reason);
         self.announce(true, reason, what);
     }
 
@@ -154,6 +159,17 @@ impl Record {
         }
         self.publish();
         Ok(())
+    }
+
+    fn count(&self, phase: QuarantinePhase) {
+        let metrics = &self.context.metrics;
+        metrics.phase_entered(&format!("{phase:?}"));
+        let created = self.object.metadata.creation_timestamp.as_ref();
+        if let Some(created) = created.filter(|_| phase == QuarantinePhase::Contained) {
+            // The API server's clock, in whole seconds, against ours: good to a second.
+            let since = Timestamp::now().duration_since(created.0).as_secs_f64();
+            metrics.contained_after(since.max(0.0));
+        }
     }
 
     fn step(&mut self, name: StepName) -> &mut StepStatus {

@@ -15,6 +15,7 @@
 mod crashes;
 mod drift;
 mod faults;
+mod health;
 mod owners;
 mod procedure;
 mod refusals;

@@ -32,6 +32,7 @@ pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     kubeconfig: PathBuf,
     port: u16,
+    pub(crate) health_port: u16,
     controller: Option<Child>,
 }
 
@@ -95,6 +96,7 @@ impl World {
             dir,
             kubeconfig,
             port: free_port(),
+            health_port: free_port(),
             controller: None,
         };
         world.furnish().await;
@@ -112,6 +114,10 @@ impl World {
         let child = Command::new(env!("CARGO_BIN_EXE_impound-controller"))
             .env("KUBECONFIG", &self.kubeconfig)
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args([
+                "--health-listen",
+                &format!("127.0.0.1:{}", self.health_port),
+            ])
             .args(["--agent-port", "1", "--agent-patience", "1"])
             .arg("--tls-dir")
             .arg(pki.join("controller"))

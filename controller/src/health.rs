@@ -1,0 +1,111 @@
+//! `/live`, `/ready` and `/metrics` over plain HTTP, for the kubelet and Prometheus.
+//!
+//! Live: the process answers; a part that ends by itself ends the process. Ready: nothing is pending;
+//! what is pending is named, one line each. A replica that waits for the lease is ready: it serves calls.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use impound_proto::probe::{self, Page, Pages};
+use impound_proto::tls::Credentials;
+use kube::Client;
+use rustls::{ClientConfig, ServerConfig};
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+
+use crate::describe::describe;
+use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::store::Store;
+
+/// How long one thing that is asked may take; a kubelet's probe gives up after some seconds as well.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What readiness depends on.
+pub struct Health {
+    /// The Kubernetes API, without which nothing can be contained.
+    pub client: Client,
+    /// The store, without which nothing can be kept.
+    pub store: Arc<dyn Store>,
+    /// Our certificate towards agents.
+    pub agents: Credentials<ClientConfig>,
+    /// Our certificate towards responders.
+    pub responders: Credentials<ServerConfig>,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Health {
+    /// Answers for as long as the process lives.
+    pub async fn serve(self, listener: TcpListener) {
+        let health = Arc::new(self);
+        let pages: Pages = Arc::new(move |path| {
+            let health = Arc::clone(&health);
+            Box::pin(async move { health.page(&path).await })
+        });
+        probe::serve(listener, pages).await;
+    }
+
+    async fn page(&self, path: &str) -> Option<Page> {
+        match path {
+            "/live" => Some(Page::plain(true, "live\n")),
+            "/ready" => {
+                let pending = self.pending().await;
+                let text = if pending.is_empty() {
+                    "ready\n".to_owned()
+                } else {
+                    pending.join("\n") + "\n"
+                };
+                Some(Page::plain(pending.is_empty(), text))
+            }
+            "/metrics" => Some(Page {
+                content_type: CONTENT_TYPE,
+                ..Page::plain(true, self.metrics().await)
+            }),
+            _ => None,
+        }
+    }
+
+    async fn metrics(&self) -> String {
+        if let Ok(Ok(free)) = tokio::time::timeout(PATIENCE, self.store.free_bytes()).await {
+            self.metrics.store_free(free);
+        }
+        self.metrics.certificate("agents", self.agents.not_after());
+        self.metrics
+            .certificate("responders", self.responders.not_after());
+        self.metrics.text()
+    }
+
+    async fn pending(&self) -> Vec<String> {
+        let (kubernetes, store) = tokio::join!(self.kubernetes(), self.store());
+        let certificates = [
+            ("agents", self.agents.not_after()),
+            ("responders", self.responders.not_after()),
+        ];
+        let now = OffsetDateTime::now_utc();
+        let ended = certificates
+            .into_iter()
+            .filter(|(_, not_after)| now > *not_after)
+            .map(|(towards, not_after)| {
+                format!(
+                    "certificate: ours towards {towards} ended at {not_after}: put a new one into the TLS directory"
+                )
+            });
+        kubernetes.into_iter().chain(store).chain(ended).collect()
+    }
+
+    async fn kubernetes(&self) -> Option<String> {
+        match tokio::time::timeout(PATIENCE, self.client.apiserver_version()).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(format!("kubernetes: {}", describe(&error))),
+            Err(_) => Some(format!("kubernetes: no answer within {PATIENCE:?}")),
+        }
+    }
+
+    async fn store(&self) -> Option<String> {
+        match tokio::time::timeout(PATIENCE, self.store.free_bytes()).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(format!("store: {}", describe(&error))),
+            Err(_) => Some(format!("store: no answer within {PATIENCE:?}")),
+        }
+    }
+}
