@@ -9,6 +9,7 @@ use impound_evidence::{
     ArtifactRecord, CUSTODY, CustodyLog, DirSource, Entry, EvidencePath, EvidenceSource as _,
     Manifest, Method, Sha256Hasher, Verdict, origin,
 };
+use serde::Deserialize;
 use time::OffsetDateTime;
 
 use super::changes::Changes;
@@ -19,6 +20,9 @@ const ENTRIES: usize = 150;
 
 /// Longest text of a custody entry that is shown, in characters.
 const TEXT: usize = 600;
+
+/// Longest verdict on a tar that is read: it has counts only.
+const INDEX_LIMIT: u64 = 1 << 20;
 
 /// Longest list of changes that is read: 10 million of them.
 const CHANGES_LIMIT: u64 = 4 << 30;
@@ -34,8 +38,25 @@ pub(super) struct Case {
     pub(super) containment: Option<Result<Containment, String>>,
     /// One for each container whose changes were listed, the suspect's first.
     pub(super) containers: Vec<Container>,
+    /// What was odd in the tars, by the listings that were made of them.
+    pub(super) tars: Vec<(EvidencePath, Result<TarIndex, String>)>,
     /// Whether the collection brings its own script to be checked with.
     pub(super) has_script: bool,
+}
+
+/// As much of `<tar>.index.json` as a report shows, see `evidence/FORMATS.md`.
+#[derive(Deserialize)]
+pub(super) struct TarIndex {
+    pub(super) members: u64,
+    pub(super) anomalies: Vec<AnomalyCount>,
+    pub(super) not_examined: Vec<String>,
+}
+
+/// How often something odd was seen in a tar.
+#[derive(Deserialize)]
+pub(super) struct AnomalyCount {
+    pub(super) meaning: String,
+    pub(super) count: u64,
 }
 
 /// A custody log, its middle left out if it is long.
@@ -64,6 +85,7 @@ impl Case {
             custody: Err("the collection has no manifest that can be read".to_owned()),
             containment: None,
             containers: Vec::new(),
+            tars: Vec::new(),
             has_script: false,
             verdict,
         };
@@ -72,6 +94,7 @@ impl Case {
             let requested = requested(&case.custody).unwrap_or_else(|| manifest.created.to_utc());
             case.containment = containment(source, manifest);
             case.containers = containers(source, manifest, requested);
+            case.tars = tars(source, manifest);
             case.has_script = artifact(manifest, "verify.sh").is_some();
         }
         case
@@ -86,6 +109,23 @@ impl Case {
 fn requested(custody: &Result<Custody, String>) -> Option<OffsetDateTime> {
     let first = custody.as_ref().ok()?.first.first()?;
     Some(first.time.to_utc())
+}
+
+/// The listings' verdicts on exports and images; of a broken one there is none.
+fn tars(source: &DirSource, manifest: &Manifest) -> Vec<(EvidencePath, Result<TarIndex, String>)> {
+    let indexes = manifest.artifacts.iter().filter(|record| {
+        record.method == Method::Derived && record.path.as_str().ends_with(".tar.index.json")
+    });
+    indexes
+        .map(|record| {
+            let index = signed(source, record, INDEX_LIMIT, |reader| {
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes)?;
+                serde_json::from_slice(&bytes).map_err(io::Error::other)
+            });
+            (record.path.clone(), index)
+        })
+        .collect()
 }
 
 fn custody(source: &DirSource, manifest: &Manifest) -> Result<Custody, String> {
@@ -163,9 +203,10 @@ fn containers(
         .filter(|record| record.method == Method::Diff && record.path.file_name() == "diff.jsonl");
     let mut containers: Vec<_> = lists
         .map(|diff| {
-            let described = diff.path.as_str().strip_suffix("diff.jsonl");
-            let described =
-                described.and_then(|at| artifact(manifest, &format!("{at}changes.jsonl")));
+            let described = manifest
+                .artifacts
+                .iter()
+                .find(|record| describes(record, diff));
             let list = described.unwrap_or(diff);
             let known = manifest
                 .containers
@@ -187,6 +228,13 @@ fn containers(
         .collect();
     containers.sort_by_key(|container| !container.suspect);
     containers
+}
+
+/// Whether `record` is a list of the changes in `diff` with the files' attributes, and whole.
+fn describes(record: &ArtifactRecord, diff: &ArtifactRecord) -> bool {
+    record.path.as_str().ends_with(".changes.jsonl")
+        && record.derived_from.contains(&diff.path)
+        && record.completeness.is_complete()
 }
 
 /// What `read` makes of an artifact, if its bytes are those of the manifest.

@@ -20,7 +20,7 @@ const DIRECTORIES: usize = 20_000;
 /// Longest line: a path of 4096 bytes with every byte escaped, and its file's attributes.
 const LINE: u64 = 256 << 10;
 
-/// One line of `changes.jsonl`, or of `diff.jsonl`, which has no `file`.
+/// One line of `<tar>.changes.jsonl` (see `evidence/FORMATS.md`), or of `diff.jsonl`, which has no `file`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct Change {
     pub(super) kind: Kind,
@@ -176,7 +176,7 @@ impl Changes {
         }
         if let Some(file) = &change.file {
             self.described = true;
-            if change.kind != Kind::Deleted && file.kind != "directory" {
+            if change.kind != Kind::Deleted && file.kind != "dir" {
                 if let Some(time) = file.time() {
                     self.ages.add(time);
                     top(
@@ -237,7 +237,7 @@ fn name(change: &Change) -> &'static str {
             "file" if file.bits() & 0o6000 != 0 => "file with set-user-id or set-group-id bit",
             "file" if file.bits() & 0o111 != 0 => "executable file",
             "file" => "file",
-            "directory" => DIRECTORY,
+            "dir" => DIRECTORY,
             "symlink" => "symbolic link",
             "hardlink" => "hard link",
             "char" | "block" => "device",

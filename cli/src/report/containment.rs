@@ -14,7 +14,17 @@ pub(super) const LIMIT: u64 = 4 << 20;
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Containment {
     #[serde(default)]
+    pub(super) metadata: Metadata,
+    #[serde(default)]
     pub(super) status: Status,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Metadata {
+    /// When the Quarantine was asked for, in whole seconds.
+    #[serde(deserialize_with = "instant")]
+    pub(super) creation_timestamp: Option<OffsetDateTime>,
 }
 
 #[derive(Debug, Default, Deserialize)]

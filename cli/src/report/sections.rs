@@ -155,7 +155,7 @@ fn summary(case: &Case, manifest: &Manifest) -> Markup {
             dt { "Cluster" } dd { code { (manifest.cluster) } " (uid of its kube-system namespace)" }
             dt { "Requested by" } dd { (manifest.requested_by) }
             dt { "Reason given" } dd { (manifest.reason) }
-            @if let Some(at) = case.requested() { dt { "Requested" } dd.time { (clock(at)) " UTC" } }
+            @if let Some(at) = case.requested() { dt { "Evidence requested" } dd.time { (clock(at)) " UTC" } }
             dt { "Sealed" } dd.time { (clock(manifest.created.to_utc())) " UTC" }
             @for agent in &manifest.agents {
                 dt { "Read by" }

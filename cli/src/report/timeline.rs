@@ -96,7 +96,9 @@ pub(super) fn picture(rows: &[Row]) -> Option<Markup> {
                             } @else {
                                 rect class=(row.group.class()) x=(n(from)) y=(n(y + 5.0)) width=(n(to - from)) height="12" {}
                             }
-                            text.took x=(n(to + 8.0)) y=(n(y + 15.0)) { (length(row.to - row.from)) }
+                            @if row.to > row.from {
+                                text.took x=(n(to + 8.0)) y=(n(y + 15.0)) { (length(row.to - row.from)) }
+                            }
                         }
                     }
                 }

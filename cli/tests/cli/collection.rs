@@ -50,7 +50,7 @@ impl Collection {
             method: method(path),
             api_call: "GET /containers/0123/export".to_owned(),
             source_id: "0123".repeat(16),
-            derived_from: Vec::new(),
+            derived_from: derived_from(path),
             consistency: Consistency::Live,
             completeness: Completeness::Complete,
             omissions: Method::Export.omissions(),
@@ -213,7 +213,17 @@ impl Collection {
 fn method(path: &str) -> Method {
     match path {
         path if path.ends_with(".tar") => Method::Export,
-        path if path.contains("diff.") || path.contains("changes.") => Method::Diff,
+        path if path.ends_with(".changes.jsonl") => Method::Derived,
+        path if path.contains("diff.") => Method::Diff,
         _ => Method::KubernetesObject,
+    }
+}
+
+/// A list of changes is made from the diff beside it.
+fn derived_from(path: &str) -> Vec<EvidencePath> {
+    let (directory, _) = path.rsplit_once('/').unwrap_or_default();
+    match method(path) {
+        Method::Derived => vec![format!("{directory}/diff.jsonl").parse().unwrap()],
+        _ => Vec::new(),
     }
 }

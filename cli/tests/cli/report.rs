@@ -11,7 +11,7 @@ use crate::collection::Collection;
 use crate::fake::{Ran, impound};
 
 const DIFF: &str = "artifacts/worker2/default_web-5d4f-x7/nginx/diff.jsonl";
-const CHANGES: &str = "artifacts/worker2/default_web-5d4f-x7/nginx/changes.jsonl";
+const CHANGES: &str = "artifacts/worker2/default_web-5d4f-x7/nginx/x.tar.changes.jsonl";
 
 /// What somebody would write who wants to run in the reader's browser, or to deceive the reader.
 const HOSTILE: [&str; 5] = [

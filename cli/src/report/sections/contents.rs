@@ -23,6 +23,7 @@ pub(super) fn changes(case: &Case) -> Markup {
     html! {
         @if suspects.is_empty() { p { "No list of changes of the suspect's containers is in the collection." } }
         @for container in suspects { (suspect(container)) }
+        (odd(case))
         (others(&neighbours))
     }
 }
@@ -160,7 +161,7 @@ fn list(changes: &[Change], label: &str) -> Markup {
                     td.path { code { (change.path) } @if let Some(link) = change.file.as_ref().and_then(|file| file.link.as_ref()) { " → " code { (link) } } }
                     @if described {
                         @match &change.file {
-                            Some(file) if file.kind != "directory" => {
+                            Some(file) if file.kind != "dir" => {
                                 td.number { (human::bytes(file.size)) }
                                 td.time { @match file.time() { Some(at) => (clock(at)), None => "unknown" } }
                                 td.hash { @if let Some(sha256) = &file.sha256 { code { (sha256) } } }
@@ -180,6 +181,26 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Added => "A added",
         Kind::Changed => "C changed",
         Kind::Deleted => "D deleted",
+    }
+}
+
+/// What the listings found odd in the tars: a sign of tampering, or of tools that wrote them so.
+fn odd(case: &Case) -> Markup {
+    html! {
+        @for (path, index) in &case.tars {
+            @match index {
+                Err(why) => p.bad { "The verdict on a tar is not shown: " (why) },
+                Ok(index) if index.anomalies.is_empty() && index.not_examined.is_empty() => {},
+                Ok(index) => {
+                    h3 { "What is odd in a tar" }
+                    p { code { (path) } ", of " (count(index.members, "member", "members")) ":" }
+                    ul {
+                        @for anomaly in index.anomalies.iter().take(50) { li { (anomaly.count) " × " (anomaly.meaning) } }
+                        @for not in index.not_examined.iter().take(50) { li { (not) } }
+                    }
+                }
+            }
+        }
     }
 }
 

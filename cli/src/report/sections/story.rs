@@ -131,7 +131,7 @@ fn moments(case: &Case, manifest: &Manifest) -> Markup {
     if let Ok(custody) = &case.custody {
         for entry in custody.first.iter().chain(&custody.last) {
             let what = match entry.event {
-                Event::Requested => format!("requested by {}", entry.who),
+                Event::Requested => format!("evidence requested for {}", entry.who),
                 Event::Sealed => "evidence sealed: manifest signed and stored".to_owned(),
                 Event::Released => format!("released by {}", entry.who),
                 _ => continue,
@@ -140,6 +140,13 @@ fn moments(case: &Case, manifest: &Manifest) -> Markup {
         }
     }
     if let Some(Ok(containment)) = &case.containment {
+        let asked = containment.metadata.creation_timestamp;
+        moments.extend(asked.map(|at| {
+            (
+                at,
+                "quarantine requested (this time is cut to a whole second)".to_owned(),
+            )
+        }));
         let done = |name: &str| {
             let step = containment
                 .status
@@ -201,7 +208,7 @@ pub(super) fn containment(case: &Case) -> Markup {
             p { "This collection has no record of a containment: evidence was taken without one, or by a version that did not store it. Whether the pod was contained can't be told from here." }
         },
         Some(Err(why)) => html! { p.bad { "The record of the containment is not shown: " (why) } },
-        Some(Ok(Containment { status })) => html! {
+        Some(Ok(Containment { status, .. })) => html! {
             p { strong { (status.phase) } @if !status.message.is_empty() { ": " (status.message) } }
             @if let Some(owner) = &status.owner { p { "The pod belonged to " (owner) "." } }
             p.note { "As it stood when the evidence had been stored, just before the seal; what came later is not in the collection." }
