@@ -131,7 +131,7 @@ cluster_start() {
     # The reserve keeps a real kubelet from evicting pods; this one evicts nobody.
     for node in "${NODES[@]}"; do
         launch "agent-$node" "$BIN/impound-agent" --node "$node" --listen "${NODE_ADDRESS[$node]}:$AGENT_PORT" \
-            --tls-dir "$KEYS/agents/$node" --disk-reserve-percent 1
+            --tls-dir "$KEYS/agents/$node" --disk-reserve-percent 1 --allow-isolation --state-dir "$CLUSTER_DIR/agent-state"
     done
     launch controller "$BIN/impound-controller" --listen "$CONTROLLER" --tls-dir "$KEYS/controller" \
         --store "$STORE" --signing-key "$KEYS/signing/evidence.key" --agent-port "$AGENT_PORT"

@@ -93,6 +93,18 @@ only_schedulable() {
     done >/dev/null
 }
 
+# How often the beacon has reached the intruder's server, and whether it goes on to.
+beacons() { docker exec "$SERVER" sh -c 'wc -l </tmp/received'; }
+test_beacon() { [ "$(beacons)" -gt 0 ]; }
+beacon_grows() {
+    local before
+    before=$(beacons)
+    sleep 1.5
+    [ "$(beacons)" -gt "$before" ]
+}
+reached_by_server() { docker exec "$SERVER" busybox timeout 2 busybox wget -q -O /dev/null "http://$POD_ADDRESS/"; }
+ready_pod() { ready_pods nginx | grep -q "^$1 "; }
+
 on_exit() {
     local status=$?
     trap - EXIT
@@ -102,6 +114,7 @@ on_exit() {
     if [ -z "$KEEP" ] || [ $status != 0 ]; then
         step "Cleaning up"
         cluster_stop
+        [ -z "${SERVER:-}" ] || docker rm -f "$SERVER" >/dev/null 2>&1
         [ -z "${CASE:-}" ] || docker image ls -q --filter "label=dev.impound.case=$CASE" | xargs -r docker image rm -f >/dev/null 2>&1
         stop_docker
         if [ -n "${TEMPORARY:-}" ] && [ $status = 0 ]; then rm -rf "$DIR"; elif [ -n "${DIR:-}" ]; then say "Kept: $DIR"; fi
@@ -157,9 +170,16 @@ docker exec "$CONTAINER" sh -ec '
     cp /bin/busybox /tmp/.kworkerd
     sed -i "s|location / {|location /.well-known/update { proxy_pass http://203.0.113.7:8080; }\n\tlocation / {|" /etc/nginx/sites-available/default
     rm /var/log/dpkg.log'
+SERVER=$(docker run -d impound-demo/pause:1 sh -c 'nc -l -p 4444 >/tmp/received')
+SERVER_ADDRESS=$(docker inspect -f '{{.NetworkSettings.IPAddress}}' "$SERVER")
+docker exec -d "$CONTAINER" sh -c "while :; do echo beacon; sleep 0.2; done | busybox nc $SERVER_ADDRESS 4444"
+await "the beacon" docker-kubelet test_beacon
 say "  dropped a binary: /tmp/.kworkerd"
 say "  changed a configuration: /etc/nginx/sites-available/default"
 say "  deleted a log: /var/log/dpkg.log"
+say "  opened a connection to its server at $SERVER_ADDRESS:4444, over which a beacon reports"
+check "the beacon arrives there, over and over" beacon_grows
+check "the server reaches the pod" reached_by_server
 
 step "For comparison: docker diff, export, commit and save by hand on the same container, three times"
 for round in 1 2 3; do
@@ -180,7 +200,7 @@ step "Quarantine, case $CASE"
 say "What would be done, by --dry-run (without the bodies of the calls):"
 BEFORE=$(versions)
 show impound quarantine "$POD" -n default --case "$CASE" --reason "unexpected binary in /tmp" --dry-run >"$WORK/plan"
-grep -E '^ *[0-9]+\.|^    (PATCH|POST|DELETE) |^Nothing was changed|^\$' "$WORK/plan"
+grep -E '^ *[0-9]+\.|^    (PATCH|POST|DELETE|gRPC) |^Nothing was changed|^\$' "$WORK/plan"
 check "the dry run changed nothing" is "$(versions)" "$BEFORE"
 say ""
 START=$(now)
@@ -199,6 +219,14 @@ check "$POD is labelled status=suspectpod and no longer app=nginx" \
 check "$POD has no owner any more" is "$(pod_field "$POD" '{.metadata.ownerReferences}')" ""
 check "its container runs on, not restarted" is \
     "$(pod_field "$POD" '{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}')" "docker://$CONTAINER 0"
+check "the verdict is Isolated: at the Kubernetes API, and at the node by connections that are dead now" \
+    is "$(jq -r .status.verdict <<<"$QUARANTINE")" Isolated
+check "the beacon is silent: the connection that existed is dead" no beacon_grows
+check "no new connection gets out of the pod" \
+    no docker exec "$CONTAINER" busybox timeout 2 busybox wget -q -O /dev/null "http://$(ready_pods nginx | grep -v "^$POD " | head -n 1 | cut -d' ' -f3)/"
+check "nobody on the network reaches the pod" no reached_by_server
+check "the kubelet's readiness probe still does" is \
+    "$(kubectl get pod "$POD" -o json | jq -r '.status.conditions[] | select(.type == "Ready") | .status')" True
 check "NetworkPolicy deny-all-suspectpod selects it, ingress and egress" is \
     "$(kubectl get networkpolicy deny-all-suspectpod -o json | jq -c '[.spec.podSelector.matchLabels, .spec.policyTypes, .spec.ingress, .spec.egress]')" \
     '[{"status":"suspectpod"},["Ingress","Egress"],null,null]'
@@ -291,6 +319,12 @@ await "the release" controller eval 'is "$(kubectl get quarantine "$(jq -r .meta
 check "$SUSPECT_NODE is schedulable again and has lost the label" is \
     "$(kubectl get node $SUSPECT_NODE -o 'jsonpath={.spec.unschedulable}/{.metadata.labels.status}')" /
 check "the policy is gone" no kubectl get networkpolicy deny-all-suspectpod
+check "the isolation at the node is lifted" is "$(kubectl get quarantine "$(jq -r .metadata.name <<<"$QUARANTINE")" \
+    -o json | jq -r '.status.steps[] | select(.name == "UndoIsolate") | .state')" Done
+if reached_by_server; then say "  ${GREEN}ok${PLAIN}  the server reaches the pod again"; else
+    say "  of its three pods the ReplicaSet has removed this one"
+    check "$POD is gone or going" no ready_pod "$POD"
+fi
 check "nginx has two pods, as before" eval 'has_ready nginx 2'
 
 say ""

@@ -222,6 +222,11 @@ pub struct Runtime {
         value_parser = clap::value_parser!(u8).range(0..=100)
     )]
     pub disk_reserve_percent: u8,
+
+    /// Directory that says which containers are paused, so that an agent that starts lets them go on; it has
+    /// to outlive the agent's container, and not the node's restart.
+    #[arg(long, env = "IMPOUND_STATE_DIR", default_value = "/run/impound-agent")]
+    pub state_dir: PathBuf,
 }
 
 /// How a process ends.

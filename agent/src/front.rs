@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use impound_proto::tls::{Peer, explain, http2};
-use impound_proto::{CASE_METADATA, NodeName};
+use impound_proto::{CASE_METADATA, ISOLATION_OFF, NodeName};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -186,7 +186,7 @@ impl Shared {
             Some(part @ Part::Isolator) => match &self.isolator {
                 Some(isolator) => Ok((part, isolator)),
                 None => Err(Status::failed_precondition(format!(
-                    "isolation at the node is off on {}: install the agent with its isolator (chart value \
+                    "{ISOLATION_OFF} on {}: install the agent with its isolator (chart value \
                      isolation.enabled=true, or the kustomize component isolation)",
                     self.node
                 ))),

@@ -32,7 +32,7 @@
 //!   longer reach each other fails its exec probes and sidecars; the kubelet then restarts containers,
 //!   which costs their writable layer.
 //! - What the request allows, with its answers. **A TCP or HTTP liveness probe comes from the node and is
-//!   dropped like all else**: allow the node's address towards the probe's port, or the kubelet kills
+//!   dropped like all else**: let the node in at the probe's port (`node_access`), or the kubelet kills
 //!   the container after failureThreshold x periodSeconds, and the evidence in it is gone.
 //! - ARP, and with an IPv6 exception neighbour discovery: without it no permitted packet finds its way.
 //!
@@ -54,6 +54,7 @@
 pub(crate) mod allow;
 pub(crate) mod namespace;
 mod nft;
+pub(crate) mod node_access;
 pub(crate) mod probe;
 pub(crate) mod record;
 pub(crate) mod rules;
@@ -61,7 +62,7 @@ pub(crate) mod sandbox;
 pub(crate) mod weakness;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -70,6 +71,7 @@ use tokio::sync::{Mutex, Semaphore};
 use crate::runtime::{ContainerRuntime, RuntimeError};
 use namespace::NamespaceError;
 use nft::{NftError, Socket};
+use node_access::NodeAccess;
 use probe::Attempt;
 use record::{Holder, Record};
 use rules::Exceptions;
@@ -108,6 +110,8 @@ pub(crate) struct Isolated {
     pub(crate) replaced: bool,
     pub(crate) record: Option<Record>,
     pub(crate) weaknesses: Vec<Weakness>,
+    /// The node's, which are let in.
+    pub(crate) node_addresses: Vec<IpAddr>,
 }
 
 /// What is there.
@@ -119,6 +123,8 @@ pub(crate) struct Inspected {
     pub(crate) dropped: Dropped,
     pub(crate) record: Option<Record>,
     pub(crate) weaknesses: Vec<Weakness>,
+    /// As in [`Isolated`].
+    pub(crate) node_addresses: Vec<IpAddr>,
 }
 
 /// Packets and bytes, by chain.
@@ -152,14 +158,16 @@ impl Isolation {
         pod: &Pod,
         holder: Holder,
         exceptions: &Exceptions,
+        access: &NodeAccess,
     ) -> Result<Isolated, IsolateError> {
         let _alone = self.tables.lock().await;
         let sandbox = Sandbox::find(&*self.runtime, pod).await?;
+        let (exceptions, node_addresses) = admit(exceptions, access, &sandbox).await?;
         let record = Record {
             holder,
             since: SystemTime::now(),
         };
-        let wanted = rules::table(exceptions, record.to_string());
+        let wanted = rules::table(&exceptions, record.to_string());
         let work = move || -> Result<_, IsolateError> {
             let mut socket = Socket::open()?;
             let before = socket.table(rules::TABLE)?;
@@ -197,6 +205,7 @@ impl Isolation {
             replaced,
             record,
             weaknesses: look(sandbox).await?,
+            node_addresses,
         })
     }
 
@@ -205,10 +214,12 @@ impl Isolation {
         &self,
         pod: &Pod,
         exceptions: &Exceptions,
+        access: &NodeAccess,
     ) -> Result<Inspected, IsolateError> {
         let _alone = self.tables.lock().await;
         let sandbox = Sandbox::find(&*self.runtime, pod).await?;
-        let wanted = rules::table(exceptions, String::new());
+        let (exceptions, node_addresses) = admit(exceptions, access, &sandbox).await?;
+        let wanted = rules::table(&exceptions, String::new());
         let work = || Socket::open()?.table(rules::TABLE);
         let found = sandbox.namespace.run(work).await??;
         let place = Place::of(&sandbox);
@@ -222,6 +233,7 @@ impl Isolation {
                 dropped: Dropped::default(),
                 record: None,
                 weaknesses,
+                node_addresses,
             });
         };
         Ok(Inspected {
@@ -236,6 +248,7 @@ impl Isolation {
             },
             record: record_of(&table),
             weaknesses,
+            node_addresses,
         })
     }
 
@@ -279,12 +292,14 @@ impl Isolation {
         Ok(removed)
     }
 
-    /// Tries TCP connections, all at the same time, each for at most `limit`.
+    /// Tries TCP connections, all at the same time, each for at most `limit`; out of the pod also to
+    /// `node_port` of the addresses that the node has towards `from_node`.
     pub(crate) async fn probe(
         &self,
         pod: &Pod,
         from_pod: &[SocketAddr],
         from_node: &[SocketAddr],
+        node_port: Option<u16>,
         limit: Duration,
     ) -> Result<Probed, IsolateError> {
         let _slot = self
@@ -293,8 +308,14 @@ impl Isolation {
             .await
             .map_err(|_| IsolateError::Closed)?;
         let sandbox = Sandbox::find(&*self.runtime, pod).await?;
+        let mut from_pod = from_pod.to_vec();
+        if let Some(port) = node_port {
+            let pods: Vec<IpAddr> = from_node.iter().map(SocketAddr::ip).collect();
+            let nodes = node_access::sources(&sandbox.host, &pods).await?;
+            from_pod.extend(nodes.into_iter().map(|node| SocketAddr::new(node, port)));
+        }
         let (from_pod, from_node) = tokio::try_join!(
-            probe::connect(&sandbox.namespace, from_pod, limit),
+            probe::connect(&sandbox.namespace, &from_pod, limit),
             probe::connect(&sandbox.host, from_node, limit),
         )?;
         Ok(Probed {
@@ -317,6 +338,18 @@ pub(crate) fn missing_capabilities() -> io::Result<Vec<&'static str>> {
         .iter()
         .filter(|(bit, _)| effective >> bit & 1 == 0);
     Ok(missing.map(|(_, name)| *name).collect())
+}
+
+/// The exceptions, with those that let the node itself in, and its addresses.
+async fn admit(
+    exceptions: &Exceptions,
+    access: &NodeAccess,
+    sandbox: &Sandbox,
+) -> Result<(Exceptions, Vec<IpAddr>), IsolateError> {
+    let (addresses, rules) = access.resolve(&sandbox.host).await?;
+    let mut exceptions = exceptions.clone();
+    exceptions.allow.extend(rules);
+    Ok((exceptions, addresses))
 }
 
 /// Reads all of /proc, so on a thread for blocking work.

@@ -8,14 +8,15 @@
 //! process the system calls that it has no use for.
 //!
 //! The agent holds no storage credential and keeps nothing: what it reads is on the wire within a
-//! few chunks. It changes the node in three ways only, all asked for: a commit makes an image, that
-//! image can be removed again, and [`isolate`] (off unless allowed) sets a table of rules in a pod's
-//! network namespace.
+//! few chunks. It changes the node in four ways only, all asked for: a commit makes an image, that
+//! image can be removed again, containers stand still for a limited time (`freeze`), and [`isolate`] (off
+//! unless allowed) sets a table of rules in a pod's network namespace.
 
 pub mod config;
 pub mod confine;
 mod disk;
 pub mod enroll;
+mod freeze;
 mod front;
 pub mod isolate;
 mod local;

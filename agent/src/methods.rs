@@ -11,7 +11,7 @@ pub enum Part {
 }
 
 /// RPCs of `impound.agent.v1.Agent`, by the last part of their path.
-const METHODS: [(&str, Part); 12] = [
+const METHODS: [(&str, Part); 14] = [
     ("Info", Part::Collector),
     ("ListContainers", Part::Collector),
     ("InspectContainer", Part::Collector),
@@ -20,6 +20,8 @@ const METHODS: [(&str, Part); 12] = [
     ("Commit", Part::Collector),
     ("SaveImage", Part::Collector),
     ("RemoveImage", Part::Collector),
+    ("Freeze", Part::Collector),
+    ("Thaw", Part::Collector),
     ("Isolate", Part::Isolator),
     ("InspectIsolation", Part::Isolator),
     ("LiftIsolation", Part::Isolator),

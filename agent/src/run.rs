@@ -14,6 +14,7 @@ use tokio::task::JoinError;
 
 use crate::config::{self, Mode, Single};
 use crate::enroll::Enrolment;
+use crate::freeze::FreezeError;
 use crate::local::{self, SocketPath};
 use crate::methods::Part;
 use crate::runtime::ContainerRuntime;
@@ -46,6 +47,7 @@ async fn single(
         files: files(&config.entrance),
         node: config.node,
         disk: disk(&config.runtime),
+        state_dir: config.runtime.state_dir.clone(),
         runtime: runtime(config.runtime),
         ready: ready(&config.entrance).await?,
         drain: drain(&config.ending),
@@ -85,6 +87,7 @@ async fn work(
         part,
         node: config.node,
         disk: disk(&config.runtime),
+        state_dir: config.runtime.state_dir.clone(),
         runtime: runtime(config.runtime),
         front_uid: config.front_uid,
         drain: drain(&config.ending),
@@ -193,6 +196,9 @@ pub enum RunError {
     /// Our own capabilities.
     #[error("could not read our own capabilities")]
     OwnCapabilities(#[source] io::Error),
+    /// Containers that an earlier process paused.
+    #[error("what an earlier agent may have left paused is not known")]
+    Frozen(#[source] FreezeError),
     /// Too few for what was chosen.
     #[error(
         "isolation at the node is chosen (isolator, or --allow-isolation), but {} is missing: add it to the \

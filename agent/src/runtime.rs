@@ -1,8 +1,8 @@
 //! What the agent needs from a container runtime. `docker` implements it; another runtime is another
 //! implementation, and the tests have one that misbehaves.
 //!
-//! Nothing here runs, stops, pauses, deletes or enters a container: evidence can only be read. The
-//! two calls that change the node are `commit` and `remove_image`.
+//! Nothing here runs, stops, deletes or enters a container: evidence can only be read. The calls that
+//! change the node are `commit` and `remove_image`, and `pause` with its `unpause`.
 
 pub mod docker;
 mod reference;
@@ -67,6 +67,20 @@ pub trait ContainerRuntime: Send + Sync + 'static {
 
     /// An image as an archive that the runtime can load again.
     async fn save(&self, reference: &ImageReference) -> Result<Reading<ByteStream>, RuntimeError>;
+
+    /// Makes every process of a running container stand still.
+    async fn pause(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Refused {
+            message: format!("{} does not pause containers such as {id}", self.name()),
+        })
+    }
+
+    /// Lets a paused container go on.
+    async fn unpause(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Refused {
+            message: format!("{} does not pause containers such as {id}", self.name()),
+        })
+    }
 
     /// Removes the reference, and the image with its last one. False: there was none.
     async fn remove_image(&self, reference: &ImageReference) -> Result<bool, RuntimeError>;

@@ -3,13 +3,13 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
 use impound_evidence::Sha256Hasher;
-use impound_proto::agent::v1::agent_server::{AgentServer, SERVICE_NAME};
+use impound_proto::agent::v1::agent_server::SERVICE_NAME;
 use impound_proto::tls::{
     Credentials, Peers, RELOAD_INTERVAL, Reloader, TlsFiles, http2, incoming, server_credentials,
 };
@@ -26,6 +26,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::enroll::Enrolment;
+use crate::freeze::Freezer;
 use crate::local::{self, Door, SocketPath};
 use crate::methods::Part;
 use crate::ready::{self, Condition, PartServes, Pending, RuntimeAnswers};
@@ -56,6 +57,8 @@ pub struct Agent {
     pub drain: Duration,
     /// Isolate pods when asked to; needs the capabilities that [`isolate`](crate::isolate) names.
     pub allow_isolation: bool,
+    /// Where freezes are recorded, below the node's name.
+    pub state_dir: PathBuf,
 }
 
 /// The part of a split agent that faces the controller.
@@ -86,6 +89,8 @@ pub struct Worker {
     pub runtime: Arc<dyn ContainerRuntime>,
     /// The disk that a commit fills.
     pub disk: Disk,
+    /// Where freezes are recorded, below the node's name.
+    pub state_dir: PathBuf,
     /// The front's user.
     pub front_uid: u32,
     /// How long running streams may go on after `stop`.
@@ -106,7 +111,15 @@ impl Agent {
         if self.allow_isolation {
             require_capabilities()?;
         }
-        let service = service(&self.node, &self.runtime, self.disk, self.allow_isolation)?;
+        let service = service(
+            &self.node,
+            &self.runtime,
+            self.disk,
+            self.allow_isolation,
+            &self.state_dir,
+        )?;
+        let freezer = service.freezer();
+        take_over(&freezer)?;
         tracing::info!(
             node = %self.node,
             address = listener.local_addr().map(tracing::field::display).ok(),
@@ -123,8 +136,10 @@ impl Agent {
         ];
         conditions.extend(process.renew(self.enrolment));
         process.observe(conditions, self.ready);
-        process.routes.add_service(service);
-        process.serve(incoming(listener, credentials), stop).await
+        process.routes.add_service(service.served());
+        process
+            .serve(incoming(listener, credentials), ending(stop, freezer))
+            .await
     }
 }
 
@@ -184,7 +199,18 @@ impl Worker {
         if isolates {
             require_capabilities()?;
         }
-        let service = service(&self.node, &self.runtime, self.disk, isolates)?;
+        let service = service(
+            &self.node,
+            &self.runtime,
+            self.disk,
+            isolates,
+            &self.state_dir,
+        )?;
+        let freezer = service.freezer();
+        // The isolator freezes nobody, so it has left nothing.
+        if self.part == Part::Collector {
+            take_over(&freezer)?;
+        }
         tracing::info!(
             node = %self.node,
             part = %self.part,
@@ -194,9 +220,11 @@ impl Worker {
         );
         let mut process = Process::new(self.drain)?;
         process.observe(vec![Box::new(RuntimeAnswers(self.runtime))], None);
-        process.routes.add_service(Door::new(self.part, service));
+        process
+            .routes
+            .add_service(Door::new(self.part, service.served()));
         let incoming = Box::pin(local::incoming(listener, self.front_uid));
-        process.serve(incoming, stop).await
+        process.serve(incoming, ending(stop, freezer)).await
     }
 }
 
@@ -226,17 +254,33 @@ fn service(
     runtime: &Arc<dyn ContainerRuntime>,
     disk: Disk,
     isolates: bool,
-) -> Result<AgentServer<Service>, RunError> {
+    state_dir: &Path,
+) -> Result<Service, RunError> {
     let executable = executable_sha256()?;
     tracing::info!(executable_sha256 = %executable, disk = %disk.root().display(), "reading containers");
-    let service = Service::new(
+    // Several agents of one machine don't let each other's containers go on.
+    let frozen = state_dir.join(node.to_string()).join("frozen");
+    Ok(Service::new(
         node.clone(),
         Arc::clone(runtime),
         disk,
         *executable.as_bytes(),
         isolates,
-    );
-    Ok(AgentServer::new(service).max_decoding_message_size(REQUEST_LIMIT))
+        frozen,
+    ))
+}
+
+/// What an earlier process left paused goes on, in the background: the engine may be slow to answer.
+fn take_over(freezer: &Arc<Freezer>) -> Result<(), RunError> {
+    let left = freezer.left().map_err(RunError::Frozen)?;
+    tokio::spawn(Arc::clone(freezer).let_go(left));
+    Ok(())
+}
+
+/// The end of the process is the end of every freeze.
+async fn ending(stop: impl Future<Output = ()>, freezer: Arc<Freezer>) {
+    stop.await;
+    freezer.thaw_all().await;
 }
 
 /// What every one of the processes does: health, reflection, readiness, drain.

@@ -6,9 +6,11 @@ mod call;
 mod commit;
 mod containers;
 mod diff;
+mod freeze;
 mod isolation;
 pub(crate) mod status;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -19,17 +21,20 @@ use impound_proto::NodeName;
 use impound_proto::agent::v1::agent_server;
 use impound_proto::agent::v1::{
     ArtifactHeader, ArtifactMessage, CommitRequest, CommitResponse, DiffMessage, DiffRequest,
-    ExportRequest, InfoRequest, InfoResponse, InspectContainerRequest, InspectIsolationRequest,
-    InspectIsolationResponse, IsolateRequest, IsolateResponse, LiftIsolationRequest,
-    LiftIsolationResponse, ListContainersRequest, ListContainersResponse, ProbeIsolationRequest,
-    ProbeIsolationResponse, RemoveImageRequest, RemoveImageResponse, SaveImageRequest,
+    ExportRequest, FreezeRequest, FreezeResponse, InfoRequest, InfoResponse,
+    InspectContainerRequest, InspectIsolationRequest, InspectIsolationResponse, IsolateRequest,
+    IsolateResponse, LiftIsolationRequest, LiftIsolationResponse, ListContainersRequest,
+    ListContainersResponse, ProbeIsolationRequest, ProbeIsolationResponse, RemoveImageRequest,
+    RemoveImageResponse, SaveImageRequest, ThawRequest, ThawResponse,
 };
 use tokio::sync::{Mutex, Semaphore};
 use tonic::{Request, Response, Status};
 
 use crate::Disk;
+use crate::freeze::Freezer;
 use crate::isolate::Isolation;
 use crate::runtime::{ContainerRuntime, Image, ImageReference, RuntimeError};
+use crate::serve::REQUEST_LIMIT;
 use crate::stream::{self, CHUNK, Check, Outgoing};
 use call::Call;
 
@@ -63,12 +68,13 @@ struct Shared {
     inspections: Arc<Semaphore>,
     /// `None`: not allowed on this node.
     isolation: Option<Isolation>,
+    freezer: Arc<Freezer>,
 }
 
 impl Service {
     /// The service of `node`, reading from `runtime`. `executable_sha256` is told to whoever asks.
     /// With `allow_isolation` it also isolates pods, which needs more privilege, see
-    /// [`isolate`](crate::isolate).
+    /// [`isolate`](crate::isolate). Freezes are recorded in the directory `frozen`.
     #[must_use]
     pub fn new(
         node: NodeName,
@@ -76,7 +82,9 @@ impl Service {
         disk: Disk,
         executable_sha256: [u8; 32],
         allow_isolation: bool,
+        frozen: PathBuf,
     ) -> Self {
+        let freezer = Arc::new(Freezer::new(Arc::clone(&runtime), frozen));
         Self {
             shared: Arc::new(Shared {
                 node,
@@ -87,8 +95,21 @@ impl Service {
                 commits: Mutex::new(()),
                 bulk: Arc::new(Semaphore::new(BULK_STREAMS)),
                 inspections: Arc::new(Semaphore::new(INSPECTIONS)),
+                freezer,
             }),
         }
+    }
+}
+
+impl Service {
+    /// Ready to be added to a server.
+    pub(crate) fn served(self) -> agent_server::AgentServer<Self> {
+        agent_server::AgentServer::new(self).max_decoding_message_size(REQUEST_LIMIT)
+    }
+
+    /// What freezes, for the agent's start and end.
+    pub(crate) fn freezer(&self) -> Arc<Freezer> {
+        Arc::clone(&self.shared.freezer)
     }
 }
 
@@ -199,6 +220,19 @@ impl agent_server::Agent for Service {
         let call = Call::begin("ProbeIsolation", &request)?;
         call.run(self.shared.probe_isolation(request.into_inner()))
             .await
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<FreezeRequest>,
+    ) -> Result<Response<FreezeResponse>, Status> {
+        let call = Call::begin("Freeze", &request)?;
+        call.run(self.shared.freeze(request.into_inner())).await
+    }
+
+    async fn thaw(&self, request: Request<ThawRequest>) -> Result<Response<ThawResponse>, Status> {
+        let call = Call::begin("Thaw", &request)?;
+        call.run(self.shared.thaw(request.into_inner())).await
     }
 }
 

@@ -217,14 +217,14 @@ async fn fill(mut pieces: ByteStream, chunks: mpsc::Sender<Filled>) {
 }
 
 enum Judge {
-    Tar(TarEnd),
+    Tar(Box<TarEnd>),
     Known(Completeness),
 }
 
 impl Judge {
     fn new(check: Check) -> Self {
         match check {
-            Check::Tar => Self::Tar(TarEnd::new()),
+            Check::Tar => Self::Tar(Box::default()),
             Check::Known(completeness) => Self::Known(completeness),
         }
     }

@@ -1,5 +1,7 @@
 //! The command line: commands, options, their help.
 
+mod isolation;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -7,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use impound_evidence::{CaseId, CollectionName, EvidencePath};
 use impound_proto::{NodeName, ResponderName, Role};
+pub(crate) use isolation::Isolation;
 
 use crate::extract::Pattern;
 
@@ -160,6 +163,11 @@ pub(crate) struct Quarantine {
     /// Pause each container while its image is made: consistent, but probes may fail meanwhile
     #[arg(long)]
     pub(crate) pause: bool,
+    /// Pause the pod's containers while they are exported, for no longer than their probes stand
+    #[arg(long)]
+    pub(crate) freeze: bool,
+    #[command(flatten)]
+    pub(crate) isolation: Isolation,
 }
 
 #[derive(Debug, Args)]
@@ -195,6 +203,9 @@ pub(crate) struct Collect {
     /// Pause each container while its image is made: consistent, but probes may fail meanwhile
     #[arg(long)]
     pub(crate) pause: bool,
+    /// Pause the pod's containers while they are exported, for no longer than their probes stand
+    #[arg(long)]
+    pub(crate) freeze: bool,
     /// Follow until the evidence is sealed
     #[arg(long, short)]
     pub(crate) wait: bool,

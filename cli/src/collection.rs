@@ -27,6 +27,7 @@ pub(crate) async fn create(
         reason: wanted.cause.reason,
         name: wanted.name.map(|name| name.to_string()).unwrap_or_default(),
         pause: wanted.pause,
+        freeze: wanted.freeze,
     };
     let collection = answer(client.grpc().create_collection(request(asked)).await)?;
     if wanted.wait {

@@ -4,7 +4,7 @@ mod summary;
 
 use impound_proto::controller::v1 as wire;
 
-use crate::arguments::{Kind, List, Quarantine, Reference, Release, Status, Watch};
+use crate::arguments::{Isolation, Kind, List, Quarantine, Reference, Release, Status, Watch};
 use crate::client::{Client, answer, request};
 use crate::collection;
 use crate::failure::{Exit, Failure};
@@ -31,6 +31,8 @@ pub(crate) async fn create(
         delete_empty_dir_data: wanted.delete_emptydir_data,
         skip_collection: wanted.no_collect,
         pause: wanted.pause,
+        isolation: Some(isolation(wanted.isolation)),
+        freeze: wanted.freeze,
     };
     let pod = format!("{}/{}", asked.namespace, asked.pod);
     let response = answer(client.grpc().create_quarantine(request(asked)).await)?;
@@ -58,6 +60,22 @@ pub(crate) async fn create(
         name: quarantine.name,
     };
     to_the_end(client, output, subject, false).await
+}
+
+fn isolation(wanted: Isolation) -> wire::Isolation {
+    let chosen =
+        wanted.isolate || wanted.drop_probes || wanted.drop_loopback || !wanted.allow.is_empty();
+    wire::Isolation {
+        enabled: match (wanted.no_isolation, chosen) {
+            (true, _) => Some(false),
+            (false, true) => Some(true),
+            // As the controller was started.
+            (false, false) => None,
+        },
+        allow: wanted.allow,
+        drop_probes: wanted.drop_probes,
+        drop_loopback: wanted.drop_loopback,
+    }
 }
 
 /// `impound watch`

@@ -21,11 +21,56 @@ pub(crate) struct Quarantine {
     message: String,
     steps: Vec<Step>,
     checks: Vec<Check>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    verdict: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isolation: Option<NodeIsolation>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attempts: Vec<Attempt>,
     warnings: Vec<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
     collection: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     created: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeIsolation {
+    in_force: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    problem: String,
+    sandbox: String,
+    netns_inode: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+    allow: Vec<AllowRule>,
+    probe_ports: Vec<u32>,
+    node_addresses: Vec<String>,
+    drop_loopback: bool,
+    weaknesses: Vec<String>,
+    dropped_packets_in: u64,
+    dropped_packets_out: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AllowRule {
+    direction: String,
+    protocol: String,
+    cidr: String,
+    port: u32,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Attempt {
+    from_pod: bool,
+    target: String,
+    about: String,
+    before: String,
+    after: String,
+    permitted: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -171,9 +216,50 @@ impl From<&wire::Quarantine> for Quarantine {
             message: q.message.clone(),
             steps: q.steps.iter().map(Step::from).collect(),
             checks: q.facts.iter().map(Check::from).collect(),
+            verdict: q.verdict.clone(),
+            isolation: q.isolation.as_ref().map(NodeIsolation::from),
+            attempts: q.attempts.iter().map(Attempt::from).collect(),
             warnings: q.warnings.clone(),
             collection: q.collection.clone(),
             created: exact(q.created.as_ref()),
+        }
+    }
+}
+
+impl From<&wire::NodeIsolation> for NodeIsolation {
+    fn from(isolation: &wire::NodeIsolation) -> Self {
+        let rule = |rule: &wire::AllowRule| AllowRule {
+            direction: rule.direction.clone(),
+            protocol: rule.protocol.clone(),
+            cidr: rule.cidr.clone(),
+            port: rule.port,
+        };
+        Self {
+            in_force: isolation.in_force,
+            problem: isolation.problem.clone(),
+            sandbox: isolation.sandbox_id.clone(),
+            netns_inode: isolation.netns_inode,
+            since: exact(isolation.since.as_ref()),
+            allow: isolation.allow.iter().map(rule).collect(),
+            probe_ports: isolation.probe_ports.clone(),
+            node_addresses: isolation.node_addresses.clone(),
+            drop_loopback: isolation.drop_loopback,
+            weaknesses: isolation.weaknesses.clone(),
+            dropped_packets_in: isolation.dropped_packets_in,
+            dropped_packets_out: isolation.dropped_packets_out,
+        }
+    }
+}
+
+impl From<&wire::ConnectionAttempt> for Attempt {
+    fn from(attempt: &wire::ConnectionAttempt) -> Self {
+        Self {
+            from_pod: attempt.from_pod,
+            target: attempt.target.clone(),
+            about: attempt.about.clone(),
+            before: attempt.before.clone(),
+            after: attempt.after.clone(),
+            permitted: attempt.permitted,
         }
     }
 }

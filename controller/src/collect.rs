@@ -49,6 +49,7 @@ mod partial;
 mod quick;
 mod receive;
 mod session;
+mod standstill;
 
 /// Collects evidence. One for the whole process.
 pub struct Collector {
@@ -81,6 +82,8 @@ pub struct CollectionJob {
     pub neighbours: Vec<TargetPod>,
     /// Pause each container while its image is made.
     pub pause: bool,
+    /// Pause each container while it is exported, all together for no longer than this.
+    pub freeze: Option<Duration>,
     /// `<namespace>/<name>` of the Quarantine that asks for it.
     pub quarantine: Option<String>,
     /// What that Quarantine came to, read when everything else is stored.

@@ -90,6 +90,18 @@ pub struct Serve {
         value_name = "NAME"
     )]
     pub policy_name: String,
+    /// Don't isolate pods in their network namespace unless a quarantine asks for it: for an installation
+    /// whose agents run without --allow-isolation.
+    #[arg(
+        long,
+        env = "IMPOUND_NO_NODE_ISOLATION",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub no_node_isolation: bool,
+    /// Longest time in seconds for which a container is paused while it is read, if a request asks for that;
+    /// a pod's own liveness and startup probes may allow less
+    #[arg(long, env = "IMPOUND_FREEZE_LIMIT", value_parser = seconds, default_value = "60", value_name = "SECONDS")]
+    pub freeze_limit: Duration,
     /// Seconds that a collection waits for an agent that can't be reached, before it goes on without [default: 120]
     #[arg(long, env = "IMPOUND_AGENT_PATIENCE", value_parser = seconds, value_name = "SECONDS")]
     pub agent_patience: Option<Duration>,
@@ -164,6 +176,9 @@ impl Serve {
             pod_label: self.pod_label.clone(),
             node_label: self.node_label.clone(),
             policy_name: self.policy_name.clone(),
+            isolate: !self.no_node_isolation,
+            agent_port: self.agent_port,
+            freeze_limit: self.freeze_limit,
         }
     }
 }

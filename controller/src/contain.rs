@@ -10,13 +10,16 @@
 pub mod credentials;
 pub mod evict;
 pub mod facts;
+pub mod isolation;
 pub mod node;
 pub mod observe;
 pub mod owner;
 pub mod plan;
 pub mod pod;
 pub mod policy;
+pub mod proof;
 pub mod protect;
 pub mod refusal;
 pub mod selector;
 pub mod settings;
+pub mod standstill;

@@ -2,9 +2,9 @@
 //! their nodes and seals it in write-once storage.
 //!
 //! The data path, by file: [`reconcile`] decides and records, [`contain`] speaks to the Kubernetes
-//! API, [`agents`] to the node's agent, [`collect`] receives and checks, [`store`] keeps, [`seal`]
-//! signs. [`service`] is how responders and platforms ask for it. [`issue`] gives the agents their
-//! certificates.
+//! API, [`agents`] and [`isolate`] to the node's agent, [`collect`] receives and checks, [`store`] keeps,
+//! [`seal`] signs. [`service`] is how responders and platforms ask for it. [`issue`] gives the agents
+//! their certificates.
 
 pub mod agents;
 pub mod collect;
@@ -12,6 +12,7 @@ pub mod config;
 pub mod contain;
 pub mod describe;
 pub mod health;
+pub mod isolate;
 pub mod issue;
 pub mod kubernetes;
 pub mod leader;

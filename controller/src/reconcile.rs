@@ -6,6 +6,7 @@ pub mod collection;
 pub mod containing;
 pub mod evicting;
 pub mod guarding;
+pub mod isolating;
 pub mod next_step;
 pub mod quarantine;
 pub mod record;
@@ -60,6 +61,8 @@ pub struct Context {
     /// Held while shared things (a node, a namespace's policy) are looked at and planned with, or
     /// looked at and undone. One process works at a time, so a lock in it is enough.
     pub shared: Mutex<()>,
+    /// What is under way and known about isolations at nodes.
+    pub isolation: isolating::Memory,
     /// How long a collection waits for an agent; the default if none.
     pub agent_patience: Option<SignedDuration>,
 }

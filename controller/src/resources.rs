@@ -3,10 +3,15 @@
 //! Generated YAML is checked in under `deploy/crds/` and compared by a test.
 
 pub mod collection;
+pub mod isolation;
 pub mod quarantine;
 
 pub use collection::{
     ArtifactState, ArtifactStatus, Collection, CollectionPhase, CollectionSpec, CollectionStatus,
+};
+pub use isolation::{
+    AllowDirection, AllowProtocol, AllowRule, AttemptOrigin, AttemptOutcome, AttemptStatus,
+    IsolationSpec, IsolationStatus, TableState, Verdict, WeaknessStatus,
 };
 pub use quarantine::{
     ApiCall, Before, Credential, Drift, EvictionState, EvictionStatus, Fact, FactState, NodeUndo,

@@ -33,7 +33,7 @@ use crate::kubernetes;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::nodes::NodeAddresses;
-use crate::reconcile::{self, Context, collection::Running};
+use crate::reconcile::{self, Context, collection::Running, isolating};
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
 use crate::service::{Counted, Service};
@@ -138,6 +138,7 @@ async fn run(config: Serve) -> Result<()> {
         custody,
         running: Running::default(),
         shared: Mutex::default(),
+        isolation: isolating::Memory::default(),
         agent_patience: config
             .agent_patience
             .and_then(|limit| limit.try_into().ok()),

@@ -9,6 +9,7 @@ mod containers;
 mod convert;
 mod count;
 mod evidence;
+mod isolation;
 mod quarantines;
 mod status;
 

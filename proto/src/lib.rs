@@ -20,6 +20,9 @@ pub use identity::{NodeName, PeerId, ResponderName, Role};
 /// gRPC metadata key that carries the case id, so both ends' logs join.
 pub const CASE_METADATA: &str = "impound-case";
 
+/// What an agent's message begins with that was not allowed to isolate pods.
+pub const ISOLATION_OFF: &str = "isolation at the node is off";
+
 /// What one node's agent serves.
 pub mod agent {
     /// Version 1 of `impound.agent`.

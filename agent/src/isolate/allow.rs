@@ -82,6 +82,14 @@ impl Cidr {
     }
 }
 
+impl From<IpAddr> for Cidr {
+    /// The address alone.
+    fn from(address: IpAddr) -> Self {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        Self { address, prefix }
+    }
+}
+
 impl FromStr for Cidr {
     type Err = CidrError;
 

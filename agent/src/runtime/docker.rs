@@ -1,7 +1,7 @@
 //! Docker Engine over its unix socket.
 //!
 //! Calls made, and no others: version, containers (list), container inspect, changes, export, commit
-//! with or without pause, image inspect, image save, image delete. Typed calls go through bollard.
+//! with or without pause, pause and unpause, image inspect, image save, image delete. Typed calls go through bollard.
 //! What has to be the engine's own bytes, or may be larger than memory, goes through [`raw`]: bollard
 //! re-serialises, which loses fields it does not know, and collects whole answers.
 
@@ -277,6 +277,20 @@ impl ContainerRuntime for Docker {
         let client = self.client().await?;
         let body = client.export_image(&reference.to_string());
         self.reading(format!("GET /images/{reference}/get"), body)
+            .await
+    }
+
+    async fn pause(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let client = self.client().await?;
+        let call = format!("POST /containers/{id}/pause");
+        self.within(&call, QUICK, client.pause_container(id.as_str()))
+            .await
+    }
+
+    async fn unpause(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let client = self.client().await?;
+        let call = format!("POST /containers/{id}/unpause");
+        self.within(&call, QUICK, client.unpause_container(id.as_str()))
             .await
     }
 

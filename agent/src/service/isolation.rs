@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use impound_proto::ISOLATION_OFF;
 use impound_proto::agent::v1::{
     self as proto, AllowDirection, AllowProtocol, AllowRule, InspectIsolationRequest,
     InspectIsolationResponse, IsolateRequest, IsolateResponse, IsolationWeakness,
@@ -15,6 +16,7 @@ use tonic::Status;
 use super::{Shared, status};
 use crate::isolate::Isolation;
 use crate::isolate::allow::{Allow, Direction, Protocol};
+use crate::isolate::node_access::NodeAccess;
 use crate::isolate::probe::{Attempt, Outcome};
 use crate::isolate::record::{Holder, Label, Record};
 use crate::isolate::rules::Exceptions;
@@ -27,6 +29,10 @@ const ALLOWED: usize = 64;
 /// Targets of one probe in each direction: enough to compare, too few to scan a network.
 const TARGETS: usize = 16;
 
+/// Addresses and probed ports of one pod.
+const ADDRESSES: usize = 8;
+const PORTS: usize = 16;
+
 /// What an attempt may take, ms. The default leaves room for one repetition of the first packet.
 const TIMEOUT_MS: std::ops::RangeInclusive<u32> = 100..=10_000;
 const DEFAULT_TIMEOUT_MS: u32 = 2_000;
@@ -37,8 +43,9 @@ impl Shared {
         let pod = pod(request.pod)?;
         let holder = holder(&request.case_id, &request.quarantine)?;
         let exceptions = exceptions(request.allow, request.drop_loopback)?;
+        let access = node_access(request.node_access)?;
         let done = isolation
-            .isolate(&pod, holder, &exceptions)
+            .isolate(&pod, holder, &exceptions, &access)
             .await
             .map_err(|error| status::isolation(&error))?;
         let (since, case_id, quarantine) = record(done.record);
@@ -52,6 +59,7 @@ impl Shared {
             case_id,
             quarantine,
             weaknesses: done.weaknesses.into_iter().map(weakness).collect(),
+            node_addresses: texts(&done.node_addresses),
         })
     }
 
@@ -62,8 +70,9 @@ impl Shared {
         let isolation = self.isolation()?;
         let pod = pod(request.pod)?;
         let exceptions = exceptions(request.allow, request.drop_loopback)?;
+        let access = node_access(request.node_access)?;
         let found = isolation
-            .inspect(&pod, &exceptions)
+            .inspect(&pod, &exceptions, &access)
             .await
             .map_err(|error| status::isolation(&error))?;
         let (since, case_id, quarantine) = record(found.record);
@@ -82,6 +91,7 @@ impl Shared {
             case_id,
             quarantine,
             weaknesses: found.weaknesses.into_iter().map(weakness).collect(),
+            node_addresses: texts(&found.node_addresses),
         })
     }
 
@@ -107,6 +117,10 @@ impl Shared {
         let pod = pod(request.pod)?;
         let from_pod = targets("from_pod", &request.from_pod)?;
         let from_node = targets("from_node", &request.from_node)?;
+        let node_port = match request.node_port {
+            0 => None,
+            given => Some(port("node_port", given)?),
+        };
         if from_pod.is_empty() && from_node.is_empty() {
             return Err(Status::invalid_argument(
                 "expected at least one target in from_pod or from_node, found none",
@@ -126,7 +140,7 @@ impl Shared {
         let started = SystemTime::now();
         let limit = Duration::from_millis(limit.into());
         let probed = isolation
-            .probe(&pod, &from_pod, &from_node, limit)
+            .probe(&pod, &from_pod, &from_node, node_port, limit)
             .await
             .map_err(|error| status::isolation(&error))?;
         let from_pod = probed.from_pod.into_iter().map(|one| result(true, one));
@@ -143,7 +157,7 @@ impl Shared {
     fn isolation(&self) -> Result<&Isolation, Status> {
         self.isolation.as_ref().ok_or_else(|| {
             Status::failed_precondition(format!(
-                "isolation at the node is off on {}: start its agent with --allow-isolation \
+                "{ISOLATION_OFF} on {}: start its agent with --allow-isolation \
                  (IMPOUND_ALLOW_ISOLATION=true), hostPID and the capabilities SYS_ADMIN, NET_ADMIN and \
                  SYS_PTRACE",
                 self.node
@@ -236,6 +250,51 @@ fn allow(rule: &AllowRule) -> Result<Allow, String> {
             ),
         },
     })
+}
+
+fn node_access(access: Option<proto::NodeAccess>) -> Result<NodeAccess, Status> {
+    let access = access.unwrap_or_default();
+    let (addresses, ports) = (access.pod_addresses.len(), access.ports.len());
+    if addresses > ADDRESSES || ports > PORTS {
+        return Err(Status::invalid_argument(format!(
+            "node_access: expected at most {ADDRESSES} addresses and {PORTS} ports, found {addresses} and {ports}"
+        )));
+    }
+    let address = |text: &String| {
+        text.parse().map_err(|_| {
+            let shown: String = text.chars().take(64).collect();
+            Status::invalid_argument(format!(
+                "node_access: expected an IP address of the pod, found {shown:?}"
+            ))
+        })
+    };
+    Ok(NodeAccess {
+        pod_addresses: access
+            .pod_addresses
+            .iter()
+            .map(address)
+            .collect::<Result<_, _>>()?,
+        ports: access
+            .ports
+            .iter()
+            .map(|given| port("node_access", *given))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn port(field: &str, given: u32) -> Result<u16, Status> {
+    u16::try_from(given)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "{field}: expected a port from 1 to 65535, found {given}"
+            ))
+        })
+}
+
+fn texts(addresses: &[IpAddr]) -> Vec<String> {
+    addresses.iter().map(IpAddr::to_string).collect()
 }
 
 fn targets(field: &str, targets: &[ProbeTarget]) -> Result<Vec<SocketAddr>, Status> {

@@ -4,6 +4,7 @@ use impound_proto::tls::explain;
 use tonic::Status;
 
 use crate::disk::DiskError;
+use crate::freeze::FreezeError;
 use crate::isolate::IsolateError;
 use crate::runtime::RuntimeError;
 
@@ -32,6 +33,20 @@ pub(crate) fn broken(error: &RuntimeError, sent: u64) -> Status {
 /// No room.
 pub(crate) fn disk(error: &DiskError) -> Status {
     Status::resource_exhausted(error.to_string())
+}
+
+/// Nothing stands still.
+pub(crate) fn freeze(error: &FreezeError) -> Status {
+    let text = explain(error);
+    match error {
+        FreezeError::Runtime(error) => of(error),
+        FreezeError::Unknown { .. } => Status::not_found(text),
+        FreezeError::NotRunning { .. } | FreezeError::SeveralPods => {
+            Status::failed_precondition(text)
+        }
+        FreezeError::TooSlow | FreezeError::Ended => Status::unavailable(text),
+        FreezeError::Record { .. } => Status::internal(text),
+    }
 }
 
 /// Nothing was done, or what was done did not hold; the text says which.

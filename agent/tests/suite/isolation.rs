@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use impound_proto::agent::v1::{
-    AllowDirection, IsolateRequest, IsolationWeaknessKind,
+    AllowDirection, InspectIsolationRequest, IsolateRequest, IsolationWeaknessKind, NodeAccess,
+    ProbeIsolationRequest,
     ProbeOutcome::{self, Connected, TimedOut},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -296,6 +297,62 @@ async fn what_is_allowed_passes_and_nothing_beside_it() {
         found.iter().all(|(outcome, _)| *outcome == TimedOut),
         "{found:?}"
     );
+    assert!(lift(client, &suspect).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_itself_gets_in_where_its_probes_need_it_and_nobody_else_does() {
+    let world = World::isolating().await;
+    let client = &world.client;
+    let (suspect, neighbour) = (Pod::start("suspect"), Pod::start("neighbour"));
+    let inward = [target(&suspect.address()), target(&suspect.address6())];
+    until_connected(client, &suspect, &[], &inward).await;
+    until_connected(client, &neighbour, &inward, &[]).await;
+
+    let access = NodeAccess {
+        pod_addresses: vec![suspect.address(), suspect.address6()],
+        ports: vec![PORT.into()],
+    };
+    let wanted = IsolateRequest {
+        node_access: Some(access.clone()),
+        ..request(&suspect, Vec::new())
+    };
+    let mut direct = client.clone();
+    let set = direct.isolate(case(wanted)).await.unwrap().into_inner();
+    assert_eq!(set.node_addresses, [HOST, HOST6]);
+    for (outcome, what) in probe(client, &suspect, &[], &inward).await {
+        assert_eq!(outcome, Connected, "{what}");
+    }
+    for (outcome, what) in probe(client, &neighbour, &inward, &[]).await {
+        assert_eq!(outcome, TimedOut, "{what}");
+    }
+    let mut seen = InspectIsolationRequest {
+        pod: Some(suspect.selector.clone()),
+        node_access: Some(access),
+        ..Default::default()
+    };
+    let mut inspected = async |request: &InspectIsolationRequest| {
+        let answer = direct.inspect_isolation(case(request.clone())).await;
+        answer.unwrap().into_inner().isolated
+    };
+    assert!(inspected(&seen).await);
+    seen.node_access = None;
+    assert!(!inspected(&seen).await);
+
+    // Out of the pod, its own node is tried at the address that it has there.
+    let request = ProbeIsolationRequest {
+        pod: Some(suspect.selector.clone()),
+        from_node: vec![target(&suspect.address())],
+        node_port: 1,
+        timeout_ms: 200,
+        ..Default::default()
+    };
+    let probed = client.clone().probe_isolation(case(request)).await;
+    let results = probed.unwrap().into_inner().results;
+    let tried = results[0].target.clone().unwrap();
+    assert!(results[0].from_pod);
+    assert_eq!((tried.address.as_str(), tried.port), (HOST, 1));
+    assert_eq!(results[0].outcome(), TimedOut);
     assert!(lift(client, &suspect).await.unwrap());
 }
 

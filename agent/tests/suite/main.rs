@@ -16,6 +16,7 @@
 mod capture;
 mod engine;
 mod fake;
+mod freeze;
 mod images;
 mod isolation;
 mod pod;

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use impound_proto::agent::v1::InfoRequest;
 use impound_proto::agent::v1::agent_client::AgentClient;
+use impound_proto::agent::v1::{FreezeRequest, InfoRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
 use crate::engine::{self, SOCKET};
+use crate::pod::Pod;
 use crate::world::{NODE, case, controller, issue};
 
 #[tokio::test]
@@ -81,11 +82,49 @@ async fn an_agent_with_another_nodes_certificate_does_not_start() {
     );
 }
 
+#[tokio::test]
+async fn what_a_killed_agent_left_paused_goes_on_when_it_starts_again() {
+    engine::require();
+    let pki = tempfile::tempdir().unwrap();
+    issue(pki.path());
+    let pod = Pod::start("frozen");
+    let limit_ms = 3_600_000;
+    let container_ids = vec![pod.app.id.clone()];
+    let (listen, ready) = (free_address().await, free_address().await);
+    let mut first = start(pki.path(), NODE, &listen, &ready, SOCKET);
+    while probe(&ready).await != Some(200) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut client = AgentClient::new(controller(pki.path(), listen.parse().unwrap()).await);
+    let request = FreezeRequest {
+        container_ids,
+        limit_ms,
+    };
+    client.freeze(case(request)).await.unwrap();
+    assert!(paused(&pod));
+    first.kill().await.unwrap();
+    assert!(paused(&pod), "the engine holds what is paused");
+    let (listen, ready) = (free_address().await, free_address().await);
+    let mut second = start(pki.path(), NODE, &listen, &ready, SOCKET);
+    while paused(&pod) {
+        assert!(second.try_wait().unwrap().is_none(), "the agent has ended");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    second.kill().await.unwrap();
+}
+
+fn paused(pod: &Pod) -> bool {
+    let state = ["inspect", "-f", "{{.State.Paused}}", &pod.app.id];
+    engine::line(engine::docker(&state)) == "true"
+}
+
 fn start(pki: &Path, node: &str, listen: &str, ready: &str, socket: &str) -> Child {
     Command::new(env!("CARGO_BIN_EXE_impound-agent"))
         .args(["--node", node, "--listen", listen, "--ready-listen", ready])
         .args(["--docker-socket", socket, "--tls-dir"])
         .arg(pki.join("agents").join(NODE))
+        .arg("--state-dir")
+        .arg(pki.join("state"))
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()

@@ -174,6 +174,7 @@ async fn a_service_without_verified_peers_answers_nobody() {
         Disk::new("/", 0),
         [0; 32],
         false,
+        "/nonexistent".into(),
     );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

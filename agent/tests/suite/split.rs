@@ -206,6 +206,7 @@ async fn without_its_collector_the_front_says_so_and_goes_on_once_it_is_back() {
         node: NODE.parse().unwrap(),
         runtime: Arc::new(fake),
         disk: impound_agent::Disk::new("/", 0),
+        state_dir: world.pki.path().join("state"),
         front_uid: rustix::process::getuid().as_raw(),
         drain: Duration::from_secs(1),
     };

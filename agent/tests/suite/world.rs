@@ -72,6 +72,7 @@ impl World {
             ready: None,
             drain: Duration::from_secs(20),
             allow_isolation,
+            state_dir: pki.path().join("state"),
         };
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent.serve(listener, async {
@@ -101,6 +102,7 @@ impl World {
                 node: NODE.parse().unwrap(),
                 runtime: Arc::new(runtime.clone()),
                 disk: Disk::new("/var/lib/docker", 0),
+                state_dir: pki.path().join("state"),
                 front_uid: rustix::process::getuid().as_raw(),
                 drain: Duration::from_secs(20),
             };

@@ -93,8 +93,15 @@ pub(super) fn status(quarantine: &wire::Quarantine, program: &str) -> String {
         ("Requested by", q.requested_by.clone()),
         ("Created", human::date(q.created.as_ref())),
         ("Phase", phase.join(": ")),
+        ("Verdict", verdict(&q.verdict).to_owned()),
+        (
+            "At the node",
+            q.isolation.as_ref().map(at_the_node).unwrap_or_default(),
+        ),
     ] {
-        head.row([name.to_owned(), value]);
+        if !value.is_empty() {
+            head.row([name.to_owned(), value]);
+        }
     }
     let mut text = format!(
         "Quarantine {}/{}\n{head}",
@@ -124,6 +131,13 @@ pub(super) fn status(quarantine: &wire::Quarantine, program: &str) -> String {
         }
         let _ = write!(text, "\nChecks\n{checks}");
     }
+    if !q.attempts.is_empty() {
+        let _ = write!(
+            text,
+            "\nConnections, before and after\n{}",
+            attempts(&q.attempts)
+        );
+    }
     text.push_str(&warnings(&q.warnings));
     if !q.collection.is_empty() {
         let _ = writeln!(
@@ -134,6 +148,52 @@ pub(super) fn status(quarantine: &wire::Quarantine, program: &str) -> String {
         );
     }
     text
+}
+
+fn verdict(verdict: &str) -> &str {
+    match verdict {
+        "Isolated" => "isolated: proved at the Kubernetes API and at the node",
+        "Contained" => "contained at the Kubernetes API",
+        "NotContained" => "NOT contained",
+        other => other,
+    }
+}
+
+fn at_the_node(isolation: &wire::NodeIsolation) -> String {
+    if !isolation.in_force {
+        return format!("not known to be isolated: {}", isolation.problem);
+    }
+    format!(
+        "isolated since {}; dropped {} packets towards the pod and {} from it",
+        human::date(isolation.since.as_ref()),
+        isolation.dropped_packets_in,
+        isolation.dropped_packets_out
+    )
+}
+
+fn attempts(attempts: &[wire::ConnectionAttempt]) -> Table {
+    let mut table = Table::inset();
+    for attempt in attempts {
+        let from = if attempt.from_pod {
+            "from the pod to"
+        } else {
+            "from the node to"
+        };
+        let ended = |outcome: &str| match outcome {
+            "" => "not tried".to_owned(),
+            "TimedOut" => "no answer".to_owned(),
+            other => other.to_lowercase(),
+        };
+        let permitted = if attempt.permitted { "let through" } else { "" };
+        table.row([
+            format!("{from} {}", attempt.target),
+            ended(&attempt.before),
+            ended(&attempt.after),
+            attempt.about.clone(),
+            permitted.to_owned(),
+        ]);
+    }
+    table
 }
 
 /// How it ended: what is contained and what isn't, where the evidence is, what to type next.
@@ -178,7 +238,9 @@ fn contained(q: &wire::Quarantine) -> String {
     let head = match q.phase.as_str() {
         "Refused" => "REFUSED",
         "Released" => "RELEASED",
+        _ if q.verdict == "NotContained" => "NOT CONTAINED",
         "Failed" => "FAILED",
+        _ if q.verdict == "Isolated" => "ISOLATED",
         _ if !failed.is_empty() => "NOT FULLY CONTAINED",
         _ if !unverified.is_empty() => "CONTAINED, not all of it verified",
         _ if q.facts.is_empty() => "CONTAINED, none of it verified",

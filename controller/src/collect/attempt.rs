@@ -116,11 +116,15 @@ impl Session<'_> {
             }
         };
         let (received, ()) = futures::join!(receiving, spooling);
+        let standstill = self.let_go().await?;
         let (failure, reasons, finished) = match received {
             Ok(received) => match received.completeness {
                 Completeness::Complete => {
                     let finished = instant(received.finished);
-                    let record = record(path, &begun, received.content, finished);
+                    let mut record = record(path, &begun, received.content, finished);
+                    if let (Ask::Export { .. }, Some(still)) = (wanted.ask, standstill) {
+                        record.consistency = still.consistency(begun.started, finished);
+                    }
                     return self.finish_tar(record, writer, deriving).await;
                 }
                 Completeness::Incomplete { reasons } => {

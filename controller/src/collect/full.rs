@@ -1,5 +1,5 @@
-//! The full stage: every container of the suspect, one after the other, exported live and then
-//! frozen into an image.
+//! The full stage: every container of the suspect, one after the other, exported (live, or
+//! while it stands still) and then made into an image.
 
 use impound_evidence::{ContainerRole, export_name, image_name};
 
@@ -28,6 +28,9 @@ impl Session<'_> {
         for (known, paths) in containers.iter().zip(paths) {
             let container = known.container.id.as_str();
             let ask = Ask::Export { container };
+            if self.stored(&paths.export).is_none() {
+                self.stand_still(known, &paths.export).await?;
+            }
             let export = Wanted {
                 node: &target.node,
                 paths: vec![paths.export],
@@ -35,7 +38,10 @@ impl Session<'_> {
                 expected_bytes: 0,
                 deadline: None,
             };
-            let expected = match self.fetch(&export).await? {
+            let fetched = self.fetch(&export).await;
+            // If no byte came, nobody has let go yet.
+            self.let_go().await?;
+            let expected = match fetched? {
                 Fetched::Stored(content) => content.size,
                 Fetched::GivenUp(_) => 0,
             };

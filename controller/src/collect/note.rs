@@ -29,6 +29,9 @@ pub(super) struct Note {
     pub(super) begun: BTreeMap<EvidencePath, Begun>,
     /// Images that were made and may still be on the node, by reference.
     pub(super) images: BTreeMap<String, Image>,
+    /// Containers that were paused while they were exported, and for how many ms at most.
+    #[serde(default)]
+    pub(super) frozen: BTreeMap<String, u64>,
     /// What somebody should look after.
     pub(super) warnings: Vec<String>,
     /// Set when collecting is over: from then on nothing but the seal changes.

@@ -9,6 +9,7 @@ use impound_evidence::{
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::note::Note;
+use super::standstill::Standstill;
 use super::{CollectError, CollectionJob, Collector};
 use crate::agents::AgentConnection;
 use crate::progress::Board;
@@ -27,6 +28,8 @@ pub(super) struct Session<'a> {
     stored: Mutex<BTreeMap<EvidencePath, Kept>>,
     missing: Mutex<BTreeMap<EvidencePath, String>>,
     pub(super) connections: AsyncMutex<HashMap<String, Arc<AgentConnection>>>,
+    /// The container that is being exported, if it does not change meanwhile.
+    pub(super) standstill: Mutex<Option<Standstill>>,
 }
 
 /// An artifact that may enter the manifest: its record, and the store's receipt for exactly that.
@@ -86,6 +89,7 @@ impl<'a> Session<'a> {
             stored: Mutex::default(),
             missing: Mutex::default(),
             connections: AsyncMutex::default(),
+            standstill: Mutex::default(),
         };
         session.begin().await?;
         Ok(session)
@@ -371,6 +375,6 @@ pub(super) fn content(record: &ArtifactRecord) -> Content {
 }
 
 /// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -34,15 +34,16 @@ pub async fn check(
         observe::list::<EndpointSlice>(client, &slices_path),
     )?;
     let labels = pod.metadata.labels.clone().unwrap_or_default();
-    Ok(vec![
+    let mut facts = vec![
         labelled(&pod, quarantine),
         owner_released(&pod),
         no_endpoints(&pod, &slices),
         policy_selects(&labels, &policies, settings),
         no_policy_allows(&labels, &policies),
         node_cordoned(node.as_ref()),
-        traffic_blocked(&pod),
-    ])
+    ];
+    facts.extend(traffic_flows(&pod));
+    Ok(facts)
 }
 
 /// Whether the API still has to catch up with what was sent: its own controllers release the pod
@@ -55,8 +56,10 @@ pub fn settling(facts: &[Fact]) -> bool {
         .any(|fact| fact.state == FactState::False && !lasting.contains(&fact.name.as_str()))
 }
 
-const TRAFFIC_BLOCKED: &str = "TrafficBlocked";
-const NO_POLICY_ALLOWS: &str = "NoPolicyAllows";
+/// Stated of a pod whose traffic nothing can stop.
+pub const TRAFFIC_BLOCKED: &str = "TrafficBlocked";
+/// No other policy allows the pod traffic.
+pub const NO_POLICY_ALLOWS: &str = "NoPolicyAllows";
 
 fn labelled(pod: &Pod, quarantine: &str) -> Fact {
     let held = is_labelled(pod, quarantine);
@@ -192,21 +195,16 @@ fn node_cordoned(node: Option<&Node>) -> Fact {
     }
 }
 
-fn traffic_blocked(pod: &Pod) -> Fact {
-    if uses_node_network(pod) {
-        return fact(
+/// Of every other pod [`super::proof`] says whether its traffic is blocked.
+fn traffic_flows(pod: &Pod) -> Option<Fact> {
+    uses_node_network(pod).then(|| {
+        fact(
             TRAFFIC_BLOCKED,
             false,
-            "the pod uses its node's network (hostNetwork), to which no NetworkPolicy applies: cut the node off",
-        );
-    }
-    Fact {
-        name: TRAFFIC_BLOCKED.into(),
-        state: FactState::Unverified,
-        message: "whether the network plugin enforces the policy was not tested from the pod; \
-                  connections that existed may go on"
-            .into(),
-    }
+            "the pod uses its node's network (hostNetwork), to which no NetworkPolicy applies and which can't be \
+             isolated at the node: cut the node off",
+        )
+    })
 }
 
 fn fact(name: &str, held: bool, message: &str) -> Fact {

@@ -10,7 +10,7 @@ use super::observe::{Observed, phase};
 use super::owner::{Ownership, ownership};
 use super::refusal::Refusal;
 use super::settings::{FIELD_MANAGER, QUARANTINE_LABEL, Settings};
-use super::{node, pod, policy, protect};
+use super::{isolation, node, pod, policy, protect};
 use crate::resources::{
     ApiCall, EvictionState, EvictionStatus, NodeUndo, Quarantine, QuarantineSpec, StepName, Undo,
 };
@@ -54,12 +54,16 @@ pub fn plan(
     refuse_uid(&observed.pod, spec.pod_uid.as_deref())?;
     refuse_other_quarantine(&observed.pod, quarantine, others)?;
     refuse_state(&observed.pod)?;
+    isolation::check_rules(&spec.isolation)?;
     let Ownership {
         owner,
         mut consequences,
     } = ownership(observed)?;
 
+    let isolated =
+        isolation::is_wanted(spec, settings) && isolation::hindrance(&observed.pod).is_none();
     let undo = Undo {
+        isolated,
         pod: pod::undo(observed, quarantine, settings)?,
         node: shared_node_undo(observed, quarantine, others)
             .unwrap_or_else(|| node::undo(&observed.node, settings)),
@@ -71,6 +75,11 @@ pub fn plan(
     calls.extend(policy::deny_all(namespace, &observed.policies, settings)?);
     calls.extend(pod::strip(&observed.pod, &undo.pod));
     calls.extend(node::label(&observed.node, settings));
+    if isolated {
+        let node = observed.node.metadata.name.as_deref().unwrap_or_default();
+        let request = isolation::request(&observed.pod, quarantine, spec);
+        calls.push(isolation::call(node, &request));
+    }
     calls.extend(
         evictions
             .iter()

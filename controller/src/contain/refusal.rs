@@ -109,6 +109,14 @@ pub enum Refusal {
         /// Name of the other Quarantine.
         by: String,
     },
+    /// A rule of the isolation's allow-list that the agent would not take.
+    #[error("the isolation can't allow {rule:?}: {reason}. Nothing was changed; create it again")]
+    BadAllowRule {
+        /// The rule in words.
+        rule: String,
+        /// What was expected.
+        reason: &'static str,
+    },
     /// A policy of that name exists and is somebody else's.
     #[error(
         "a NetworkPolicy {namespace}/{name} exists that does not deny all traffic of the label \

@@ -1,5 +1,7 @@
 //! Names and labels that containment uses; the defaults are those of the manual procedure.
 
+use std::time::Duration;
+
 /// Label on a quarantined pod that names its Quarantine object: selected by the suspect's own
 /// disruption budget.
 pub const QUARANTINE_LABEL: &str = "impound.dev/quarantine";
@@ -43,6 +45,12 @@ pub struct Settings {
     pub node_label: (String, String),
     /// Name of the deny-all NetworkPolicy.
     pub policy_name: String,
+    /// Whether pods are isolated at their node, where a quarantine does not say.
+    pub isolate: bool,
+    /// Port at which every node's agent listens.
+    pub agent_port: u16,
+    /// Longest time for which a pod without liveness and startup probes is paused.
+    pub freeze_limit: Duration,
 }
 
 impl Default for Settings {
@@ -51,6 +59,9 @@ impl Default for Settings {
             pod_label: ("status".into(), "suspectpod".into()),
             node_label: ("status".into(), "suspectnode".into()),
             policy_name: "deny-all-suspectpod".into(),
+            isolate: true,
+            agent_port: 7443,
+            freeze_limit: Duration::from_secs(60),
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::collect::{
     CollectError, CollectionJob, Containment, ContainmentSource, SealedCollection, TargetPod,
 };
 use crate::contain::observe::{self, ObserveError};
+use crate::contain::standstill;
 use crate::describe::describe;
 use crate::kubernetes::{from_kube, read};
 use crate::progress::{ArtifactProgress, ArtifactState as Stage, CollectionProgress};
@@ -386,6 +387,7 @@ async fn prepare(
     } else {
         Vec::new()
     };
+    let pod: Pod = serde_json::from_value(before.pod.clone()).unwrap_or_default();
     Ok(CollectionJob {
         case: at.case,
         name: at.name,
@@ -402,6 +404,9 @@ async fn prepare(
         before: files(&before),
         neighbours,
         pause: spec.pause,
+        freeze: spec
+            .freeze
+            .then(|| standstill::allowed(&pod, context.settings.freeze_limit)),
         quarantine: spec
             .quarantine
             .as_ref()

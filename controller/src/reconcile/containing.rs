@@ -6,7 +6,7 @@ use kube::api::{Api, ListParams, Patch};
 use serde_json::{Value, json};
 
 use super::record::{Record, manager};
-use super::{Context, ReconcileError};
+use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::{self, ObserveError, Observed, observe};
 use crate::contain::plan::{self, Plan, plan};
 use crate::contain::refusal::Refusal;
@@ -92,6 +92,7 @@ pub async fn record_plan(
         node: observed.node_raw.clone(),
         owner: observed.owner.as_ref().and_then(|owner| owner.raw.clone()),
     });
+    isolating::try_before(record, context, &observed.pod);
     record.enter(QuarantinePhase::Containing, "containment is under way");
     record.save().await?;
     Ok(Some(observed))

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
 
 use super::record::Record;
-use super::{Context, ReconcileError, verifying};
+use super::{Context, ReconcileError, isolating, verifying};
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::refusal::Refusal;
 use crate::contain::{node, pod, policy, protect};
@@ -23,7 +23,8 @@ use crate::resources::{ApiCall, Drift, QuarantinePhase, now};
 /// also an Event and a line in the log.
 const KEPT: usize = 50;
 
-const RESTORED: &str = "Restored";
+/// Reason of what was put back.
+pub(super) const RESTORED: &str = "Restored";
 
 /// Pause before a write that met a conflict, and before one that was refused, is tried again.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(500);
@@ -94,8 +95,9 @@ pub async fn look(
             }
         }
     }
+    let looked = isolating::look(record, context, &suspect).await;
     verifying::state_again(record, context).await?;
-    Ok(again)
+    Ok(again.or(looked))
 }
 
 /// How long to leave a thing alone that was put back before, by how often that was.
@@ -154,12 +156,7 @@ async fn missing(
 
 /// Compares the containers with those that ran when the pod was contained.
 fn restarts(record: &mut Record, suspect: &Pod) {
-    let before: Option<Pod> = record
-        .status
-        .before
-        .as_ref()
-        .and_then(|before| serde_json::from_value(before.pod.clone()).ok());
-    let before = before.as_ref().map(container_ids).unwrap_or_default();
+    let before = container_ids(&record.suspect_before());
     for (name, (id, restarts)) in container_ids(suspect) {
         let Some((old, _)) = before.get(&name).filter(|(old, _)| *old != id) else {
             continue;
@@ -194,7 +191,7 @@ pub fn container_ids(pod: &Pod) -> BTreeMap<String, (String, i32)> {
 }
 
 /// Records what happened. A state that lasts is recorded once; each restoration is a new event.
-fn note(record: &mut Record, reason: &str, what: String) {
+pub(super) fn note(record: &mut Record, reason: &str, what: String) {
     let said = record
         .status
         .drift

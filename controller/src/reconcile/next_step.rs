@@ -1,8 +1,10 @@
 //! Decides what a quarantine needs next, from nothing but what is recorded. Pure.
 
+use crate::contain::facts::{NO_POLICY_ALLOWS, TRAFFIC_BLOCKED};
+use crate::contain::proof::{INCOMING_BLOCKED, NO_WAY_PAST, NODE_ISOLATED, OUTGOING_BLOCKED};
 use crate::resources::{
     CollectionPhase, CollectionStatus, FactState, QuarantinePhase, QuarantineSpec,
-    QuarantineStatus, StepName, StepState,
+    QuarantineStatus, StepName, StepState, Verdict,
 };
 
 /// Steps that contain the pod, in their safe order: the node takes no new pods before the
@@ -16,7 +18,8 @@ pub const CONTAINMENT: [StepName; 5] = [
 ];
 
 /// Steps of a release: containment in reverse.
-pub const RELEASE: [StepName; 5] = [
+pub const RELEASE: [StepName; 6] = [
+    StepName::UndoIsolate,
     StepName::UndoLabelNode,
     StepName::UndoStrip,
     StepName::UndoPolicy,
@@ -31,8 +34,12 @@ pub enum Next {
     Plan,
     /// Carry out a containment step.
     Contain(StepName),
+    /// Have the node's agent isolate the pod.
+    Isolate,
     /// Check the facts.
     Verify,
+    /// Try again what connected before the isolation.
+    Prove,
     /// Have the neighbours' quick inspect and diff taken, as first part of the collection.
     Neighbours,
     /// Work on the evictions.
@@ -84,31 +91,54 @@ pub fn evidence_is_safe(spec: &QuarantineSpec, collection: Option<&CollectionSta
         || collection.is_some_and(|collection| collection.phase == CollectionPhase::Sealed)
 }
 
-/// Whether the facts say that the pod is contained at the Kubernetes API.
+/// Whether the facts say that the pod is contained.
 /// A fact that could not be checked is no proof, and one that is seen to be untrue counts against it.
+/// A policy that still allows traffic matters no more where the node is proved to drop it.
 #[must_use]
 pub fn is_contained(status: &QuarantineStatus) -> bool {
-    let traffic = ["TrafficBlocked", "NoPolicyAllows"];
-    let flows = status
-        .facts
-        .iter()
-        .any(|fact| traffic.contains(&fact.name.as_str()) && fact.state == FactState::False);
-    if flows {
+    let is = |name: &&str, state| {
+        let mut facts = status.facts.iter();
+        facts.any(|fact| fact.name == *name && fact.state == state)
+    };
+    let flows = [TRAFFIC_BLOCKED, OUTGOING_BLOCKED, INCOMING_BLOCKED];
+    if flows.iter().any(|name| is(name, FactState::False)) {
         return false;
     }
-    [
+    if is(&NO_POLICY_ALLOWS, FactState::False) && !is_proved_at_node(status) {
+        return false;
+    }
+    let needed = [
         "Labelled",
         "OwnerReleased",
         "NoEndpoints",
         "PolicySelectsPod",
-    ]
-    .iter()
-    .all(|name| {
-        status
-            .facts
-            .iter()
-            .any(|fact| fact.name == *name && fact.state == FactState::True)
+    ];
+    needed.iter().all(|name| is(name, FactState::True))
+}
+
+/// What the facts add up to; `None` as long as none is known.
+#[must_use]
+pub fn verdict(status: &QuarantineStatus) -> Option<Verdict> {
+    if status.facts.is_empty() {
+        return None;
+    }
+    Some(match (is_contained(status), is_proved_at_node(status)) {
+        (false, _) => Verdict::NotContained,
+        (true, false) => Verdict::Contained,
+        (true, true) => Verdict::Isolated,
     })
+}
+
+/// The table is in force, what connected before does not, and nothing in the pod is seen that gets past.
+fn is_proved_at_node(status: &QuarantineStatus) -> bool {
+    let is = |name: &str, state| {
+        let mut facts = status.facts.iter();
+        facts.any(|fact| fact.name == name && fact.state == state)
+    };
+    [NODE_ISOLATED, OUTGOING_BLOCKED, INCOMING_BLOCKED]
+        .iter()
+        .all(|name| is(name, FactState::True))
+        && !is(NO_WAY_PAST, FactState::False)
 }
 
 fn release_is_due(
@@ -133,8 +163,25 @@ fn work(
     if let Some(step) = CONTAINMENT.into_iter().find(|step| !ended(status, *step)) {
         return Next::Contain(step);
     }
+    // An agent that does not answer keeps nobody waiting: what failed once is tried again later.
+    if matches!(
+        state(status, StepName::Isolate),
+        None | Some(StepState::Running)
+    ) {
+        return Next::Isolate;
+    }
     if !ended(status, StepName::Verify) {
         return Next::Verify;
+    }
+    // The collection begins before anything is waited for.
+    if state(status, StepName::Neighbours).is_none() {
+        return Next::Neighbours;
+    }
+    if !ended(status, StepName::Isolate) {
+        return Next::Isolate;
+    }
+    if !ended(status, StepName::Prove) {
+        return Next::Prove;
     }
     if !ended(status, StepName::Neighbours) {
         return Next::Neighbours;
@@ -174,7 +221,7 @@ pub fn state(status: &QuarantineStatus, step: StepName) -> Option<StepState> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::{ReleaseSpec, StepStatus, Undo};
+    use crate::resources::{Fact, ReleaseSpec, StepStatus, Undo};
 
     fn status(done: &[StepName]) -> QuarantineStatus {
         QuarantineStatus {
@@ -226,10 +273,14 @@ mod tests {
             assert_eq!(next(&spec, &status(&done), None), Next::Contain(expected));
             done.push(expected);
         }
+        assert_eq!(next(&spec, &status(&done), None), Next::Isolate);
+        done.push(StepName::Isolate);
         assert_eq!(next(&spec, &status(&done), None), Next::Verify);
         done.push(StepName::Verify);
         assert_eq!(next(&spec, &status(&done), None), Next::Neighbours);
         done.push(StepName::Neighbours);
+        assert_eq!(next(&spec, &status(&done), None), Next::Prove);
+        done.push(StepName::Prove);
         assert_eq!(next(&spec, &status(&done), None), Next::Evict);
         done.push(StepName::Evict);
         assert_eq!(next(&spec, &status(&done), None), Next::AwaitCollection);
@@ -251,10 +302,14 @@ mod tests {
     #[test]
     fn a_blocked_eviction_never_delays_the_end_of_the_collection() {
         let mut status = status(&CONTAINMENT);
-        status.steps.push(step(StepName::Verify, StepState::Done));
-        status
-            .steps
-            .push(step(StepName::Neighbours, StepState::Done));
+        for name in [
+            StepName::Isolate,
+            StepName::Verify,
+            StepName::Prove,
+            StepName::Neighbours,
+        ] {
+            status.steps.push(step(name, StepState::Done));
+        }
         status.steps.push(step(StepName::Evict, StepState::Waiting));
         assert_eq!(
             next(&QuarantineSpec::default(), &status, Some(&sealed())),
@@ -269,10 +324,12 @@ mod tests {
             ..Default::default()
         };
         let mut status = status(&CONTAINMENT);
-        assert_eq!(next(&spec, &status, None), Next::Verify);
+        assert_eq!(next(&spec, &status, None), Next::Isolate);
         status.phase = QuarantinePhase::Incomplete;
         for name in [
+            StepName::Isolate,
             StepName::Verify,
+            StepName::Prove,
             StepName::Neighbours,
             StepName::Evict,
             StepName::Collect,
@@ -282,7 +339,7 @@ mod tests {
         assert_eq!(next(&spec, &status, None), Next::RefuseRelease);
         assert_eq!(
             next(&spec, &status, Some(&sealed())),
-            Next::Undo(StepName::UndoLabelNode)
+            Next::Undo(StepName::UndoIsolate)
         );
         spec.release = Some(ReleaseSpec {
             force: true,
@@ -290,8 +347,86 @@ mod tests {
         });
         assert_eq!(
             next(&spec, &status, None),
-            Next::Undo(StepName::UndoLabelNode)
+            Next::Undo(StepName::UndoIsolate)
         );
+    }
+
+    #[test]
+    fn an_agent_that_does_not_answer_keeps_neither_verification_nor_collection_waiting() {
+        let spec = QuarantineSpec::default();
+        let mut status = status(&CONTAINMENT);
+        status
+            .steps
+            .push(step(StepName::Isolate, StepState::Waiting));
+        assert_eq!(next(&spec, &status, None), Next::Verify);
+        status.steps.push(step(StepName::Verify, StepState::Done));
+        assert_eq!(next(&spec, &status, None), Next::Neighbours);
+        let neighbours = step(StepName::Neighbours, StepState::Waiting);
+        status.steps.push(neighbours);
+        assert_eq!(next(&spec, &status, None), Next::Isolate);
+    }
+
+    #[test]
+    fn a_pod_is_called_isolated_only_by_every_fact_that_proves_it() {
+        let facts = [
+            "Labelled",
+            "OwnerReleased",
+            "NoEndpoints",
+            "PolicySelectsPod",
+            NO_POLICY_ALLOWS,
+            NODE_ISOLATED,
+            OUTGOING_BLOCKED,
+            INCOMING_BLOCKED,
+            NO_WAY_PAST,
+        ];
+        let with = |changed: &str, state| QuarantineStatus {
+            facts: facts
+                .iter()
+                .map(|name| Fact {
+                    name: (*name).into(),
+                    state: if *name == changed {
+                        state
+                    } else {
+                        FactState::True
+                    },
+                    message: String::new(),
+                })
+                .collect(),
+            ..Default::default()
+        };
+        let said = |changed: &str, state| verdict(&with(changed, state)).unwrap();
+        assert_eq!(said("", FactState::True), Verdict::Isolated);
+        for at_the_api in [
+            "Labelled",
+            "OwnerReleased",
+            "NoEndpoints",
+            "PolicySelectsPod",
+        ] {
+            assert_eq!(
+                said(at_the_api, FactState::Unverified),
+                Verdict::NotContained
+            );
+        }
+        for at_the_node in [NODE_ISOLATED, OUTGOING_BLOCKED, INCOMING_BLOCKED] {
+            assert_eq!(said(at_the_node, FactState::Unverified), Verdict::Contained);
+        }
+        assert_eq!(said(NODE_ISOLATED, FactState::False), Verdict::Contained);
+        assert_eq!(
+            said(OUTGOING_BLOCKED, FactState::False),
+            Verdict::NotContained
+        );
+        assert_eq!(
+            said(INCOMING_BLOCKED, FactState::False),
+            Verdict::NotContained
+        );
+        assert_eq!(said(NO_WAY_PAST, FactState::Unverified), Verdict::Isolated);
+        assert_eq!(said(NO_WAY_PAST, FactState::False), Verdict::Contained);
+        // The node drops what the policy allows; unproved, it may not.
+        assert_eq!(said(NO_POLICY_ALLOWS, FactState::False), Verdict::Isolated);
+        let mut allowed = with(NO_POLICY_ALLOWS, FactState::False);
+        allowed.facts.retain(|fact| fact.name != OUTGOING_BLOCKED);
+        assert_eq!(verdict(&allowed), Some(Verdict::NotContained));
+        assert_eq!(verdict(&QuarantineStatus::default()), None);
     }
 
     #[test]

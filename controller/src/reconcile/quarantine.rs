@@ -11,7 +11,9 @@ use impound_evidence::Event as CustodyEvent;
 
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;
-use super::{Context, ReconcileError, containing, evicting, guarding, releasing, verifying};
+use super::{
+    Context, ReconcileError, containing, evicting, guarding, isolating, releasing, verifying,
+};
 use crate::kubernetes::from_kube;
 use crate::resources::{
     Collection, CollectionPhase, CollectionSpec, CollectionStatus, FactState, Quarantine,
@@ -66,6 +68,21 @@ pub async fn reconcile(
                     record.save().await?;
                 }
                 delay
+            }
+            Next::Isolate => {
+                let delay = isolating::isolate(&mut record, &context).await?;
+                // On the first attempt verification follows at once, and saves.
+                let verified = next_step::state(&record.status, StepName::Verify).is_some();
+                if verified {
+                    verifying::state_again(&mut record, &context).await?;
+                    record.save().await?;
+                }
+                delay.filter(|_| verified)
+            }
+            Next::Prove => {
+                isolating::prove(&mut record, &context).await?;
+                record.save().await?;
+                None
             }
             Next::Verify => {
                 verifying::verify(&mut record, &context).await?;
@@ -255,6 +272,7 @@ async fn create_collection(record: &Record, context: &Context) -> Result<(), Rec
             reason: spec.reason.clone(),
             requested_by: spec.requested_by.clone(),
             pause: spec.pause,
+            freeze: spec.freeze,
             quarantine: Some(record.name()),
         },
     );
@@ -321,7 +339,11 @@ fn finish(record: &mut Record) {
         .map(|step| format!("{}: {}", step.name, step.message))
         .collect();
     let failed = failed.join("; ");
-    let unproved = verifying::sentences(&record.status.facts, FactState::Unverified);
+    let unproved = match verifying::sentences(&record.status.facts, FactState::Unverified) {
+        open if open.is_empty() => String::new(),
+        open => format!("; not proved: {open}"),
+    };
+    let proved = verifying::standing(record);
     if !is_contained(&record.status) {
         let untrue = verifying::sentences(&record.status.facts, FactState::False);
         let message = [untrue, failed]
@@ -338,12 +360,12 @@ fn finish(record: &mut Record) {
         };
         record.enter(
             QuarantinePhase::Complete,
-            format!("contained at the Kubernetes API{location}; not proved: {unproved}"),
+            format!("{proved}{location}{unproved}"),
         );
     } else {
         record.enter(
             QuarantinePhase::Incomplete,
-            format!("contained at the Kubernetes API, but not all is done: {failed}; not proved: {unproved}"),
+            format!("{proved}, but not all is done: {failed}{unproved}"),
         );
     }
 }

@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
+use super::next_step::verdict;
 use super::{Context, ReconcileError};
 use crate::contain::settings::FIELD_MANAGER;
 use crate::kubernetes::from_kube;
 use crate::resources::{
-    Quarantine, QuarantinePhase, QuarantineStatus, StepName, StepState, StepStatus, now,
+    Fact, Quarantine, QuarantinePhase, QuarantineStatus, StepName, StepState, StepStatus, now,
 };
 
 /// A quarantine under work. Changes go to memory first; [`Record::save`] makes them durable.
@@ -55,6 +56,15 @@ impl Record {
     #[must_use]
     pub fn name(&self) -> String {
         self.object.name_any()
+    }
+
+    /// The suspect as it was before the first change.
+    #[must_use]
+    pub fn suspect_before(&self) -> Pod {
+        let before = self.status.before.as_ref();
+        before
+            .and_then(|before| serde_json::from_value(before.pod.clone()).ok())
+            .unwrap_or_default()
     }
 
     /// Marks a step as begun and counts the attempt, which is returned.
@@ -132,6 +142,12 @@ impl Record {
         );
         self.context.metrics.disturbed(reason);
         self.announce(true, reason, what);
+    }
+
+    /// States the facts, and what follows from them.
+    pub fn state(&mut self, facts: Vec<Fact>) {
+        self.status.facts = facts;
+        self.status.verdict = verdict(&self.status);
     }
 
     /// Makes the status durable, if it changed, and publishes the events of what was saved.

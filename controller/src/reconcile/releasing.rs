@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::containing::{StepError, backoff, in_force};
 use super::record::Record;
-use super::{Context, ReconcileError};
+use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::refusal::Refusal;
 use crate::contain::{node, pod, policy, protect};
@@ -30,9 +30,14 @@ pub async fn undo(
         );
     }
     let attempts = record.begin(step);
-    match attempt(record, context, step).await {
+    let undone = match step {
+        StepName::UndoIsolate => isolating::undo(record, context, attempts).await,
+        _ => attempt(record, context, step).await,
+    };
+    match undone {
         Ok(Undone::Now(message)) => record.end(step, StepState::Done, message),
         Ok(Undone::NotNeeded(message)) => record.end(step, StepState::Skipped, message),
+        Ok(Undone::GivenUp(message)) => record.end(step, StepState::Failed, message),
         // A release is not over while something is left to undo.
         Err(
             StepError::Transient(message)
@@ -46,9 +51,14 @@ pub async fn undo(
     Ok(None)
 }
 
-enum Undone {
+/// How a release step ended, with what to say of it.
+pub(super) enum Undone {
+    /// Its effect was brought about.
     Now(String),
+    /// Nothing of ours was left, or others need it.
     NotNeeded(String),
+    /// It is left undone, as a forced release may.
+    GivenUp(String),
 }
 
 async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<Undone, StepError> {
@@ -115,6 +125,7 @@ async fn next_call(
     let Undo {
         pod: pod_undo,
         node: node_undo,
+        ..
     } = record.status.undo.clone().unwrap_or_default();
     let namespace = record.namespace();
     let call = match step {

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use tokio::time::{Instant, sleep};
 
 use super::next_step::is_contained;
 use super::record::Record;
-use super::{Context, ReconcileError};
+use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::ObserveError;
 use crate::contain::{credentials, facts};
-use crate::resources::{Fact, FactState, QuarantinePhase, StepName, StepState};
+use crate::resources::{Fact, FactState, QuarantinePhase, StepName, StepState, Verdict};
 
 /// The API's own controllers release a pod and rewrite EndpointSlices within about 100 ms on an
 /// idle cluster (measured on Kubernetes 1.36); a busy one gets this long.
@@ -28,25 +27,16 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
     let deadline = Instant::now() + SETTLE_LIMIT;
     let mut pause = FIRST_PAUSE;
     loop {
-        let checked = facts::check(
-            &context.client,
-            &record.namespace(),
-            &record.object.spec.pod,
-            record.status.node.as_deref().unwrap_or_default(),
-            &record.name(),
-            &context.settings,
-        )
-        .await;
-        match checked {
+        match check(record, context).await {
             Ok(facts) => {
                 let settling = facts::settling(&facts);
-                record.status.facts = facts;
+                record.state(facts);
                 if !settling || Instant::now() >= deadline {
                     break;
                 }
             }
             Err(ObserveError::Refused(refusal)) => {
-                record.status.facts.clear();
+                record.state(Vec::new());
                 record.end(StepName::Verify, StepState::Failed, refusal.to_string());
                 return Ok(());
             }
@@ -61,14 +51,8 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
 
 /// Reports what the suspect could act with. After containment, which must not wait for it.
 pub async fn report_credentials(record: &mut Record, context: &Context) {
-    let pod: Option<Pod> = record
-        .status
-        .before
-        .as_ref()
-        .and_then(|before| serde_json::from_value(before.pod.clone()).ok());
-    if let Some(pod) = pod {
-        record.status.credentials = credentials::report(&context.client, &pod).await;
-    }
+    let pod = record.suspect_before();
+    record.status.credentials = credentials::report(&context.client, &pod).await;
 }
 
 /// States the facts anew, long after containment. A pod that is no longer contained, or is only now,
@@ -77,17 +61,7 @@ pub async fn report_credentials(record: &mut Record, context: &Context) {
 /// # Errors
 /// If the API does not answer.
 pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
-    let node = record.status.node.clone().unwrap_or_default();
-    let checked = facts::check(
-        &context.client,
-        &record.namespace(),
-        &record.object.spec.pod,
-        &node,
-        &record.name(),
-        &context.settings,
-    )
-    .await;
-    let facts = match checked {
+    let facts = match check(record, context).await {
         Ok(facts) => facts,
         Err(ObserveError::Refused(_)) => return Ok(()),
         Err(error) => return Err(error.into()),
@@ -95,8 +69,8 @@ pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), R
     if facts == record.status.facts {
         return Ok(());
     }
-    let was = is_contained(&record.status);
-    record.status.facts = facts;
+    let (was, verdict) = (is_contained(&record.status), record.status.verdict);
+    record.state(facts);
     let is = is_contained(&record.status);
     let untrue = sentences(&record.status.facts, FactState::False);
     if was && !is {
@@ -105,15 +79,53 @@ pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), R
         record.end(
             StepName::Verify,
             StepState::Done,
-            "contained at the Kubernetes API, later than expected",
+            format!("{}, later than expected", standing(record)),
         );
+    } else if verdict == Some(Verdict::Isolated) && record.status.verdict != verdict {
+        let open = sentences(&record.status.facts, FactState::Unverified);
+        record.alert(
+            "NotIsolated",
+            format!("not called isolated any more: {untrue}{open}"),
+        );
+    }
+    // The last word on a quarantine that is over and done with is said elsewhere.
+    if is
+        && matches!(
+            record.status.phase,
+            QuarantinePhase::Containing | QuarantinePhase::Contained
+        )
+    {
+        say(record);
     }
     Ok(())
 }
 
+/// Everything that can be said of the pod now.
+async fn check(record: &Record, context: &Context) -> Result<Vec<Fact>, ObserveError> {
+    let mut facts = facts::check(
+        &context.client,
+        &record.namespace(),
+        &record.object.spec.pod,
+        record.status.node.as_deref().unwrap_or_default(),
+        &record.name(),
+        &context.settings,
+    )
+    .await?;
+    facts.extend(isolating::facts(record));
+    Ok(facts)
+}
+
+/// How far the pod is contained, for people.
+#[must_use]
+pub fn standing(record: &Record) -> &'static str {
+    match record.status.verdict {
+        Some(Verdict::Isolated) => "isolated, at the Kubernetes API and at its node",
+        _ => "contained at the Kubernetes API",
+    }
+}
+
 fn conclude(record: &mut Record) {
     let untrue = sentences(&record.status.facts, FactState::False);
-    let open = sentences(&record.status.facts, FactState::Unverified);
     if !is_contained(&record.status) {
         let message = format!("NOT contained: {untrue}");
         record.end(StepName::Verify, StepState::Failed, message.clone());
@@ -121,24 +133,35 @@ fn conclude(record: &mut Record) {
         record.enter(QuarantinePhase::Containing, message);
         return;
     }
-    let proved = "contained at the Kubernetes API";
+    let proved = standing(record);
     if untrue.is_empty() {
         record.end(StepName::Verify, StepState::Done, proved);
-        record.enter(
-            QuarantinePhase::Contained,
-            format!("{proved}; not proved: {open}"),
-        );
     } else {
-        record.end(
-            StepName::Verify,
-            StepState::Failed,
-            format!("{proved}, but {untrue}"),
-        );
-        record.enter(
-            QuarantinePhase::Contained,
-            format!("{proved}, but {untrue}; not proved: {open}"),
-        );
+        let message = format!("{proved}, but {untrue}");
+        record.end(StepName::Verify, StepState::Failed, message);
     }
+    say(record);
+}
+
+/// Says of a contained pod how far it is.
+fn say(record: &mut Record) {
+    let proved = standing(record);
+    let untrue = sentences(&record.status.facts, FactState::False);
+    let open = sentences(&record.status.facts, FactState::Unverified);
+    let but = if untrue.is_empty() {
+        String::new()
+    } else {
+        format!(", but {untrue}")
+    };
+    let not_proved = if open.is_empty() {
+        String::new()
+    } else {
+        format!("; not proved: {open}")
+    };
+    record.enter(
+        QuarantinePhase::Contained,
+        format!("{proved}{but}{not_proved}"),
+    );
 }
 
 /// The messages of the facts in a state.

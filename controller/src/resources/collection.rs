@@ -69,6 +69,9 @@ pub struct CollectionSpec {
     /// Pause each container while its image is committed.
     #[serde(default)]
     pub pause: bool,
+    /// Pause the pod's containers while they are exported, for no longer than their probes stand.
+    #[serde(default)]
+    pub freeze: bool,
     /// Name of the Quarantine in the same namespace that it belongs to. Its recorded objects are
     /// stored, and the node's other pods get a quick inspect and diff.
     #[serde(default, skip_serializing_if = "Option::is_none")]

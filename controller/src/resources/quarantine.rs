@@ -16,6 +16,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::isolation::{AttemptStatus, IsolationSpec, IsolationStatus, Verdict};
 use super::{CASE_PATTERN, any_object};
 
 /// What a responder asks for. Everything but `release` is fixed at creation.
@@ -91,6 +92,15 @@ pub struct QuarantineSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub pause: bool,
+    /// How the pod is isolated by its node's agent.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
+    pub isolation: IsolationSpec,
+    /// Pause the pod's containers while the full collection reads them, for no longer than its own
+    /// probes stand.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
+    pub freeze: bool,
     /// Set it to undo the quarantine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseSpec>,
@@ -163,6 +173,15 @@ pub struct QuarantineStatus {
     /// What others took away since containment, what was put back, and what was lost. The last 50.
     #[serde(default)]
     pub drift: Vec<Drift>,
+    /// How far containment is proved by the facts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// What is in force at the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<IsolationStatus>,
+    /// Connections that are tried before and after the isolation.
+    #[serde(default)]
+    pub attempts: Vec<AttemptStatus>,
 }
 
 /// Something that the suspect could act with.
@@ -232,15 +251,15 @@ impl QuarantinePhase {
     }
 }
 
-/// One call to the Kubernetes API, exactly as it is sent.
+/// One call to the Kubernetes API, or to a node's agent, exactly as it is sent.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiCall {
     /// Step it belongs to.
     pub step: StepName,
-    /// HTTP method.
+    /// HTTP method; `gRPC` for a call to a node's agent.
     pub method: String,
-    /// Path below the API server, with query.
+    /// Path below the API server, with query; for a call to an agent its node and the gRPC method.
     pub path: String,
     /// Content type of the body; empty without a body.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -267,14 +286,20 @@ pub enum StepName {
     Strip,
     /// Node labelled as suspect.
     LabelNode,
+    /// Pod isolated in its own network namespace, by its node's agent.
+    Isolate,
     /// Facts checked against the API.
     Verify,
+    /// Connections that succeeded before the isolation tried again.
+    Prove,
     /// Quick inspect and diff of every container on the node.
     Neighbours,
     /// The node's other pods evicted.
     Evict,
     /// Full collection sealed.
     Collect,
+    /// Isolation at the node lifted.
+    UndoIsolate,
     /// Node labels taken off.
     UndoLabelNode,
     /// Suspect label taken off and the original labels put back.
@@ -368,6 +393,9 @@ pub struct Undo {
     pub pod: PodUndo,
     /// The node's state as it was.
     pub node: NodeUndo,
+    /// Whether the pod is to be isolated at its node, which release has to lift.
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 /// The pod's metadata before the change.

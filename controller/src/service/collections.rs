@@ -72,6 +72,7 @@ pub(super) async fn create(
             reason: request.reason,
             requested_by: who,
             pause: request.pause,
+            freeze: request.freeze,
             quarantine: None,
         },
     );

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use k8s_openapi::jiff;
 use prost_types::Timestamp;
 
+use super::isolation;
 use crate::contain::plan::Plan;
 use crate::progress::{ArtifactProgress, CollectionProgress};
 use crate::resources::{ApiCall, ArtifactStatus, Collection, Quarantine};
@@ -49,6 +50,11 @@ pub(super) fn quarantine(object: &Quarantine) -> wire::Quarantine {
             })
             .collect(),
         warnings: status.warnings,
+        verdict: status
+            .verdict
+            .map_or_else(String::new, |verdict| format!("{verdict:?}")),
+        isolation: status.isolation.as_ref().map(isolation::in_force),
+        attempts: status.attempts.iter().map(isolation::attempt).collect(),
         collection: status.collection.unwrap_or_default(),
         created: metadata.creation_timestamp.as_ref().map(second),
         resource_version: metadata.resource_version.clone().unwrap_or_default(),
@@ -160,7 +166,7 @@ fn call(call: &ApiCall) -> wire::ApiCall {
     }
 }
 
-fn micro(time: &MicroTime) -> Timestamp {
+pub(super) fn micro(time: &MicroTime) -> Timestamp {
     timestamp(time.0)
 }
 

@@ -8,7 +8,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use tonic::Status;
 
-use super::{Answers, Service, convert, status};
+use super::{Answers, Service, convert, isolation, status};
 use crate::contain::observe;
 use crate::contain::plan::NAME_LIMIT;
 use crate::kubernetes::from_kube;
@@ -279,6 +279,8 @@ fn checked(
         delete_empty_dir_data: request.delete_empty_dir_data,
         skip_collection: request.skip_collection,
         pause: request.pause,
+        isolation: isolation::spec(request.isolation)?,
+        freeze: request.freeze,
         release: None,
     };
     Ok((request.namespace, spec))

@@ -56,6 +56,8 @@ pub(crate) struct State {
     pub(crate) images: BTreeMap<String, Vec<u8>>,
     /// For the next call of that name, in order.
     pub(crate) faults: HashMap<&'static str, Vec<Fault>>,
+    /// How long before the thaw was asked for the freeze had ended by itself; zero: it had not.
+    pub(crate) thawed_early: Duration,
     /// Every call.
     pub(crate) calls: Vec<String>,
     /// The list is of every pod of the name, whatever its uid.
@@ -483,6 +485,30 @@ impl Agent for FakeAgent {
         _: Request<ProbeIsolationRequest>,
     ) -> Result<Response<ProbeIsolationResponse>, Status> {
         Err(Status::unimplemented("not part of a collection"))
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<FreezeRequest>,
+    ) -> Result<Response<FreezeResponse>, Status> {
+        let request = request.into_inner();
+        self.called("freeze", &request.container_ids.join(","))?;
+        let now = SystemTime::now();
+        let limit = Duration::from_millis(request.limit_ms.into());
+        Ok(Response::new(FreezeResponse {
+            freeze_id: "frozen".into(),
+            frozen: Some(now.into()),
+            until: Some((now + limit).into()),
+        }))
+    }
+
+    async fn thaw(&self, request: Request<ThawRequest>) -> Result<Response<ThawResponse>, Status> {
+        self.called("thaw", &request.into_inner().freeze_id)?;
+        let state = self.state.lock().unwrap();
+        Ok(Response::new(ThawResponse {
+            thawed: Some((SystemTime::now() - state.thawed_early).into()),
+            by_deadline: !state.thawed_early.is_zero(),
+        }))
     }
 }
 

@@ -121,6 +121,7 @@ async fn serve(tls: &Path) -> (u16, tokio::task::JoinHandle<()>) {
         disk: Disk::new("/var/lib/docker", 1),
         ready: None,
         allow_isolation: false,
+        state_dir: std::env::temp_dir().join(format!("impound-{}", std::process::id())),
         drain: Duration::from_secs(1),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -138,6 +138,7 @@ impl Fixture {
                 br#"{"kind":"Pod","metadata":{"uid":"uid-web"}}"#.to_vec(),
             )],
             neighbours: Vec::new(),
+            freeze: None,
             pause: false,
             quarantine: None,
             containment: None,

@@ -16,6 +16,7 @@ mod crashes;
 mod drift;
 mod faults;
 mod health;
+mod isolation;
 mod owners;
 mod procedure;
 mod refusals;

@@ -34,6 +34,8 @@ pub(crate) struct World {
     port: u16,
     pub(crate) health_port: u16,
     controller: Option<Child>,
+    /// What the controller is told about agents.
+    about_agents: Vec<String>,
 }
 
 impl World {
@@ -51,16 +53,32 @@ impl World {
         world
     }
 
+    /// An in-memory cluster without the pods' play-acting kubelet, whose agents listen at this port.
+    pub(crate) async fn with_agents(port: u16) -> Self {
+        let config = ClusterConfig {
+            instant_kubelet: false,
+            ..ClusterConfig::default()
+        };
+        let mut world = Self::furnished(None, config).await;
+        world.about_agents = vec!["--agent-port".into(), port.to_string()];
+        world.start_controller().await;
+        world
+    }
+
     pub(crate) async fn without_controller() -> Self {
         Self::prepared(std::env::var_os("KUBECONFIG").map(PathBuf::from)).await
     }
 
     async fn prepared(real: Option<PathBuf>) -> Self {
+        Self::furnished(real, ClusterConfig::default()).await
+    }
+
+    async fn furnished(real: Option<PathBuf>, config: ClusterConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (kubeconfig, memory) = match real {
             Some(kubeconfig) => (kubeconfig, None),
             None => {
-                let cluster = Cluster::start(ClusterConfig::default()).await.unwrap();
+                let cluster = Cluster::start(config).await.unwrap();
                 let path = dir.path().join("kubeconfig");
                 std::fs::write(&path, cluster.kubeconfig_as("impound")).unwrap();
                 (path, Some(cluster))
@@ -98,6 +116,16 @@ impl World {
             port: free_port(),
             health_port: free_port(),
             controller: None,
+            // No agents are here: what needs them is tested where they are.
+            about_agents: [
+                "--agent-port",
+                "1",
+                "--agent-patience",
+                "1",
+                "--no-node-isolation",
+            ]
+            .map(String::from)
+            .to_vec(),
         };
         world.furnish().await;
         world
@@ -118,7 +146,7 @@ impl World {
                 "--health-listen",
                 &format!("127.0.0.1:{}", self.health_port),
             ])
-            .args(["--agent-port", "1", "--agent-patience", "1"])
+            .args(&self.about_agents)
             .arg("--tls-dir")
             .arg(pki.join("controller"))
             .arg("--signing-key")
@@ -434,7 +462,7 @@ pub(crate) fn is_running(pod: &Pod) -> bool {
             == Some("Running")
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

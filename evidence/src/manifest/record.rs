@@ -62,6 +62,9 @@ pub struct ArtifactRecord {
 pub enum Consistency {
     /// It could change meanwhile: what was read first may be older than what was read last.
     Live,
+    /// It could not at first: it was paused, and went on before the end because its own probes allow no
+    /// longer pause.
+    PartlyFrozen,
     /// It could not: it was paused or had ended, or it came in one answer of one version.
     Frozen,
 }
@@ -290,7 +293,7 @@ pub struct Alteration {
 pub enum AlterationKind {
     /// An image was made of a container: new files on the node's disk.
     Commit,
-    /// A container stood still while its image was made.
+    /// A container stood still while it was exported or its image was made.
     Pause,
     /// The image that was made is gone from the node again.
     RemoveImage,

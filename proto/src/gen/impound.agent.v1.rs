@@ -280,6 +280,20 @@ pub struct IsolateRequest {
     /// and exec probes and sidecars that lose it make the kubelet restart containers.
     #[prost(bool, tag = "5")]
     pub drop_loopback: bool,
+    /// What the kubelet's probes need. Unset: nothing of it.
+    #[prost(message, optional, tag = "6")]
+    pub node_access: ::core::option::Option<NodeAccess>,
+}
+/// Lets the node itself connect to the pod, from the addresses with which it does so. Only the node's
+/// own routes tell these: they are not its address in the cluster but, say, its bridge's.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeAccess {
+    /// The pod's addresses, at most 8.
+    #[prost(string, repeated, tag = "1")]
+    pub pod_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// TCP ports of the pod, at most 16.
+    #[prost(uint32, repeated, tag = "2")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
 }
 /// One permitted kind of connection. Answers to it pass as well, whoever opened it before.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -324,6 +338,9 @@ pub struct IsolateResponse {
     /// What could get past the table or take it away. Empty: nothing that the agent can see.
     #[prost(message, repeated, tag = "9")]
     pub weaknesses: ::prost::alloc::vec::Vec<IsolationWeakness>,
+    /// The addresses that `node_access` lets in.
+    #[prost(string, repeated, tag = "10")]
+    pub node_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Something that the table cannot hold. The pod must not be called isolated without saying so.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -344,6 +361,8 @@ pub struct InspectIsolationRequest {
     pub allow: ::prost::alloc::vec::Vec<AllowRule>,
     #[prost(bool, tag = "3")]
     pub drop_loopback: bool,
+    #[prost(message, optional, tag = "4")]
+    pub node_access: ::core::option::Option<NodeAccess>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InspectIsolationResponse {
@@ -379,6 +398,9 @@ pub struct InspectIsolationResponse {
     pub quarantine: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "13")]
     pub weaknesses: ::prost::alloc::vec::Vec<IsolationWeakness>,
+    /// As in IsolateResponse.
+    #[prost(string, repeated, tag = "14")]
+    pub node_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TrafficCount {
@@ -422,6 +444,10 @@ pub struct ProbeIsolationRequest {
     /// For each attempt; they run at the same time. 100 to 10000, 0 means 2000.
     #[prost(uint32, tag = "4")]
     pub timeout_ms: u32,
+    /// A TCP port of the pod's own node, to connect to out of the pod as well: at the addresses that the
+    /// node has towards the addresses in `from_node`. 0: none.
+    #[prost(uint32, tag = "5")]
+    pub node_port: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProbeTarget {
@@ -434,7 +460,7 @@ pub struct ProbeTarget {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ProbeIsolationResponse {
-    /// In the order of the request: from_pod, then from_node.
+    /// In the order of the request: from_pod, then the node's own addresses, then from_node.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<ProbeResult>,
     /// As in IsolateResponse.
@@ -465,6 +491,42 @@ pub struct ProbeResult {
     pub error: ::prost::alloc::string::String,
     #[prost(uint32, tag = "6")]
     pub elapsed_ms: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FreezeRequest {
+    /// Full ids of containers of one pod, 1 to 64.
+    #[prost(string, repeated, tag = "1")]
+    pub container_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How long at most, 1 to 3600000. The time runs from before the first one is paused.
+    #[prost(uint32, tag = "2")]
+    pub limit_ms: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FreezeResponse {
+    /// Names this freeze.
+    #[prost(string, tag = "1")]
+    pub freeze_id: ::prost::alloc::string::String,
+    /// When the last container stood still, and when the agent lets go by itself. The node's clock.
+    #[prost(message, optional, tag = "2")]
+    pub frozen: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "3")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ThawRequest {
+    /// As in FreezeResponse.
+    #[prost(string, tag = "1")]
+    pub freeze_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ThawResponse {
+    /// When the first container went on. Unset: this agent does not know the freeze, because it was
+    /// started anew since; its containers went on at that start at the latest.
+    #[prost(message, optional, tag = "1")]
+    pub thawed: ::core::option::Option<::prost_types::Timestamp>,
+    /// True: they went on because the time was over, before this call.
+    #[prost(bool, tag = "2")]
+    pub by_deadline: bool,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1124,6 +1186,53 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("impound.agent.v1.Agent", "ProbeIsolation"));
             self.inner.unary(req, path, codec).await
         }
+        /// Pauses running containers of one pod, for a limited time. They go on when Thaw is called or the
+        /// time is over, whatever becomes of the caller, the connection or this agent: it keeps a record on
+        /// disk, and lets go at its start whatever it finds there. All or none: if one can't be paused, the
+        /// others go on at once.
+        pub async fn freeze(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FreezeRequest>,
+        ) -> std::result::Result<tonic::Response<super::FreezeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.agent.v1.Agent/Freeze",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("impound.agent.v1.Agent", "Freeze"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lets the containers of a freeze go on.
+        pub async fn thaw(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ThawRequest>,
+        ) -> std::result::Result<tonic::Response<super::ThawResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.agent.v1.Agent/Thaw",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("impound.agent.v1.Agent", "Thaw"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1242,6 +1351,19 @@ pub mod agent_server {
             tonic::Response<super::ProbeIsolationResponse>,
             tonic::Status,
         >;
+        /// Pauses running containers of one pod, for a limited time. They go on when Thaw is called or the
+        /// time is over, whatever becomes of the caller, the connection or this agent: it keeps a record on
+        /// disk, and lets go at its start whatever it finds there. All or none: if one can't be paused, the
+        /// others go on at once.
+        async fn freeze(
+            &self,
+            request: tonic::Request<super::FreezeRequest>,
+        ) -> std::result::Result<tonic::Response<super::FreezeResponse>, tonic::Status>;
+        /// Lets the containers of a freeze go on.
+        async fn thaw(
+            &self,
+            request: tonic::Request<super::ThawRequest>,
+        ) -> std::result::Result<tonic::Response<super::ThawResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct AgentServer<T> {
@@ -1841,6 +1963,92 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ProbeIsolationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.agent.v1.Agent/Freeze" => {
+                    #[allow(non_camel_case_types)]
+                    struct FreezeSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::FreezeRequest>
+                    for FreezeSvc<T> {
+                        type Response = super::FreezeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FreezeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::freeze(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FreezeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.agent.v1.Agent/Thaw" => {
+                    #[allow(non_camel_case_types)]
+                    struct ThawSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ThawRequest>
+                    for ThawSvc<T> {
+                        type Response = super::ThawResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ThawRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::thaw(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ThawSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -99,6 +99,7 @@ pub(super) fn request(pod: &Pod, allow: Vec<AllowRule>) -> IsolateRequest {
         quarantine: QUARANTINE.to_owned(),
         allow,
         drop_loopback: false,
+        node_access: None,
     }
 }
 
@@ -120,6 +121,7 @@ pub(super) async fn inspect(
         pod: Some(pod.selector.clone()),
         allow,
         drop_loopback: false,
+        node_access: None,
     };
     Ok(client
         .clone()
@@ -155,6 +157,7 @@ pub(super) async fn probe(
         from_pod: from_pod.to_vec(),
         from_node: from_node.to_vec(),
         timeout_ms: 1200,
+        node_port: 0,
     };
     let answer = client
         .clone()

@@ -214,6 +214,7 @@ async fn malformed_requests_name_what_was_expected() {
         from_pod: targets,
         from_node: Vec::new(),
         timeout_ms,
+        node_port: 0,
     };
     for (request, expected) in [
         (probing(Vec::new(), 0), "at least one"),

@@ -1,0 +1,83 @@
+//! How long a pod may be paused before its own probes have the kubelet restart a container. Pure.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, Probe};
+
+/// Kubernetes' own values for what a probe leaves out.
+const FAILURES: i32 = 3;
+const PERIOD: i32 = 10;
+
+/// For the way to the agent and back, and for an engine that is slow to let go.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// The longest time for which all probes together allow a standstill; at most `most`, which holds for a pod
+/// without such probes. Zero: none at all.
+///
+/// A probe that fails `failureThreshold` times in a row restarts the container. The first failure can come at
+/// once (a command in a paused container fails without delay), the last one a period later for each of the
+/// others, so it is that number less one that counts. Readiness restarts nothing.
+#[must_use]
+pub fn allowed(pod: &Pod, most: Duration) -> Duration {
+    let containers = pod.spec.iter().flat_map(|spec| {
+        let init = spec.init_containers.iter().flatten();
+        init.chain(&spec.containers)
+    });
+    let probes = containers.flat_map(|container| {
+        [&container.liveness_probe, &container.startup_probe]
+            .into_iter()
+            .flatten()
+    });
+    probes
+        .map(patience)
+        .map(|patience| patience.saturating_sub(MARGIN))
+        .fold(most, Duration::min)
+}
+
+fn patience(probe: &Probe) -> Duration {
+    let failures = probe.failure_threshold.unwrap_or(FAILURES).max(1) - 1;
+    let period = probe.period_seconds.unwrap_or(PERIOD).max(1);
+    let seconds = i64::from(failures) * i64::from(period);
+    Duration::from_secs(seconds.unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn allowed_for(container: Value) -> u64 {
+        let pod =
+            json!({ "metadata": {}, "spec": { "containers": [{ "name": "quick" }, container] } });
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        allowed(&pod, Duration::from_secs(60)).as_secs()
+    }
+
+    #[test]
+    fn the_least_patient_probe_that_restarts_decides() {
+        let liveness = |failures, period| {
+            json!({ "name": "web", "livenessProbe": { "tcpSocket": { "port": 80 },
+                "failureThreshold": failures, "periodSeconds": period } })
+        };
+        assert_eq!(allowed_for(liveness(3, 10)), 18);
+        assert_eq!(allowed_for(liveness(100, 10)), 60);
+        assert_eq!(allowed_for(liveness(1, 3600)), 0);
+        assert_eq!(allowed_for(liveness(2, 1)), 0);
+        assert_eq!(
+            allowed_for(json!({ "name": "web", "livenessProbe": { "exec": {} } })),
+            18
+        );
+        let startup = json!({ "name": "web", "startupProbe": { "exec": {}, "failureThreshold": 2, "periodSeconds": 7 },
+            "livenessProbe": { "exec": {} } });
+        assert_eq!(allowed_for(startup), 5);
+    }
+
+    #[test]
+    fn a_pod_that_nothing_restarts_may_stand_still_as_long_as_is_configured() {
+        assert_eq!(allowed_for(json!({ "name": "web" })), 60);
+        let readiness =
+            json!({ "name": "web", "readinessProbe": { "exec": {}, "periodSeconds": 1 } });
+        assert_eq!(allowed_for(readiness), 60);
+    }
+}

@@ -1,0 +1,521 @@
+//! Isolates the suspect at its node, proves it by connection attempts before and after, keeps it so, and
+//! takes it back.
+//!
+//! ```text
+//! planned     try_before   what connects now; at the same time as cordon, policy and strip
+//! Isolate     isolate      the agent sets the table; the API's containment never waits for it
+//! Prove       prove        what connected before is tried again
+//! in force    look         the table is read again and again, and set again where it differs
+//! released    undo         the table is removed
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use impound_proto::agent::v1::LiftIsolationRequest;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use super::containing::{StepError, backoff, in_force};
+use super::guarding::{self, RESTORED};
+use super::record::Record;
+use super::releasing::Undone;
+use super::{Context, ReconcileError, verifying};
+use crate::contain::isolation::{self, hindrance, is_wanted};
+use crate::contain::observe::{self, ObserveError};
+use crate::contain::proof::{
+    self, INCOMING_BLOCKED, NO_WAY_PAST, NODE_ISOLATED, OUTGOING_BLOCKED, exceptions, is_permitted,
+};
+use crate::contain::refusal::Refusal;
+use crate::isolate::{self, CallError, Targets, Tried};
+use crate::resources::{Fact, FactState, IsolationStatus, StepName, StepState, TableState, now};
+
+/// Attempts before the step is called failed. It is tried again as long as the quarantine is in force.
+const ATTEMPTS: u32 = 3;
+
+/// What an attempt before the isolation may take. In one network an answer needs milliseconds; what needs
+/// longer counts as not answered.
+const BEFORE: Duration = Duration::from_millis(150);
+
+/// How long the isolation waits, from planning on, for the attempts before it: without them nothing can be
+/// proved. Most of it passes with the steps at the API.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// What an attempt after the isolation may take: room for one repetition of the first packet, which the
+/// kernel sends after a second.
+const AFTER: Duration = Duration::from_millis(1300);
+
+/// The table is not read more often than this unless something about the pod has changed.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// What this process remembers of the quarantines it works on, by their uid. A restart forgets it:
+/// attempts before the isolation that were not recorded can't be made any more, and the next look is at
+/// once.
+#[derive(Default)]
+pub struct Memory {
+    before: Mutex<HashMap<String, Before>>,
+    looks: Mutex<HashMap<String, (Instant, String)>>,
+}
+
+/// Attempts that are being made.
+struct Before {
+    task: JoinHandle<Result<Tried, CallError>>,
+    begun: Instant,
+    /// When the isolation was sent: what ended later proves nothing.
+    sent: Option<Timestamp>,
+}
+
+/// Begins to try what connects before anything is changed. Returns at once.
+pub fn try_before(record: &Record, context: &Context, pod: &Pod) {
+    if !is_planned(record) {
+        return;
+    }
+    let node = record.status.node.clone().unwrap_or_default();
+    let case = record.object.spec.case.clone();
+    let (client, agents) = (context.client.clone(), context.agents.clone());
+    let port = context.settings.agent_port;
+    let pod = pod.clone();
+    let task = tokio::spawn(async move {
+        let targets = Targets::of(&client, &pod).await;
+        let selector = isolation::selector(&pod);
+        isolate::probe(&agents, &node, selector, &case, &targets, port, BEFORE).await
+    });
+    let before = Before {
+        task,
+        begun: Instant::now(),
+        sent: None,
+    };
+    locked(&context.isolation.before).insert(uid(record), before);
+}
+
+/// Carries the step out; returns a delay if it has to be tried again.
+///
+/// # Errors
+/// If the API can't be read.
+pub async fn isolate(
+    record: &mut Record,
+    context: &Context,
+) -> Result<Option<Duration>, ReconcileError> {
+    let attempts = record.begin(StepName::Isolate);
+    if !is_planned(record) {
+        let pod = record.suspect_before();
+        match hindrance(&pod).filter(|_| is_wanted(&record.object.spec, &context.settings)) {
+            Some(reason) => record.end(StepName::Isolate, StepState::Failed, reason),
+            None => record.end(StepName::Isolate, StepState::Skipped, "not asked for"),
+        }
+        return Ok(None);
+    }
+    // The pod's addresses may have changed since planning, or come to be.
+    let pod = if attempts == 1 {
+        record.suspect_before()
+    } else {
+        match suspect(record, context).await? {
+            Some(pod) => pod,
+            None => {
+                record.end(StepName::Isolate, StepState::Failed, "the pod is gone");
+                return Ok(None);
+            }
+        }
+    };
+    gather(record, context, Some(PATIENCE)).await;
+    match set(record, context, &pod).await {
+        Ok(message) => record.end(StepName::Isolate, StepState::Done, message),
+        // Whoever starts the agent has decided so; what is there without it stands.
+        Err(off @ CallError::Off(_)) => {
+            record.end(StepName::Isolate, StepState::Skipped, off.to_string());
+        }
+        Err(error) if attempts >= ATTEMPTS => {
+            let message = format!(
+                "not isolated at its node after {attempts} attempts; it is tried again while the quarantine is in force: {error}"
+            );
+            record.end(StepName::Isolate, StepState::Failed, message);
+        }
+        Err(error) => {
+            record.wait(StepName::Isolate, format!("NOT done, tried again: {error}"));
+            return Ok(Some(backoff(attempts)));
+        }
+    }
+    Ok(None)
+}
+
+/// Tries again what connected before, and states the facts.
+///
+/// # Errors
+/// If the API can't be read.
+pub async fn prove(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
+    record.begin(StepName::Prove);
+    gather(record, context, None).await;
+    if !is_in_force(record) {
+        let message = "nothing is in force at the node, so nothing is proved there";
+        record.end(StepName::Prove, StepState::Skipped, message);
+        return Ok(());
+    }
+    let pod = record.suspect_before();
+    let tried = try_after(record, context, &pod).await;
+    verifying::state_again(record, context).await?;
+    let of_state = |state| {
+        let ours = [
+            NODE_ISOLATED,
+            OUTGOING_BLOCKED,
+            INCOMING_BLOCKED,
+            NO_WAY_PAST,
+        ];
+        let facts = record.status.facts.iter();
+        let facts = facts.filter(|fact| fact.state == state && ours.contains(&fact.name.as_str()));
+        let messages: Vec<&str> = facts.map(|fact| fact.message.as_str()).collect();
+        messages.join("; ")
+    };
+    let (untrue, open) = (of_state(FactState::False), of_state(FactState::Unverified));
+    if let Err(error) = tried {
+        let message = format!("the connections could not be tried again: {error}");
+        record.end(StepName::Prove, StepState::Failed, message);
+    } else if !untrue.is_empty() {
+        record.end(StepName::Prove, StepState::Failed, untrue);
+    } else if !open.is_empty() {
+        record.end(
+            StepName::Prove,
+            StepState::Done,
+            format!("not all is proved: {open}"),
+        );
+    } else {
+        let message = "what connected before does not any more, in either direction";
+        record.end(StepName::Prove, StepState::Done, message);
+    }
+    Ok(())
+}
+
+/// Reads the table, sets it again where it is not as it was set, and notes that. Returns when to look
+/// again.
+pub async fn look(record: &mut Record, context: &Context, suspect: &Pod) -> Option<Duration> {
+    let settled = [StepState::Done, StepState::Failed, StepState::Skipped];
+    let ended = super::next_step::state(&record.status, StepName::Isolate);
+    if !is_planned(record) || !ended.is_some_and(|state| settled.contains(&state)) {
+        return None;
+    }
+    if !is_due(record, context, suspect) {
+        return Some(LOOK_EVERY);
+    }
+    let difference = match record.status.isolation.clone() {
+        None => None,
+        Some(known) => {
+            let node = record.status.node.clone().unwrap_or_default();
+            let asked = isolation::request(suspect, &record.name(), &record.object.spec);
+            match isolate::inspect(&context.agents, &node, &asked, &known).await {
+                Ok(Ok(found)) => {
+                    let proved_before = known.state == TableState::InForce;
+                    install(record, found);
+                    // Its facts were withdrawn while it could not be seen.
+                    if !proved_before {
+                        again(record, context, suspect).await;
+                    }
+                    return Some(LOOK_EVERY);
+                }
+                Ok(Err(difference)) => Some(difference),
+                Err(error) => {
+                    lose(
+                        record,
+                        TableState::Unknown,
+                        format!("it can't be looked at: {error}"),
+                    );
+                    return Some(LOOK_EVERY);
+                }
+            }
+        }
+    };
+    match (set(record, context, suspect).await, difference) {
+        (Ok(message), None) => {
+            record.end(
+                StepName::Isolate,
+                StepState::Done,
+                format!("later than expected: {message}"),
+            );
+            again(record, context, suspect).await;
+        }
+        (Ok(_), Some(difference)) => {
+            guarding::note(
+                record,
+                RESTORED,
+                format!("isolation at the node: {difference}; it is set again"),
+            );
+            again(record, context, suspect).await;
+        }
+        (Err(error), Some(difference)) => {
+            guarding::note(
+                record,
+                "NotRestored",
+                format!("isolation at the node: {difference}; it could not be set again: {error}"),
+            );
+            lose(record, TableState::Missing, difference);
+        }
+        // As before; the step says why.
+        (Err(error), None) => tracing::debug!(%error, "still not isolated at its node"),
+    }
+    Some(LOOK_EVERY)
+}
+
+/// Removes the table; says why it need not be, or can't be yet.
+///
+/// # Errors
+/// [`StepError::Transient`] if it has to be tried again.
+pub(super) async fn undo(
+    record: &mut Record,
+    context: &Context,
+    attempts: u32,
+) -> Result<Undone, StepError> {
+    locked(&context.isolation.before).remove(&uid(record));
+    locked(&context.isolation.looks).remove(&uid(record));
+    if !is_planned(record) || super::next_step::state(&record.status, StepName::Isolate).is_none() {
+        return Ok(Undone::NotNeeded("it was not isolated at its node".into()));
+    }
+    let node = record.status.node.clone().unwrap_or_default();
+    let pod = record.suspect_before();
+    // A table that another quarantine of the same pod asked for and left is lifted as well, unless that
+    // one is in force.
+    let others = in_force(context).await?;
+    let held = others.iter().any(|other| {
+        other.metadata.uid != record.object.metadata.uid
+            && other
+                .status
+                .as_ref()
+                .and_then(|status| status.pod_uid.as_ref())
+                == record.status.pod_uid.as_ref()
+    });
+    let request = LiftIsolationRequest {
+        pod: Some(isolation::selector(&pod)),
+        case_id: record.object.spec.case.clone(),
+        quarantine: record.name(),
+        force: !held,
+    };
+    let reason = match isolate::lift(&context.agents, &node, request).await {
+        Ok(removed) => {
+            record.status.isolation = None;
+            return Ok(if removed {
+                Undone::Now("the pod is on the network again, as far as its policies allow".into())
+            } else {
+                Undone::NotNeeded("there was no table any more".into())
+            });
+        }
+        Err(error) => error.to_string(),
+    };
+    if suspect(record, context)
+        .await
+        .map_err(|error| StepError::Transient(error.to_string()))?
+        .is_none()
+    {
+        record.status.isolation = None;
+        let gone = "the pod is gone, and its network namespace with it";
+        return Ok(Undone::NotNeeded(gone.into()));
+    }
+    let enough = attempts >= ATTEMPTS;
+    if enough && record.status.isolation.is_none() {
+        return Ok(Undone::NotNeeded(format!(
+            "it was never seen to be isolated at its node, whose agent can't be asked: {reason}"
+        )));
+    }
+    if enough
+        && record
+            .object
+            .spec
+            .release
+            .as_ref()
+            .is_some_and(|release| release.force)
+    {
+        return Ok(Undone::GivenUp(format!(
+            "NOT lifted, and the release was forced: the table stays in the pod's network namespace until the pod ends: {reason}"
+        )));
+    }
+    Err(StepError::Transient(reason))
+}
+
+/// The facts about the node.
+#[must_use]
+pub fn facts(record: &Record) -> Vec<Fact> {
+    let steps = &record.status.steps;
+    let step = steps.iter().find(|step| step.name == StepName::Isolate);
+    let why_not = step.map_or("not yet", |step| step.message.as_str());
+    proof::facts(
+        &record.suspect_before(),
+        record.status.isolation.as_ref(),
+        &record.status.attempts,
+        why_not,
+    )
+}
+
+/// Has the agent set the table, and records what is in force.
+async fn set(record: &mut Record, context: &Context, pod: &Pod) -> Result<String, CallError> {
+    let node = record.status.node.clone().unwrap_or_default();
+    let asked = isolation::request(pod, &record.name(), &record.object.spec);
+    if let Some(before) = locked(&context.isolation.before).get_mut(&uid(record)) {
+        before.sent.get_or_insert_with(Timestamp::now);
+    }
+    let status = isolate::isolate(&context.agents, &node, asked, &record.object.spec).await?;
+    let message = format!(
+        "everything in and out is dropped in the pod's network namespace, established connections too{}",
+        exceptions(&status)
+    );
+    install(record, status);
+    is_due(record, context, pod);
+    Ok(message)
+}
+
+fn install(record: &mut Record, isolation: IsolationStatus) {
+    for attempt in &mut record.status.attempts {
+        attempt.permitted = attempt
+            .target
+            .parse()
+            .is_ok_and(|target| is_permitted(&isolation, attempt.from, target));
+    }
+    record.status.isolation = Some(isolation);
+}
+
+fn lose(record: &mut Record, state: TableState, problem: String) {
+    if let Some(isolation) = &mut record.status.isolation {
+        isolation.state = state;
+        isolation.problem = problem;
+        isolation.looked = Some(now());
+    }
+}
+
+/// Waits for the attempts before the isolation, as long as it may, and records those that ended in time.
+async fn gather(record: &mut Record, context: &Context, patience: Option<Duration>) {
+    let taken = locked(&context.isolation.before).remove(&uid(record));
+    let Some(mut before) = taken else {
+        return;
+    };
+    let ended = match patience {
+        None => Some((&mut before.task).await),
+        Some(patience) => {
+            let left = patience.saturating_sub(before.begun.elapsed());
+            timeout(left, &mut before.task).await.ok()
+        }
+    };
+    let tried = match ended {
+        None => {
+            locked(&context.isolation.before).insert(uid(record), before);
+            return;
+        }
+        Some(Ok(Ok(tried))) => tried,
+        Some(Ok(Err(error))) => {
+            tracing::info!(%error, "nothing was tried before the isolation");
+            return;
+        }
+        Some(Err(error)) => {
+            tracing::warn!(%error, "the attempts before the isolation ended unexpectedly");
+            return;
+        }
+    };
+    let sent = before.sent.unwrap_or_else(Timestamp::now);
+    record.status.attempts = tried
+        .attempts
+        .into_iter()
+        .map(|(mut attempt, ended)| {
+            attempt.before = attempt.before.filter(|_| ended <= sent);
+            attempt
+        })
+        .collect();
+    if let Some(isolation) = record.status.isolation.clone() {
+        install(record, isolation);
+    }
+}
+
+/// After the table was set again: what is proved is proved anew.
+async fn again(record: &mut Record, context: &Context, pod: &Pod) {
+    if let Err(error) = try_after(record, context, pod).await {
+        tracing::info!(%error, "the connections could not be tried again");
+        for attempt in &mut record.status.attempts {
+            attempt.after = None;
+        }
+    }
+}
+
+async fn try_after(record: &mut Record, context: &Context, pod: &Pod) -> Result<(), CallError> {
+    let node = record.status.node.clone().unwrap_or_default();
+    let case = record.object.spec.case.clone();
+    let targets = Targets::of(&context.client, pod).await;
+    let selector = isolation::selector(pod);
+    let port = context.settings.agent_port;
+    let tried = isolate::probe(
+        &context.agents,
+        &node,
+        selector,
+        &case,
+        &targets,
+        port,
+        AFTER,
+    )
+    .await?;
+    let attempts = &mut record.status.attempts;
+    for attempt in attempts.iter_mut() {
+        attempt.after = None;
+    }
+    for (mut tried, _) in tried.attempts {
+        let after = tried.before.take();
+        let known = attempts
+            .iter_mut()
+            .find(|known| known.from == tried.from && known.target == tried.target);
+        match known {
+            Some(known) => known.after = after,
+            None => {
+                tried.after = after;
+                attempts.push(tried);
+            }
+        }
+    }
+    if let Some(isolation) = record.status.isolation.clone() {
+        install(record, isolation);
+    }
+    Ok(())
+}
+
+/// Whether it is time to read the table: some time has passed, or the pod's containers or addresses are
+/// others than at the last look.
+fn is_due(record: &Record, context: &Context, pod: &Pod) -> bool {
+    let seen = format!(
+        "{:?} {:?}",
+        guarding::container_ids(pod),
+        isolation::addresses(pod)
+    );
+    let mut looks = locked(&context.isolation.looks);
+    let recent = looks
+        .get(&uid(record))
+        .is_some_and(|(at, known)| *known == seen && at.elapsed() < LOOK_EVERY);
+    if !recent {
+        looks.insert(uid(record), (Instant::now(), seen));
+    }
+    !recent
+}
+
+/// The suspect as it is now; `None` if it is gone or another pod has its name.
+async fn suspect(record: &Record, context: &Context) -> Result<Option<Pod>, ReconcileError> {
+    let namespace = record.namespace();
+    match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await {
+        Ok((_, pod)) if pod.metadata.uid == record.status.pod_uid => Ok(Some(pod)),
+        Ok(_) | Err(ObserveError::Refused(Refusal::NoSuchPod { .. })) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_planned(record: &Record) -> bool {
+    record
+        .status
+        .undo
+        .as_ref()
+        .is_some_and(|undo| undo.isolated)
+}
+
+fn is_in_force(record: &Record) -> bool {
+    let isolation = record.status.isolation.as_ref();
+    isolation.is_some_and(|isolation| isolation.state == TableState::InForce)
+}
+
+fn uid(record: &Record) -> String {
+    record.object.metadata.uid.clone().unwrap_or_default()
+}
+
+/// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
