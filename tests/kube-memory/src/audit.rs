@@ -20,7 +20,7 @@ pub struct RequestRecord {
     pub user: String,
     /// The User-Agent header.
     pub user_agent: String,
-    /// HTTP status; 0 if the connection was dropped on purpose.
+    /// HTTP status, also of an answer that was lost on purpose; 0 if the request was dropped before.
     pub status: u16,
     /// Microseconds from the end of the request body to the answer.
     pub micros: u64,

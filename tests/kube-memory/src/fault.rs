@@ -1,10 +1,12 @@
 //! Faults that tests inject: refusals, lost connections, lost replies, delays, cut watches.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 /// What happens to a matching request.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +26,8 @@ pub enum Effect {
     DropBefore,
     /// The request is carried out and its answer is lost.
     DropAfter,
+    /// The request is carried out and its answer never comes: who asked can be killed in exactly this moment.
+    HangAfter,
     /// The request waits first.
     Delay(Duration),
     /// All running watches end; the request itself goes on.
@@ -35,6 +39,10 @@ pub enum Effect {
 pub struct Fault {
     method: Option<String>,
     path: String,
+    not: Vec<String>,
+    user: Option<String>,
+    writes: bool,
+    each_call_once: bool,
     skip: usize,
     times: Option<usize>,
     effect: Effect,
@@ -46,6 +54,10 @@ impl Fault {
         Self {
             method: None,
             path: String::new(),
+            not: Vec::new(),
+            user: None,
+            writes: false,
+            each_call_once: false,
             skip: 0,
             times: None,
             effect,
@@ -106,6 +118,42 @@ impl Fault {
         self
     }
 
+    /// Only requests of this user.
+    #[must_use]
+    pub fn by(mut self, user: &str) -> Self {
+        self.user = Some(user.to_owned());
+        self
+    }
+
+    /// Only requests that write.
+    #[must_use]
+    pub fn writes(mut self) -> Self {
+        self.writes = true;
+        self
+    }
+
+    /// Not requests with this text in their path.
+    #[must_use]
+    pub fn but(mut self, path: &str) -> Self {
+        self.not.push(path.to_owned());
+        self
+    }
+
+    /// Every call (method and path without query) meets with it once, the first time it is made.
+    #[must_use]
+    pub fn each_call_once(mut self) -> Self {
+        self.each_call_once = true;
+        self
+    }
+
+    fn matches(&self, method: &str, path: &str, user: &str) -> bool {
+        self.method.as_deref().is_none_or(|wanted| wanted == method)
+            && self.user.as_deref().is_none_or(|wanted| wanted == user)
+            && !(self.writes && matches!(method, "GET" | "HEAD"))
+            && path.contains(&self.path)
+            && !self.not.iter().any(|not| path.contains(not))
+    }
+
     /// Only the n-th matching request, counted from 1.
     #[must_use]
     pub fn nth(mut self, n: usize) -> Self {
@@ -126,7 +174,9 @@ impl Fault {
 struct Active {
     fault: Fault,
     seen: AtomicUsize,
+    calls: Mutex<HashSet<(String, String)>>,
     hits: AtomicUsize,
+    hung: watch::Sender<bool>,
     removed: AtomicBool,
 }
 
@@ -138,6 +188,16 @@ impl FaultHandle {
     /// How many requests met with it.
     pub fn hits(&self) -> usize {
         self.0.hits.load(Ordering::SeqCst)
+    }
+
+    /// Waits until a request was carried out that never gets its answer.
+    pub async fn hung(&self) {
+        // The sender is in `self`, so it can't be gone.
+        let _ = self.0.hung.subscribe().wait_for(|hung| *hung).await;
+    }
+
+    pub(crate) fn hangs(&self) {
+        self.0.hung.send_replace(true);
     }
 
     /// Ends the fault.
@@ -155,6 +215,8 @@ impl Faults {
         let active = Arc::new(Active {
             fault,
             seen: AtomicUsize::new(0),
+            calls: Mutex::default(),
+            hung: watch::Sender::new(false),
             hits: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
         });
@@ -166,19 +228,27 @@ impl Faults {
     }
 
     /// The effects this request meets with, in the order of their injection.
-    pub(crate) fn effects(&self, method: &str, path: &str) -> Vec<Effect> {
+    pub(crate) fn effects(
+        &self,
+        method: &str,
+        path: &str,
+        user: &str,
+    ) -> Vec<(Effect, FaultHandle)> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|active| !active.removed.load(Ordering::SeqCst));
         let mut effects = Vec::new();
         for active in all.iter() {
             let fault = &active.fault;
-            if fault
-                .method
-                .as_deref()
-                .is_some_and(|wanted| wanted != method)
-                || !path.contains(&fault.path)
-            {
+            if !fault.matches(method, path, user) {
                 continue;
+            }
+            if fault.each_call_once {
+                let path = path.split('?').next().unwrap_or_default();
+                let call = (method.to_owned(), path.to_owned());
+                let mut calls = active.calls.lock().unwrap_or_else(PoisonError::into_inner);
+                if !calls.insert(call) {
+                    continue;
+                }
             }
             let seen = active.seen.fetch_add(1, Ordering::SeqCst);
             let used = active.hits.load(Ordering::SeqCst);
@@ -186,7 +256,7 @@ impl Faults {
                 continue;
             }
             active.hits.fetch_add(1, Ordering::SeqCst);
-            effects.push(fault.effect.clone());
+            effects.push((fault.effect.clone(), FaultHandle(active.clone())));
         }
         effects
     }

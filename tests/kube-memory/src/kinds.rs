@@ -7,6 +7,7 @@ mod workload;
 
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::json;
 use crate::refusal::{FieldError, Outcome};
 use crate::registry::Resource;
@@ -52,6 +53,10 @@ pub(crate) fn prepare_create(
         "customresourcedefinitions.apiextensions.k8s.io" => crate::crd::prepare_definition(object)?,
         "networkpolicies.networking.k8s.io" => small::prepare_policy(object),
         "secrets" => small::prepare_secret(object),
+        "validatingadmissionpolicies.admissionregistration.k8s.io"
+        | "validatingadmissionpolicybindings.admissionregistration.k8s.io" => {
+            admission::prepare(resource, object);
+        }
         "events" => small::prepare_event(object),
         _ => {}
     }
@@ -96,6 +101,10 @@ pub(crate) fn prepare_update(
         }
         "networkpolicies.networking.k8s.io" => small::prepare_policy(new),
         "secrets" => small::prepare_secret(new),
+        "validatingadmissionpolicies.admissionregistration.k8s.io"
+        | "validatingadmissionpolicybindings.admissionregistration.k8s.io" => {
+            admission::prepare(resource, new);
+        }
         _ => {}
     }
     small::check_times(resource, new, true)
@@ -118,6 +127,7 @@ pub(crate) fn validate(
         "leases.coordination.k8s.io" => small::validate_lease(object),
         "services" => small::validate_service(object),
         "poddisruptionbudgets.policy" => small::validate_budget(object),
+        admission::POLICIES => admission::validate(object),
         "rolebindings.rbac.authorization.k8s.io"
         | "clusterrolebindings.rbac.authorization.k8s.io" => {
             small::validate_binding(object, old.map(|(old, _)| old))

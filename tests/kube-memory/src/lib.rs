@@ -4,10 +4,13 @@
 //! server (`recordings/`), and a test replays them. The built-in controllers that matter for containing a pod run in
 //! it: owners that release, adopt and replace pods, the scheduler, endpoints, budgets, taints, garbage collection.
 //!
-//! It keeps nothing on disk, has no admission plug-ins beyond defaults, and enforces no RBAC.
+//! It keeps nothing on disk, has no admission plug-ins beyond defaults and ValidatingAdmissionPolicies, and enforces no
+//! RBAC.
 
+mod admission;
 mod api;
 mod audit;
+mod cel;
 mod clock;
 mod cluster;
 mod controllers;

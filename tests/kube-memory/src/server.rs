@@ -59,7 +59,16 @@ pub(crate) async fn serve(
                     return;
                 }
             };
-            let service = service_fn(move |request| respond(core.clone(), request));
+            let service = service_fn(move |request| {
+                // As with a real server, what was begun goes on also when who asked has gone.
+                let answer = tokio::spawn(respond(core.clone(), request));
+                async move {
+                    match answer.await {
+                        Ok(answer) => answer,
+                        Err(error) => Err(Box::from(error.to_string())),
+                    }
+                }
+            });
             let mut builder = Builder::new(TokioExecutor::new());
             builder.http2().max_concurrent_streams(1000);
             let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -159,11 +168,12 @@ async fn respond(
     let known = authenticate(&core, &parts.headers, &mut request);
 
     let mut lost = false;
+    let mut hanging = None;
     let mut injected = None;
-    for effect in core
+    let met = core
         .faults
-        .effects(request.method.as_str(), &path_and_query)
-    {
+        .effects(request.method.as_str(), &path_and_query, &request.user);
+    for (effect, handle) in met {
         match effect {
             Effect::Answer {
                 status,
@@ -183,6 +193,7 @@ async fn respond(
                 return Err(Dropped.into());
             }
             Effect::DropAfter => lost = true,
+            Effect::HangAfter => hanging = Some(handle),
             Effect::Delay(time) => tokio::time::sleep(time).await,
             Effect::CutWatches => core.cut_watches(),
         }
@@ -192,13 +203,11 @@ async fn respond(
         (None, false) => Reply::refusal(&Refusal::unauthorized()),
         (None, true) => api::handle(&core, &request),
     };
-    note(
-        &core,
-        &request,
-        path_and_query,
-        if lost { 0 } else { reply.code },
-        started,
-    );
+    note(&core, &request, path_and_query, reply.code, started);
+    if let Some(handle) = hanging {
+        handle.hangs();
+        std::future::pending::<()>().await;
+    }
     if lost {
         return Err(Dropped.into());
     }

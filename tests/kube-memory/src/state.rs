@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::admission::Actor;
 use crate::refusal::{Outcome, Refusal};
 use crate::registry::{Registry, Resource};
 use crate::shapes::Shapes;
@@ -26,6 +27,10 @@ pub(crate) use delete::{DeleteOptions, Deleted};
 pub(crate) struct By<'a> {
     /// Name in managedFields.
     pub(crate) manager: &'a str,
+    /// Whom admission policies see; none: they are not asked.
+    pub(crate) actor: Option<Actor>,
+    /// Part of a delete of a collection: policies see no name.
+    pub(crate) collection: bool,
     /// Everything is checked, nothing is stored.
     pub(crate) dry_run: bool,
     /// Unknown fields of custom resources are errors, not warnings.
@@ -43,11 +48,29 @@ impl<'a> By<'a> {
     pub(crate) fn controller(manager: &'a str) -> Self {
         Self {
             manager,
+            actor: Some(Actor::controller(manager)),
+            collection: false,
             dry_run: false,
             strict: false,
             warnings: Vec::new(),
             replaces: false,
             applied: false,
+        }
+    }
+
+    /// A write by the kubelet of a node.
+    pub(crate) fn kubelet(node: &str) -> Self {
+        Self {
+            actor: Some(Actor::node(node)),
+            ..Self::controller("kubelet")
+        }
+    }
+
+    /// A write that follows from another one, which policies were asked about.
+    pub(crate) fn unasked(manager: &'a str) -> Self {
+        Self {
+            actor: None,
+            ..Self::controller(manager)
         }
     }
 }
@@ -128,19 +151,18 @@ impl State {
     ) -> Outcome<Object> {
         let resource = self.resource(table)?;
         let (namespace, name) = (crate::json::namespace(object), crate::json::name(object));
+        let mut by = match manager {
+            "kubelet" => By::kubelet(crate::json::text(object, "/spec/nodeName")),
+            // What the API server does on the way.
+            "kube-apiserver" => By::unasked(manager),
+            _ => By::controller(manager),
+        };
         let change = |old: &Value| {
             let mut new = old.clone();
             change(&mut new);
             Ok(new)
         };
-        self.update(
-            &resource,
-            namespace,
-            name,
-            subresource,
-            &mut By::controller(manager),
-            change,
-        )
+        self.update(&resource, namespace, name, subresource, &mut by, change)
     }
 
     /// `delete` for controllers.
@@ -150,9 +172,25 @@ impl State {
         object: &Value,
         options: &DeleteOptions,
     ) -> Outcome<Deleted> {
+        self.discard_as(
+            table,
+            object,
+            options,
+            &By::controller("kube-controller-manager"),
+        )
+    }
+
+    /// `discard` by somebody else than a controller.
+    pub(crate) fn discard_as(
+        &mut self,
+        table: &str,
+        object: &Value,
+        options: &DeleteOptions,
+        by: &By<'_>,
+    ) -> Outcome<Deleted> {
         let resource = self.resource(table)?;
         let (namespace, name) = (crate::json::namespace(object), crate::json::name(object));
-        self.delete(&resource, namespace, name, options, false)
+        self.delete(&resource, namespace, name, options, by)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::json;
 use crate::refusal::{Outcome, Refusal};
 use crate::selector::Selector;
-use crate::state::{DeleteOptions, State};
+use crate::state::{By, DeleteOptions, State};
 use crate::store::Object;
 
 const BUDGETS: &str = "poddisruptionbudgets.policy";
@@ -30,6 +30,7 @@ pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
             .iter()
             .any(|item| item == "All");
     call.core.shared.with(|state| {
+        super::subresource::ask(state, call, "CREATE", &eviction, dry_run)?;
         let pod = state.get(&call.resource, &target.namespace, &target.name)?;
         check_uid(call, &pod, &options)?;
         let budget = blocking_budget(state, &pod)?;
@@ -53,7 +54,8 @@ pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
                 &target.namespace,
                 &target.name,
                 &options,
-                false,
+                // Nobody asks the policies about this delete.
+                &By::unasked("kube-apiserver"),
             )
             .map(drop)
     })?;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Call, Reply, evict};
+use crate::admission::Question;
 use crate::clock;
 use crate::json;
 use crate::patch;
@@ -19,6 +20,13 @@ pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
     match (table, call.target.subresource.as_str()) {
         ("pods", "eviction") => evict::answer(call),
         ("pods", "binding") => bind(call),
+        ("pods", "exec" | "attach" | "portforward") => {
+            call.core.shared.with(|state| {
+                state.get(&call.resource, &call.target.namespace, &call.target.name)?;
+                ask(state, call, "CONNECT", &Value::Null, false)
+            })?;
+            Ok(Reply::text(501, "this server has no way to the kubelets\n"))
+        }
         ("pods", "log") => {
             call.core.shared.with(|state| {
                 state.get(&call.resource, &call.target.namespace, &call.target.name)
@@ -34,6 +42,28 @@ pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
         (_, "scale") if call.resource.scale => scale(call),
         _ => Err(Refusal::not_served()),
     }
+}
+
+/// Asks the admission policies about a sub-resource that is no part of the object.
+pub(super) fn ask(
+    state: &State,
+    call: &Call<'_>,
+    operation: &'static str,
+    object: &Value,
+    dry_run: bool,
+) -> Outcome<()> {
+    let question = Question {
+        operation,
+        resource: &call.resource,
+        subresource: &call.target.subresource,
+        namespace: &call.target.namespace,
+        name: &call.target.name,
+        object,
+        old: &Value::Null,
+        actor: &call.actor(),
+        dry_run,
+    };
+    question.ask(state).map(drop)
 }
 
 fn created() -> Reply {
@@ -69,6 +99,7 @@ fn bind(call: &Call<'_>) -> Outcome<Reply> {
 fn finalize(call: &Call<'_>) -> Outcome<Reply> {
     let body = call.request.json()?;
     let mut by = By::controller(call.request.manager());
+    by.actor = Some(call.actor());
     let updated = call.core.shared.with(|state| {
         state.update(
             &call.resource,
@@ -95,11 +126,16 @@ fn as_scale(object: &Object) -> Value {
             .cloned()
             .unwrap_or(Value::Null)
     };
+    // Go leaves a zero out.
+    let spec = match json::number(object, "/spec/replicas").unwrap_or(0) {
+        0 => json!({}),
+        replicas => json!({ "replicas": replicas }),
+    };
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
         "metadata": {"name": meta("name"), "namespace": meta("namespace"), "uid": meta("uid"),
                      "resourceVersion": meta("resourceVersion"), "creationTimestamp": meta("creationTimestamp")},
-        "spec": {"replicas": json::number(object, "/spec/replicas").unwrap_or(0)},
+        "spec": spec,
         "status": {"replicas": json::number(object, "/status/replicas").unwrap_or(0), "selector": selector.to_text()},
     })
 }
@@ -108,6 +144,7 @@ fn scale(call: &Call<'_>) -> Outcome<Reply> {
     let target = &call.target;
     let body = call.request.json()?;
     let mut by = By::controller(call.request.manager());
+    by.actor = Some(call.actor());
     by.dry_run = call.request.dry_run();
     let object = call.core.shared.with(|state| match call.request.method {
         Method::GET => state.get(&call.resource, &target.namespace, &target.name),

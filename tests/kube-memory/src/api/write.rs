@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::read::{Filter, plain_list, shown};
 use super::{Call, Reply};
+use crate::admission::Actor;
 use crate::json;
 use crate::kinds;
 use crate::managed::{self, Writer};
@@ -14,9 +15,18 @@ use crate::state::{By, DeleteOptions, Deleted, State, shapes};
 use crate::store::Object;
 
 impl Call<'_> {
+    pub(super) fn actor(&self) -> Actor {
+        Actor {
+            user: self.request.user.clone(),
+            groups: self.request.groups.clone(),
+        }
+    }
+
     fn by(&self) -> By<'_> {
         By {
             manager: self.request.manager(),
+            actor: Some(self.actor()),
+            collection: false,
             dry_run: self.request.dry_run(),
             strict: self.request.query.get("fieldValidation") == Some("Strict"),
             warnings: Vec::new(),
@@ -274,10 +284,14 @@ fn answers_object(resource: &Resource) -> bool {
 pub(super) fn delete(call: &Call<'_>) -> Outcome<Reply> {
     let (options, dry_run) = delete_options(call)?;
     let (resource, target) = (&call.resource, &call.target);
+    let by = By {
+        dry_run,
+        ..call.by()
+    };
     let deleted = call
         .core
         .shared
-        .with(|state| state.delete(resource, &target.namespace, &target.name, &options, dry_run))?;
+        .with(|state| state.delete(resource, &target.namespace, &target.name, &options, &by))?;
     Ok(match deleted {
         Deleted::Gone(object) if !answers_object(resource) => {
             let mut status = json!({
@@ -299,12 +313,17 @@ pub(super) fn delete_collection(call: &Call<'_>) -> Outcome<Reply> {
     let (options, dry_run) = delete_options(call)?;
     let filter = Filter::of(call)?;
     let resource = &call.resource;
+    let by = By {
+        dry_run,
+        collection: true,
+        ..call.by()
+    };
     let (version, items) = call.core.shared.with(|state| {
         let mut items = state.store.list(&resource.table, &call.target.namespace);
         items.retain(|object| filter.matches(object));
         for object in &items {
             let (namespace, name) = (json::namespace(object), json::name(object));
-            state.delete(resource, namespace, name, &options, dry_run)?;
+            state.delete(resource, namespace, name, &options, &by)?;
         }
         Ok::<_, Refusal>((state.store.version(), items))
     })?;

@@ -11,7 +11,7 @@ use crate::clock;
 use crate::core::Core;
 use crate::json;
 use crate::refusal::Outcome;
-use crate::state::{DeleteOptions, State, random_id};
+use crate::state::{By, DeleteOptions, State, random_id};
 use crate::store::Object;
 
 const MANAGER: &str = "kubelet";
@@ -48,7 +48,10 @@ fn run(state: &mut State, pod: &Object) -> Outcome<()> {
         .any(|owner| json::text(owner, "/kind") == "Node");
     if mirror && !of_node {
         // A kubelet deletes a mirror pod that it has no file for. One that a node owns is taken for a true one.
-        return state.discard("pods", pod, &DeleteOptions::now()).map(drop);
+        let by = By::kubelet(json::text(pod, "/spec/nodeName"));
+        return state
+            .discard_as("pods", pod, &DeleteOptions::now(), &by)
+            .map(drop);
     }
     let statuses = json::list(pod, "/status/ephemeralContainerStatuses").len();
     if json::list(pod, "/spec/ephemeralContainers").len() > statuses {
@@ -249,7 +252,8 @@ fn end(state: &mut State, pod: &Object) -> Outcome<()> {
         pod = state.change("pods", &pod, "status", MANAGER, fail)?;
     }
     if json::list(&pod, "/metadata/finalizers").is_empty() {
-        state.discard("pods", &pod, &DeleteOptions::now())?;
+        let by = By::kubelet(json::text(&pod, "/spec/nodeName"));
+        state.discard_as("pods", &pod, &DeleteOptions::now(), &by)?;
     }
     Ok(())
 }

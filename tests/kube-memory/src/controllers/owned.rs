@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Teller, tell, tolerate};
+use super::{Teller, tell};
 use crate::json;
 use crate::refusal::Outcome;
 use crate::selector::Selector;
@@ -152,21 +152,39 @@ pub(super) fn make_pod(
 
 /// Deletes a pod of an owner and tells of it.
 pub(super) fn delete_pod(state: &mut State, owner: &Value, pod: &Value, component: &str) {
-    let deleted = state.discard("pods", pod, &DeleteOptions::default());
-    if tolerate("pod", deleted).is_some() {
-        let message = format!("Deleted pod: {}", json::name(pod));
-        tell(
-            state,
-            owner,
-            "",
-            false,
-            "SuccessfulDelete",
-            &message,
-            Teller {
-                component,
-                host: "",
-            },
-        );
+    let teller = Teller {
+        component,
+        host: "",
+    };
+    match state.discard("pods", pod, &DeleteOptions::default()) {
+        Ok(_) => {
+            let message = format!("Deleted pod: {}", json::name(pod));
+            tell(
+                state,
+                owner,
+                "",
+                false,
+                "SuccessfulDelete",
+                &message,
+                teller,
+            );
+        }
+        Err(refusal) => {
+            let message = format!("Error deleting: {}", refusal.message);
+            // A real controller counts repetitions in one event and waits longer and longer; here a new event
+            // would be a change to look at again at once.
+            let told = state
+                .store
+                .list("events", json::namespace(owner))
+                .iter()
+                .any(|event| {
+                    json::text(event, "/message") == message
+                        && json::text(event, "/involvedObject/uid") == json::uid(owner)
+                });
+            if !told {
+                tell(state, owner, "", true, "FailedDelete", &message, teller);
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{By, State, random_suffix, shapes};
+use crate::admission::Question;
 use crate::clock;
 use crate::crd;
 use crate::json;
@@ -87,6 +88,20 @@ impl State {
         let name = json::name(&object).to_owned();
         if !errors.is_empty() {
             return Err(Refusal::invalid(resource, &name, &errors));
+        }
+        if let Some(actor) = &by.actor {
+            let question = Question {
+                operation: "CREATE",
+                resource,
+                subresource: "",
+                namespace,
+                name: &name,
+                object: &object,
+                old: &Value::Null,
+                actor,
+                dry_run: by.dry_run,
+            };
+            by.warnings.extend(question.ask(self)?);
         }
         if self.store.get(&resource.table, namespace, &name).is_some() {
             return Err(Refusal::already_exists(resource, &name));

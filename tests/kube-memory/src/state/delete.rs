@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::State;
+use super::{By, State};
+use crate::admission::Question;
 use crate::clock;
 use crate::crd;
 use crate::json;
@@ -65,7 +66,7 @@ impl State {
         namespace: &str,
         name: &str,
         options: &DeleteOptions,
-        dry_run: bool,
+        by: &By<'_>,
     ) -> Outcome<Deleted> {
         let namespace = if resource.namespaced { namespace } else { "" };
         let old = self.get(resource, namespace, name)?;
@@ -81,11 +82,25 @@ impl State {
                 None => return Ok(Deleted::Marked(old)),
             }
         }
+        if let Some(actor) = &by.actor {
+            let question = Question {
+                operation: "DELETE",
+                resource,
+                subresource: "",
+                namespace,
+                name: if by.collection { "" } else { name },
+                object: &Value::Null,
+                old: &old,
+                actor,
+                dry_run: by.dry_run,
+            };
+            question.ask(self)?;
+        }
         let stays = grace > 0
             || !json::list(&new, "/metadata/finalizers").is_empty()
             || resource.is("namespaces");
         if !stays {
-            if dry_run {
+            if by.dry_run {
                 return Ok(Deleted::Gone(old));
             }
             // Watchers of a pod see that its grace period is over before they see it go.
@@ -108,7 +123,7 @@ impl State {
             json::take(&mut new, &["metadata", "deletionGracePeriodSeconds"]);
             crd::mark_terminating(&mut new);
         }
-        if dry_run {
+        if by.dry_run {
             return Ok(Deleted::Marked(Arc::new(new)));
         }
         if new == *old {

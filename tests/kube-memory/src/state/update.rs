@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::create::{check_type, place_in_namespace};
 use super::{By, State, shapes};
+use crate::admission::Question;
 use crate::crd;
 use crate::json;
 use crate::kinds;
@@ -57,6 +58,20 @@ impl State {
         errors.extend(kinds::meta::validate(resource, &new, Some(&old)));
         if !errors.is_empty() {
             return Err(Refusal::invalid(resource, name, &errors));
+        }
+        if let Some(actor) = &by.actor {
+            let question = Question {
+                operation: "UPDATE",
+                resource,
+                subresource,
+                namespace,
+                name,
+                object: &new,
+                old: &old,
+                actor,
+                dry_run: by.dry_run,
+            };
+            by.warnings.extend(question.ask(self)?);
         }
         // Where a pod runs isn't part of what was wished for.
         if resource.generation && subresource != "binding" && new_generation(&old, &new) {

@@ -128,7 +128,7 @@ async fn custom_resources_are_served_once_their_definition_is_and_go_with_it() {
                         "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}]}}))
     };
     let refused = definitions
-        .create(&PostParams::default(), &definition("self.all(x, x > 0)"))
+        .create(&PostParams::default(), &definition("quantity(self.n) > 0"))
         .await
         .unwrap_err();
     assert_eq!(

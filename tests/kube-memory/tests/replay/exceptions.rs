@@ -107,7 +107,6 @@ pub(crate) fn exception(name: &str, at: usize) -> Option<Exception> {
         }
         ("14-access", 0) => return None,
         ("14-access", _) => Skip("this server enforces no RBAC"),
-        ("15-admission-policy", _) => Skip("this server has no admission policies"),
         ("16-liveness-restart", 0) => return None,
         ("16-liveness-restart", 4) => {
             Without(STATUS, "states of a container that a real probe kills")

@@ -98,10 +98,29 @@ impl Run {
         accept: &str,
         body: Vec<u8>,
     ) -> Answer {
+        self.send_as(method, path, content_type, accept, body, &Value::Null)
+            .await
+    }
+
+    /// As somebody else, if there are recorded impersonation headers.
+    async fn send_as(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        accept: &str,
+        body: Vec<u8>,
+        headers: &Value,
+    ) -> Answer {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("user-agent", "impound/replay");
+        for name in ["Impersonate-User", "Impersonate-Group"] {
+            if let Some(value) = headers[name].as_str() {
+                request = request.header(name, value);
+            }
+        }
         if !content_type.is_empty() {
             request = request.header("content-type", content_type);
         }
@@ -225,8 +244,16 @@ impl Run {
         };
         let accept = request["headers"]["Accept"].as_str().unwrap_or("");
         let path = self.mapping.translate(&text("path"));
-        self.send(&text("method"), &path, &text("contentType"), accept, body)
-            .await
+        let headers = &request["headers"];
+        self.send_as(
+            &text("method"),
+            &path,
+            &text("contentType"),
+            accept,
+            body,
+            headers,
+        )
+        .await
     }
 }
 

@@ -117,6 +117,24 @@ pub(crate) async fn prepare(run: &mut Run, name: &str) {
         "07-daemonset" => {
             set_node(run, "k8s-worker1", json!({"spec": {"unschedulable": true}})).await
         }
+        "15-admission-policy" => {
+            let labels = json!({"app": "bare", "status": "suspectpod"});
+            for name in ["s1", "s2", "s3"] {
+                pod(run, "rec-15", name, labels.clone(), on("k8s-worker2")).await;
+            }
+            deployment(run, "rec-15", "web", "nginx", on("k8s-worker2")).await;
+            let pods = [
+                (
+                    "web-65fbfb646d-smrmp",
+                    "9763b9f1-64ff-4714-ae28-a0646698dee9",
+                ),
+                (
+                    "web-65fbfb646d-x6p8k",
+                    "bf49630f-f861-4d88-9ffa-e782e2b9ade9",
+                ),
+            ];
+            map_pods(run, "rec-15", "nginx", "", &pods).await;
+        }
         "16-liveness-restart" | "14-access" => {}
         _ => {}
     }
@@ -220,6 +238,22 @@ pub(crate) async fn before(run: &mut Run, name: &str, at: usize) {
                 &[("batch-6v749", "e6e7a779-3eaa-44fa-997f-cae89a120185")],
             )
             .await;
+        }
+        ("15-admission-policy", 6) => {
+            let path =
+                "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/impound-hold-15";
+            let policy = run.ask("GET", path, Value::Null).await;
+            let mut validations = policy["spec"]["validations"].clone();
+            validations[0]["reason"] = json!("Forbidden");
+            let patch = json!({"spec": {"validations": validations}});
+            run.ask("PATCH", path, patch).await;
+        }
+        ("15-admission-policy", 20) => {
+            let binding = json!({"metadata": {"name": "impound-hold-15-ev"}, "spec": {
+                "policyName": "impound-hold-15-ev", "validationActions": ["Deny"], "matchResources": {
+                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "rec-15"}}}}});
+            let path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
+            run.ask("POST", path, binding).await;
         }
         ("11-watch", 12) => {
             pod(
