@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::contain::guard;
 use crate::contain::settings::Settings;
 
 /// Contains suspect pods through the Kubernetes API and collects their evidence.
@@ -25,6 +26,15 @@ pub struct Config {
 pub enum Command {
     /// Print the custom resource definitions as YAML, for `kubectl apply -f -`.
     Crds,
+    /// Print the admission policies that guard quarantined pods as YAML, for `kubectl apply -f -`.
+    Admission {
+        /// User name under which the controller is known to the Kubernetes API.
+        #[arg(long, default_value = guard::CONTROLLER, value_parser = guard::user_name, value_name = "NAME")]
+        user: String,
+        /// Instead, the policy that also keeps everybody from entering a quarantined pod (exec, debug, …).
+        #[arg(long)]
+        no_access: bool,
+    },
 }
 
 /// How to serve.

@@ -10,6 +10,7 @@
 pub mod credentials;
 pub mod evict;
 pub mod facts;
+pub mod guard;
 pub mod isolation;
 pub mod node;
 pub mod observe;

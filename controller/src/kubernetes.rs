@@ -110,15 +110,32 @@ async fn configuration() -> Result<Config, kube::Error> {
     Ok(config)
 }
 
+/// Pauses before a read is tried again. A plan needs a dozen reads: one that fails now and then must not
+/// let it begin from the start each time.
+const READ_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
+
+/// Longest Retry-After that a read follows by itself; what is longer is the reconcilers' business.
+const READ_MERCY: Duration = Duration::from_secs(2);
+
 /// The object at `path` exactly as the API server gives it, `None` if it does not exist.
 ///
 /// # Errors
-/// Any answer but 200 and 404.
+/// Any answer but 200 and 404, again and again.
 pub async fn read(client: &Client, path: &str) -> Result<Option<Value>, ApiError> {
-    match request(client, Method::GET, path, "", "").await {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.code() == 404 => Ok(None),
-        Err(error) => Err(error),
+    let mut pauses = READ_PAUSES.into_iter();
+    loop {
+        match request(client, Method::GET, path, "", "").await {
+            Ok(value) => return Ok(Some(value)),
+            Err(error) if error.code() == 404 => return Ok(None),
+            Err(error) => {
+                let pause = pauses.next().filter(|_| error.is_transient());
+                let pause = pause.map(|pause| pause.max(error.retry_after()));
+                match pause.filter(|pause| *pause <= READ_MERCY) {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => return Err(error),
+                }
+            }
+        }
     }
 }
 

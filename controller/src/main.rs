@@ -1,15 +1,29 @@
 //! `impound-controller`: see the crate's documentation.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 use impound_controller::config::{Command, Config};
+use impound_controller::contain::guard;
 use impound_controller::{resources, run};
 
 fn main() -> ExitCode {
     let config = Config::parse();
     let outcome = match config.command {
         Some(Command::Crds) => resources::print_definitions(&mut std::io::stdout().lock()),
+        Some(Command::Admission { user, no_access }) => {
+            let policies = if no_access {
+                guard::access(&user)
+            } else {
+                guard::guard(&user, &config.serve.settings())
+            };
+            resources::documents(&policies).and_then(|text| {
+                std::io::stdout()
+                    .write_all(text.as_bytes())
+                    .map_err(Into::into)
+            })
+        }
         None => run::serve(config.serve),
     };
     match outcome {

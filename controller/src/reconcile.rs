@@ -13,7 +13,8 @@ pub mod record;
 pub mod releasing;
 pub mod verifying;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -26,9 +27,9 @@ use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use thiserror::Error;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
@@ -63,6 +64,10 @@ pub struct Context {
     pub shared: Mutex<()>,
     /// What is under way and known about isolations at nodes.
     pub isolation: isolating::Memory,
+    /// User name of this process at the Kubernetes API, once it is known.
+    pub user: OnceCell<String>,
+    /// Reconciliations that failed last time.
+    pub failures: Failures,
     /// How long a collection waits for an agent; the default if none.
     pub agent_patience: Option<SignedDuration>,
 }
@@ -78,8 +83,13 @@ pub enum ReconcileError {
     Observe(#[from] ObserveError),
 }
 
-/// Delay before a failed reconciliation is tried again.
-const RETRY_DELAY: Duration = Duration::from_secs(2);
+/// Delay before a failed reconciliation is tried again, doubled with each failure in a row up to the
+/// second: a plan costs a dozen requests, and an API server in trouble needs no more of them.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+const SLOWEST_RETRY: Duration = Duration::from_secs(30);
+
+/// Failures in a row, by kind, namespace and name of the object.
+pub type Failures = std::sync::Mutex<HashMap<[String; 3], u32>>;
 
 /// Watches both resources and reconciles them, for ever. `client` is for the watches alone. May be
 /// dropped at any point, as a crash may come at any point.
@@ -105,7 +115,7 @@ pub async fn run(client: Client, context: Arc<Context>) {
             quarantine.map(|name| ObjectRef::<Quarantine>::new(&name).within(&namespace))
         })
         .run(quarantine::reconcile, retry, context.clone())
-        .for_each(log_outcome);
+        .for_each(|outcome| log_outcome(context.clone(), outcome));
     let (known, writer) = reflector::store();
     let asked = watcher(collections, watcher::Config::default())
         .default_backoff()
@@ -114,8 +124,8 @@ pub async fn run(client: Client, context: Arc<Context>) {
         .predicate_filter(wish, Default::default());
     let collection_controller = Controller::for_stream(asked, known)
         .trigger_backoff(Steady)
-        .run(collection::reconcile, retry, context)
-        .for_each(log_outcome);
+        .run(collection::reconcile, retry, context.clone())
+        .for_each(|outcome| log_outcome(context.clone(), outcome));
     futures::join!(quarantine_controller, collection_controller);
 }
 
@@ -216,17 +226,34 @@ fn references(
         .collect()
 }
 
-fn retry<K: ResourceExt>(object: Arc<K>, error: &ReconcileError, _: Arc<Context>) -> Action {
+fn retry<K: Resource<DynamicType = ()>>(
+    object: Arc<K>,
+    error: &ReconcileError,
+    context: Arc<Context>,
+) -> Action {
+    let namespace = object.namespace().unwrap_or_default();
+    let key = [K::kind(&()).into_owned(), namespace, object.name_any()];
+    let mut failures = context
+        .failures
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let count = failures.entry(key).or_default();
+    let delay = RETRY_DELAY
+        .saturating_mul(1 << (*count).min(10))
+        .min(SLOWEST_RETRY);
+    *count = count.saturating_add(1);
+    drop(failures);
     tracing::warn!(
         object = object.name_any(),
         namespace = object.namespace(),
         error = %describe(error),
         "reconciliation failed and is tried again"
     );
-    Action::requeue(RETRY_DELAY)
+    Action::requeue(delay)
 }
 
 async fn log_outcome<K, E: std::error::Error>(
+    context: Arc<Context>,
     outcome: Result<(ObjectRef<K>, Action), kube::runtime::controller::Error<ReconcileError, E>>,
 ) where
     K: kube::runtime::reflector::Lookup,
@@ -234,8 +261,21 @@ async fn log_outcome<K, E: std::error::Error>(
 {
     use kube::runtime::controller::Error;
     match outcome {
+        Ok((object, _)) => {
+            let namespace = object.namespace.clone().unwrap_or_default();
+            let key = [
+                K::kind(&object.dyntype).into_owned(),
+                namespace,
+                object.name,
+            ];
+            context
+                .failures
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&key);
+        }
         // The reconciler's own errors are logged by `retry`; an object that is gone needs nothing.
-        Ok(_) | Err(Error::ReconcilerFailed(..) | Error::ObjectNotFound(_)) => {}
+        Err(Error::ReconcilerFailed(..) | Error::ObjectNotFound(_)) => {}
         Err(error) => tracing::warn!(error = %describe(&error), "watch failed and is tried again"),
     }
 }

@@ -24,6 +24,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::Value;
 
 /// API group of the custom resources.
 pub const GROUP: &str = "impound.dev";
@@ -70,6 +71,19 @@ pub fn print_definitions(out: &mut impl std::io::Write) -> anyhow::Result<()> {
         write!(out, "---\n{}", yaml(&definition)?)?;
     }
     Ok(())
+}
+
+/// Any objects as the YAML documents of one file.
+///
+/// # Errors
+/// If one can't be serialised.
+pub fn documents(objects: &[Value]) -> anyhow::Result<String> {
+    let mut all = String::new();
+    for object in objects {
+        all.push_str("---\n");
+        all.push_str(&serde_saphyr::to_string(object)?);
+    }
+    Ok(all)
 }
 
 /// One definition as YAML, as it is checked in.

@@ -18,7 +18,7 @@ use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
@@ -139,6 +139,8 @@ async fn run(config: Serve) -> Result<()> {
         running: Running::default(),
         shared: Mutex::default(),
         isolation: isolating::Memory::default(),
+        user: OnceCell::new(),
+        failures: reconcile::Failures::default(),
         agent_patience: config
             .agent_patience
             .and_then(|limit| limit.try_into().ok()),

@@ -33,6 +33,10 @@ pub const TAINT_KEY: &str = "impound.dev/suspect";
 pub const PROTECTED_NODE_LABEL: (&str, &str) =
     ("node-restriction.kubernetes.io/impound", "suspect");
 
+/// Finalizer that keeps a Quarantine from being deleted, and its undo data from being lost, before it
+/// is released.
+pub const FINALIZER: &str = "impound.dev/undo";
+
 /// Name under which the API server records our writes.
 pub const FIELD_MANAGER: &str = "impound";
 

@@ -10,15 +10,13 @@ use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::{self, ObserveError, Observed, observe};
 use crate::contain::plan::{self, Plan, plan};
 use crate::contain::refusal::Refusal;
+use crate::contain::settings::FINALIZER;
 use crate::contain::{node, pod, policy, protect};
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube, read, send};
 use crate::resources::{
     ApiCall, Before, Quarantine, QuarantinePhase, QuarantineSpec, StepName, StepState, Undo,
 };
-
-/// Keeps a Quarantine from being deleted, and its undo data from being lost, before it is released.
-pub const FINALIZER: &str = "impound.dev/undo";
 
 /// Tries of one call within one attempt: conflicts with somebody else's writes end quickly.
 const TRIES: usize = 5;

@@ -43,7 +43,7 @@ pub async fn round(
     add_new(&mut evictions, &present, record);
     for eviction in evictions
         .iter_mut()
-        .filter(|eviction| is_to_be_tried(eviction.state))
+        .filter(|eviction| is_open(eviction.state))
     {
         let Some(pod) = present
             .iter()
@@ -60,6 +60,7 @@ pub async fn round(
             (eviction.state, eviction.message) =
                 (EvictionState::Evicting, "the pod is terminating".into());
         } else if is_due(eviction) {
+            // Also one that was granted, or met a conflict, without the pod's ending: nothing came of it.
             let answer = send(&context.client, &evict::call(eviction)).await;
             (eviction.state, eviction.message) = evict::outcome(answer.as_ref().map(|_| ()));
             eviction.tried = Some(now());
@@ -222,12 +223,11 @@ fn mark_gone(evictions: &mut [EvictionStatus], present: &[Pod]) {
     }
 }
 
-fn is_to_be_tried(state: EvictionState) -> bool {
-    matches!(state, EvictionState::Pending | EvictionState::Blocked)
-}
-
 fn is_open(state: EvictionState) -> bool {
-    is_to_be_tried(state) || state == EvictionState::Evicting
+    matches!(
+        state,
+        EvictionState::Pending | EvictionState::Blocked | EvictionState::Evicting
+    )
 }
 
 fn is_overdue(record: &Record) -> bool {

@@ -8,7 +8,7 @@ use super::next_step::is_contained;
 use super::record::Record;
 use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::ObserveError;
-use crate::contain::{credentials, facts};
+use crate::contain::{credentials, facts, guard};
 use crate::resources::{Fact, FactState, QuarantinePhase, StepName, StepState, Verdict};
 
 /// The API's own controllers release a pod and rewrite EndpointSlices within about 100 ms on an
@@ -28,10 +28,14 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
     let mut pause = FIRST_PAUSE;
     loop {
         match check(record, context).await {
-            Ok(facts) => {
+            Ok(mut facts) => {
                 let settling = facts::settling(&facts);
+                let last = !settling || Instant::now() >= deadline;
+                if last {
+                    facts.push(guarded(context).await);
+                }
                 record.state(facts);
-                if !settling || Instant::now() >= deadline {
+                if last {
                     break;
                 }
             }
@@ -62,7 +66,10 @@ pub async fn report_credentials(record: &mut Record, context: &Context) {
 /// If the API does not answer.
 pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
     let facts = match check(record, context).await {
-        Ok(facts) => facts,
+        Ok(mut facts) => {
+            facts.push(guarded(context).await);
+            facts
+        }
         Err(ObserveError::Refused(_)) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
@@ -121,6 +128,18 @@ pub fn standing(record: &Record) -> &'static str {
     match record.status.verdict {
         Some(Verdict::Isolated) => "isolated, at the Kubernetes API and at its node",
         _ => "contained at the Kubernetes API",
+    }
+}
+
+/// Whether the evidence guard is in the cluster.
+async fn guarded(context: &Context) -> Fact {
+    let user = context
+        .user
+        .get_or_try_init(|| guard::own_user(&context.client))
+        .await;
+    match user {
+        Ok(user) => guard::fact(&context.client, user, &context.settings).await,
+        Err(error) => guard::unknown(&error),
     }
 }
 
