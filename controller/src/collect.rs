@@ -14,7 +14,7 @@
 //! is stored, gives what was cut off a name of its own, and goes on. One artifact that fails never
 //! stops another; it is recorded as missing, with the reason, in the signed manifest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -50,6 +50,10 @@ mod quick;
 mod receive;
 mod session;
 mod standstill;
+
+/// How often the runtime is asked for containers that were restarted while others were exported. One that
+/// is restarted again and again must not keep the evidence from being sealed.
+const LOOKS: usize = 5;
 
 /// Collects evidence. One for the whole process.
 pub struct Collector {
@@ -308,7 +312,13 @@ impl Collector {
         }
         session.store_before().await?;
         session.quick_stage().await?;
-        session.full_stage().await?;
+        let mut done = BTreeSet::new();
+        for _ in 0..LOOKS {
+            if !session.full_stage(&mut done).await? {
+                break;
+            }
+        }
+        session.derive_missing().await?;
         session.store_containment().await?;
         session.begin_sealing().await?;
         session.seal().await

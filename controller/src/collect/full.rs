@@ -1,6 +1,8 @@
 //! The full stage: every container of the suspect, one after the other, exported (live, or
 //! while it stands still) and then made into an image.
 
+use std::collections::BTreeSet;
+
 use impound_evidence::{ContainerRole, export_name, image_name};
 
 use super::CollectError;
@@ -9,12 +11,20 @@ use super::note::Known;
 use super::session::Session;
 
 impl Session<'_> {
-    pub(super) async fn full_stage(&self) -> Result<(), CollectError> {
-        // Once more: a container may have been restarted since the quick stage.
+    /// Collects the containers that are not in `done`, and says whether there were any. A container may
+    /// have been restarted since the last look: the one before and the one after are both evidence.
+    pub(super) async fn full_stage(
+        &self,
+        done: &mut BTreeSet<String>,
+    ) -> Result<bool, CollectError> {
         let target = &self.job.target;
-        let containers = self
+        let mut containers = self
             .containers(std::slice::from_ref(target), ContainerRole::Suspect)
             .await?;
+        containers.retain(|known| done.insert(known.container.id.clone()));
+        if containers.is_empty() {
+            return Ok(false);
+        }
         self.quick(&target.node, &containers).await?;
         let mut paths = Vec::new();
         for known in &containers {
@@ -48,7 +58,7 @@ impl Session<'_> {
             self.image(known, &paths.repository, paths.image, expected)
                 .await?;
         }
-        self.derive_missing().await
+        Ok(true)
     }
 
     fn full_paths(&self, known: &Known) -> Result<FullPaths, CollectError> {

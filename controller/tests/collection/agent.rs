@@ -64,6 +64,12 @@ pub(crate) struct State {
     pub(crate) selects_badly: bool,
     /// The agent's clock minus the controller's.
     pub(crate) clock_offset: Duration,
+    /// Attempts that the containers of this pod and name are restarted to, one at each export.
+    pub(crate) restarts: Vec<(
+        (&'static str, &'static str, &'static str),
+        &'static str,
+        u32,
+    )>,
 }
 
 /// The agent and what it was made of.
@@ -382,6 +388,10 @@ impl Agent for FakeAgent {
     async fn export(&self, request: Request<ExportRequest>) -> Result<Response<Messages>, Status> {
         let id = request.into_inner().container_id;
         let fault = self.called("export", &id)?;
+        let restart = self.state.lock().unwrap().restarts.pop();
+        if let Some((pod, name, attempt)) = restart {
+            self.add(pod, name, attempt, 2_000);
+        }
         let tar = self.state.lock().unwrap().exports.get(&id).cloned();
         let tar = tar.ok_or_else(|| Status::not_found(format!("no container {id}")))?;
         Ok(Response::new(self.stream(

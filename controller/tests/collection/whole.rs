@@ -302,3 +302,35 @@ async fn a_containment_that_cannot_be_read_makes_the_collection_partial() {
     );
     assert!(fixture.verdict().intact());
 }
+
+#[tokio::test]
+async fn a_container_that_is_restarted_while_it_is_exported_is_collected_before_and_after() {
+    let fixture = Fixture::small().await;
+    let before = fixture.agent.state.lock().unwrap().containers[0].id.clone();
+    // The liveness probe kills it in the middle of the export, and again in that of its successor.
+    let restarts = [(POD, "app", 2), (POD, "app", 1)];
+    fixture.agent.state.lock().unwrap().restarts = restarts.to_vec();
+    let sealed = fixture.run().await.unwrap();
+    assert_eq!(
+        (sealed.outcome, sealed.missing),
+        (Outcome::Complete, vec![])
+    );
+    let state = fixture.agent.state.lock().unwrap();
+    let ids: Vec<String> = state
+        .containers
+        .iter()
+        .map(|found| found.id.clone())
+        .collect();
+    assert_eq!((ids.len(), ids.last()), (3, Some(&before)));
+    let files = fixture.files();
+    for id in &ids {
+        let (export, image) = names("app", id);
+        for name in [export, image] {
+            let name = format!("/{name}");
+            let found = files.iter().filter(|file| file.ends_with(&name)).count();
+            assert_eq!(found, 1, "{name} in {files:#?}");
+        }
+    }
+    let exports = state.calls.iter().filter(|call| call.starts_with("export"));
+    assert_eq!(exports.count(), 3, "each once: {:#?}", state.calls);
+}

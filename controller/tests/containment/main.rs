@@ -15,10 +15,13 @@
 mod crashes;
 mod drift;
 mod faults;
+mod guard;
 mod health;
 mod isolation;
-mod owners;
+mod kinds;
+mod outcome;
 mod procedure;
 mod refusals;
 mod release;
+mod replicas;
 mod world;

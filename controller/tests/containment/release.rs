@@ -10,7 +10,7 @@ use tonic::Code;
 use super::world::{World, label, name, node_of};
 
 impl World {
-    async fn release(&self, quarantine: &str, force: bool) -> Result<(), tonic::Status> {
+    pub(crate) async fn release(&self, quarantine: &str, force: bool) -> Result<(), tonic::Status> {
         let request = ReleaseQuarantineRequest {
             namespace: self.namespace.clone(),
             name: quarantine.into(),

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -12,11 +12,12 @@ use impound_proto::controller::v1::{
 };
 use impound_proto::tls::{self, Peers, TlsFiles};
 use impound_proto::{NodeName, PeerId, ResponderName, Role, pki};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use kube::api::{Api, DynamicObject, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
-use kube::{Client, Config};
+use kube::{Client, Config, ResourceExt};
 use kube_memory::{Cluster, ClusterConfig, RequestRecord};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
@@ -38,6 +39,9 @@ pub(crate) struct World {
     about_agents: Vec<String>,
 }
 
+/// User of the controller in the in-memory cluster.
+pub(crate) const CONTROLLER: &str = "impound";
+
 impl World {
     /// A cluster with our definitions, and a running controller.
     pub(crate) async fn start() -> Self {
@@ -48,7 +52,12 @@ impl World {
 
     /// As `start`, but always the in-memory cluster: for its request log and its faults.
     pub(crate) async fn start_in_memory() -> Self {
-        let mut world = Self::prepared(None).await;
+        Self::start_in(ClusterConfig::default()).await
+    }
+
+    /// As `start_in_memory`, with a cluster of this kind.
+    pub(crate) async fn start_in(cluster: ClusterConfig) -> Self {
+        let mut world = Self::prepared(None, cluster).await;
         world.start_controller().await;
         world
     }
@@ -59,28 +68,25 @@ impl World {
             instant_kubelet: false,
             ..ClusterConfig::default()
         };
-        let mut world = Self::furnished(None, config).await;
+        let mut world = Self::prepared(None, config).await;
         world.about_agents = vec!["--agent-port".into(), port.to_string()];
         world.start_controller().await;
         world
     }
 
     pub(crate) async fn without_controller() -> Self {
-        Self::prepared(std::env::var_os("KUBECONFIG").map(PathBuf::from)).await
+        let real = std::env::var_os("KUBECONFIG").map(PathBuf::from);
+        Self::prepared(real, ClusterConfig::default()).await
     }
 
-    async fn prepared(real: Option<PathBuf>) -> Self {
-        Self::furnished(real, ClusterConfig::default()).await
-    }
-
-    async fn furnished(real: Option<PathBuf>, config: ClusterConfig) -> Self {
+    async fn prepared(real: Option<PathBuf>, cluster: ClusterConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (kubeconfig, memory) = match real {
             Some(kubeconfig) => (kubeconfig, None),
             None => {
-                let cluster = Cluster::start(config).await.unwrap();
+                let cluster = Cluster::start(cluster).await.unwrap();
                 let path = dir.path().join("kubeconfig");
-                std::fs::write(&path, cluster.kubeconfig_as("impound")).unwrap();
+                std::fs::write(&path, cluster.kubeconfig_as(CONTROLLER)).unwrap();
                 (path, Some(cluster))
             }
         };
@@ -94,10 +100,15 @@ impl World {
         config.default_retry = false;
         let client = Client::try_from(config).unwrap();
         let namespace = format!("impound-test-{}", uuid::Uuid::new_v4().simple());
+        let nodes = Api::<Node>::all(client.clone())
+            .list(&ListParams::default())
+            .await
+            .unwrap();
         let plan = pki::Plan {
-            nodes: ["k8s-worker1", "k8s-worker2", "k8s-worker3"]
-                .map(|node| node.parse::<NodeName>().unwrap())
-                .to_vec(),
+            nodes: nodes
+                .iter()
+                .map(|node| node.name_any().parse::<NodeName>().unwrap())
+                .collect(),
             responders: vec![
                 ("alice".parse::<ResponderName>().unwrap(), Role::Responder),
                 ("eve".parse::<ResponderName>().unwrap(), Role::Viewer),
@@ -133,19 +144,35 @@ impl World {
 
     /// Starts the controller and waits until it answers.
     pub(crate) async fn start_controller(&mut self) {
+        self.controller = Some(self.replica(&self.kubeconfig, self.port, self.health_port));
+        eventually("the controller answers", || async {
+            let connected = self.try_responder("alice").await;
+            connected
+                .map(drop)
+                .map_err(|error| format!("{error}; {}", self.log()))
+        })
+        .await;
+    }
+
+    /// Starts another replica beside the first, known to the in-memory API under this user name.
+    pub(crate) fn other_replica(&self, user: &str) -> Replica {
+        let memory = self.memory.as_ref().expect("only in memory");
+        let kubeconfig = self.dir.path().join(format!("kubeconfig-{user}"));
+        std::fs::write(&kubeconfig, memory.kubeconfig_as(user)).unwrap();
+        Replica(self.replica(&kubeconfig, free_port(), free_port()))
+    }
+
+    fn replica(&self, kubeconfig: &Path, port: u16, health_port: u16) -> Child {
         let pki = self.dir.path().join("pki");
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(self.dir.path().join("controller.log"))
             .unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_impound-controller"))
-            .env("KUBECONFIG", &self.kubeconfig)
-            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
-            .args([
-                "--health-listen",
-                &format!("127.0.0.1:{}", self.health_port),
-            ])
+        Command::new(env!("CARGO_BIN_EXE_impound-controller"))
+            .env("KUBECONFIG", kubeconfig)
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(["--health-listen", &format!("127.0.0.1:{health_port}")])
             .args(&self.about_agents)
             .arg("--tls-dir")
             .arg(pki.join("controller"))
@@ -157,15 +184,33 @@ impl World {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .unwrap();
-        self.controller = Some(child);
-        eventually("the controller answers", || async {
-            let connected = self.try_responder("alice").await;
-            connected
-                .map(drop)
-                .map_err(|error| format!("{error}; {}", self.log()))
-        })
-        .await;
+            .unwrap()
+    }
+
+    /// Sends a signal to the first controller.
+    pub(crate) fn signal_controller(&self, signal: &str) {
+        let id = self.controller.as_ref().unwrap().id().to_string();
+        let sent = Command::new("kill").args([signal, &id]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Whether the first controller has ended by itself.
+    pub(crate) fn controller_has_ended(&mut self) -> bool {
+        let controller = self.controller.as_mut().unwrap();
+        controller.try_wait().unwrap().is_some()
+    }
+
+    /// As if the lease of a controller that was killed had run out.
+    pub(crate) async fn expire_lease(&self) {
+        let leases = Api::<Lease>::namespaced(self.client.clone(), "default");
+        let deleted = leases
+            .delete(impound_controller::leader::LEASE, &DeleteParams::default())
+            .await;
+        match deleted {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Ends the controller at once, as a crash does.
@@ -250,7 +295,8 @@ impl World {
             .into_inner()
     }
 
-    pub(crate) async fn create(&self, object: Value) {
+    /// Creates an object in the test's namespace and gives its uid.
+    pub(crate) async fn create(&self, object: Value) -> String {
         let mut object = object;
         object["metadata"]["namespace"] = json!(self.namespace);
         let (group, version) = match object["apiVersion"].as_str().unwrap().split_once('/') {
@@ -266,7 +312,8 @@ impl World {
         let object: DynamicObject = serde_json::from_value(object).unwrap();
         let api =
             Api::<DynamicObject>::namespaced_with(self.client.clone(), &self.namespace, &resource);
-        api.create(&PostParams::default(), &object).await.unwrap();
+        let created = api.create(&PostParams::default(), &object).await.unwrap();
+        created.metadata.uid.unwrap()
     }
 
     /// A Deployment with a Service, and its pods once they run. The first is on a node of its own
@@ -279,8 +326,7 @@ impl World {
     ) -> Vec<Pod> {
         let mut template = json!({
             "metadata": { "labels": { "app": name } },
-            "spec": { "terminationGracePeriodSeconds": 1, "containers": [{ "name": name, "image": "busybox:1",
-                "command": ["sleep", "100000"] }] },
+            "spec": { "terminationGracePeriodSeconds": 1, "containers": [container(name)] },
         });
         if let Some(node) = node {
             template["spec"]["affinity"] = json!({ "nodeAffinity": {
@@ -344,18 +390,23 @@ impl World {
             .expect("only the in-memory cluster has a log")
             .requests();
         all.into_iter()
-            .filter(|request| request.user == "impound")
+            .filter(|request| request.user.starts_with(CONTROLLER))
             .collect()
     }
 
     /// Its writes, without those to its own resources, its lease and events.
     pub(crate) fn effects(&self) -> Vec<String> {
-        let own = ["impound.dev/v1alpha1", "/leases", "/events"];
+        let own = [
+            "impound.dev/v1alpha1",
+            "/leases",
+            "/events",
+            "/selfsubjectreviews",
+        ];
         self.requests()
             .into_iter()
             .filter(|request| request.method != "GET")
             .filter(|request| !own.iter().any(|own| request.path.contains(own)))
-            .filter(|request| request.status < 300)
+            .filter(|request| (200..300).contains(&request.status))
             .map(|request| {
                 let path = request
                     .path
@@ -412,9 +463,89 @@ impl World {
     }
 }
 
+/// Another controller. It ends when it is dropped.
+pub(crate) struct Replica(Child);
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A container that does nothing. `IMPOUND_TEST_IMAGE` names an image that the cluster can pull and that
+/// has `sleep`.
+pub(crate) fn container(name: &str) -> Value {
+    let image = std::env::var("IMPOUND_TEST_IMAGE").unwrap_or_else(|_| "busybox:1".into());
+    json!({ "name": name, "image": image, "command": ["sleep", "100000"] })
+}
+
+/// Leaves a real cluster as it was: nodes, quarantines and the namespace, also after a failure.
+async fn tidy(client: Client, namespace: &str) -> kube::Result<()> {
+    let quarantines =
+        Api::<impound_controller::resources::Quarantine>::namespaced(client.clone(), namespace);
+    let nodes = Api::<Node>::all(client.clone());
+    for quarantine in quarantines.list(&ListParams::default()).await? {
+        let status = quarantine.status.clone().unwrap_or_default();
+        if let (Some(node), Some(undo)) = (&status.node, &status.undo)
+            && !status.phase.is_over()
+        {
+            let now = nodes.get(node).await?;
+            let settings = impound_controller::contain::settings::Settings::default();
+            for call in [
+                impound_controller::contain::node::unlabel(&now, &undo.node, &settings),
+                impound_controller::contain::node::uncordon(&now, &undo.node),
+            ] {
+                let Some(call) = call else { continue };
+                let mut patch: Value = serde_json::from_str(&call.body).unwrap_or_default();
+                if let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut) {
+                    metadata.remove("resourceVersion");
+                }
+                let request = http::Request::patch(&call.path)
+                    .header("content-type", &call.content_type)
+                    .body(patch.to_string().into_bytes())
+                    .map_err(kube::Error::HttpError)?;
+                client.request::<Value>(request).await?;
+            }
+        }
+        let none = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+        let name = quarantine.metadata.name.unwrap_or_default();
+        quarantines
+            .patch(&name, &PatchParams::default(), &none)
+            .await?;
+    }
+    Api::<Namespace>::all(client)
+        .delete(namespace, &DeleteParams::default())
+        .await
+        .map(drop)
+}
+
 impl Drop for World {
     fn drop(&mut self) {
         self.kill_controller();
+        if self.memory.is_none() {
+            let (kubeconfig, namespace) = (self.kubeconfig.clone(), self.namespace.clone());
+            // The test's own runtime can't be waited for in a drop.
+            let tidied = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                runtime.block_on(async {
+                    let parsed = Kubeconfig::read_from(&kubeconfig).unwrap();
+                    let options = KubeConfigOptions::default();
+                    let config = Config::from_custom_kubeconfig(parsed, &options)
+                        .await
+                        .unwrap();
+                    tidy(Client::try_from(config).unwrap(), &namespace).await
+                })
+            });
+            match tidied.join() {
+                Ok(Ok(())) => {}
+                problem => eprintln!("the cluster was not tidied up: {problem:?}"),
+            }
+        }
         if std::thread::panicking() {
             eprintln!("--- controller log\n{}", self.log());
         }

@@ -1,0 +1,220 @@
+//! What a run came to, without the names and times that differ between runs: two runs are compared by it.
+
+use std::time::Duration;
+
+use impound_controller::resources::{Quarantine, QuarantinePhase, StepState};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
+
+use super::world::{World, container, eventually, is_running, name, node_of};
+
+/// Where two outcomes differ, one line each.
+pub(crate) fn differences(left: &Value, right: &Value) -> Vec<String> {
+    fn walk(path: &str, left: &Value, right: &Value, found: &mut Vec<String>) {
+        match (left, right) {
+            (Value::Object(a), Value::Object(b)) => {
+                let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+                for key in keys {
+                    let of = |map: &serde_json::Map<String, Value>| {
+                        map.get(key.as_str()).cloned().unwrap_or_default()
+                    };
+                    walk(&format!("{path}/{key}"), &of(a), &of(b), found);
+                }
+            }
+            _ if left == right => {}
+            _ => found.push(format!("{path}: {left} instead of {right}")),
+        }
+    }
+    let mut found = Vec::new();
+    walk("", left, right, &mut found);
+    found
+}
+
+/// Whose pod is the suspect.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Owner {
+    Deployment,
+    StatefulSet,
+}
+
+/// A suspect with a neighbour on its node, in an in-memory cluster.
+pub(crate) struct Scene {
+    pub(crate) world: World,
+    pub(crate) suspect: String,
+    node: String,
+}
+
+impl Scene {
+    pub(crate) async fn new(owner: Owner) -> Self {
+        let world = World::start_in_memory().await;
+        let pods = match owner {
+            Owner::Deployment => world.deployment("web", 2, None).await,
+            Owner::StatefulSet => {
+                world
+                    .create(json!({
+                        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": { "name": "web" },
+                        "spec": {
+                            "replicas": 1, "serviceName": "web",
+                            "selector": { "matchLabels": { "app": "web" } },
+                            "template": {
+                                "metadata": { "labels": { "app": "web" } },
+                                "spec": { "terminationGracePeriodSeconds": 1, "containers": [container("web")] },
+                            },
+                        },
+                    }))
+                    .await;
+                world.running("app=web", 1).await
+            }
+        };
+        let suspect = pods.first().unwrap();
+        let (suspect, node) = (name(suspect), node_of(suspect));
+        let neighbours = world.deployment("neighbour", 1, Some(&node)).await;
+        assert_eq!(
+            node_of(neighbours.first().unwrap()),
+            node,
+            "the scene needs a neighbour to evict"
+        );
+        Self {
+            world,
+            suspect,
+            node,
+        }
+    }
+
+    /// Asks for the quarantine as a person with kubectl does, who tries again until it is taken.
+    pub(crate) async fn ask(&self) {
+        self.world
+            .create(json!({
+                "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "q" },
+                "spec": { "pod": self.suspect, "case": "INC-1", "reason": "x", "skipCollection": true },
+            }))
+            .await;
+    }
+
+    pub(crate) async fn ask_for_release(&self) {
+        let patch = Patch::Merge(json!({ "spec": { "release": { "reason": "false alarm" } } }));
+        self.quarantines()
+            .patch("q", &PatchParams::default(), &patch)
+            .await
+            .unwrap();
+    }
+
+    /// Waits until nothing more is to be done.
+    pub(crate) async fn ended(&self, phase: QuarantinePhase) -> Quarantine {
+        eventually("the quarantine ends", || async {
+            let now = self.quarantines().get("q").await.unwrap();
+            let status = now.status.clone().unwrap_or_default();
+            let held = now.metadata.finalizers.clone().unwrap_or_default();
+            let over = phase == QuarantinePhase::Released;
+            if status.phase == phase && held.is_empty() == over {
+                Ok(now)
+            } else {
+                Err(format!("{:?}: {}; {held:?}", status.phase, status.message))
+            }
+        })
+        .await
+    }
+
+    fn quarantines(&self) -> Api<Quarantine> {
+        Api::namespaced(self.world.client.clone(), &self.world.namespace)
+    }
+
+    /// The controller's calls that changed something outside its own resources, sorted.
+    pub(crate) fn effects(&self) -> Vec<String> {
+        let mut effects: Vec<String> = self
+            .world
+            .effects()
+            .iter()
+            .map(|effect| match effect.split_once("/pods/neighbour-") {
+                Some((start, _)) => format!("{}/pods/NEIGHBOUR/eviction", self.anonymous(start)),
+                None => self.anonymous(effect),
+            })
+            .collect();
+        effects.sort();
+        effects
+    }
+
+    /// How many writes the controller has made, other than to lease and events.
+    pub(crate) fn writes(&self) -> usize {
+        let own = ["/leases", "/events", "/selfsubjectreviews"];
+        let requests = self.world.requests();
+        let writes = requests.iter().filter(|request| {
+            request.method != "GET" && !own.iter().any(|own| request.path.contains(own))
+        });
+        writes.count()
+    }
+
+    /// Pod, node, policies, budgets and status once the cluster's own controllers are done.
+    pub(crate) async fn outcome(&self, quarantine: &Quarantine) -> Value {
+        let (client, namespace) = (&self.world.client, &self.world.namespace);
+        eventually("the owners are done", || async {
+            let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+            let pods = pods.list(&ListParams::default()).await.unwrap().items;
+            if pods.iter().all(is_running) {
+                Ok(())
+            } else {
+                Err(format!("{} pods, not all run", pods.len()))
+            }
+        })
+        .await;
+        // Endpoints and owners follow within milliseconds; what is compared below does not depend on them.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let pod = Api::<Pod>::namespaced(client.clone(), namespace);
+        let pod = pod.get_opt(&self.suspect).await.unwrap();
+        let node = Api::<Node>::all(client.clone());
+        let node = node.get(&self.node).await.unwrap();
+        let policies = Api::<NetworkPolicy>::namespaced(client.clone(), namespace);
+        let policies = policies.list(&ListParams::default()).await.unwrap();
+        let budgets = Api::<PodDisruptionBudget>::namespaced(client.clone(), namespace);
+        let budgets = budgets.list(&ListParams::default()).await.unwrap();
+        let status = quarantine.status.clone().unwrap_or_default();
+        let spec = node.spec.clone().unwrap_or_default();
+        let mut taints: Vec<String> = spec
+            .taints
+            .into_iter()
+            .flatten()
+            .map(|taint| format!("{}:{}", taint.key, taint.effect))
+            .collect();
+        taints.sort();
+        let mut steps: Vec<String> = status
+            .steps
+            .iter()
+            .map(|step| match step.state {
+                // What a controller finds undone, because it died before it could record it, it skips.
+                StepState::Skipped if step.name.to_string().starts_with("Undo") => {
+                    format!("{}: Done", step.name)
+                }
+                state => format!("{}: {state:?}", step.name),
+            })
+            .collect();
+        steps.sort();
+        let facts: Vec<String> = status
+            .facts
+            .iter()
+            .map(|fact| format!("{}: {:?}", fact.name, fact.state))
+            .collect();
+        let outcome = json!({
+            "pod": pod.map(|pod| json!({
+                "labels": pod.metadata.labels, "annotations": pod.metadata.annotations,
+                "owned": pod.metadata.owner_references.is_some(),
+            })),
+            "node": {
+                "labels": node.metadata.labels, "annotations": node.metadata.annotations,
+                "unschedulable": spec.unschedulable, "taints": taints,
+            },
+            "policies": policies.items.iter().map(|policy| json!([policy.metadata.name, policy.spec])).collect::<Vec<_>>(),
+            "budgets": budgets.items.iter().map(|budget| json!([budget.metadata.name, budget.spec])).collect::<Vec<_>>(),
+            "phase": status.phase, "steps": steps, "facts": facts,
+        });
+        serde_json::from_str(&self.anonymous(&outcome.to_string())).unwrap()
+    }
+
+    fn anonymous(&self, text: &str) -> String {
+        text.replace(&self.suspect, "SUSPECT")
+            .replace(&self.world.namespace, "NAMESPACE")
+            .replace(&self.node, "NODE")
+    }
+}

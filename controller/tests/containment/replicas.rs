@@ -1,0 +1,125 @@
+//! Two controllers on one API: one works at a time, the other takes over, and one that slept through the
+//! loss of its lease changes nothing any more.
+
+use std::time::Duration;
+
+use impound_controller::resources::QuarantinePhase;
+use kube_memory::{Effect, Fault, RequestRecord};
+
+use super::outcome::{Owner, Scene};
+use super::world::{CONTROLLER, World, eventually};
+
+const OTHER: &str = "impound-other";
+
+/// Writes of one replica other than to the lease.
+fn writes(world: &World, user: &str) -> Vec<RequestRecord> {
+    let mut requests = world.requests();
+    requests.retain(|request| {
+        request.user == user && request.method != "GET" && !request.path.contains("/leases")
+    });
+    requests
+}
+
+async fn undisturbed() -> (serde_json::Value, Vec<String>) {
+    let scene = Scene::new(Owner::Deployment).await;
+    scene.ask().await;
+    let done = scene.ended(QuarantinePhase::Complete).await;
+    (scene.outcome(&done).await, scene.effects())
+}
+
+#[tokio::test]
+async fn of_two_replicas_one_works() {
+    let scene = Scene::new(Owner::Deployment).await;
+    let _other = scene.world.other_replica(OTHER);
+    eventually("the other one looks at the lease", || async {
+        let requests = scene.world.requests();
+        if requests.iter().any(|request| request.user == OTHER) {
+            Ok(())
+        } else {
+            Err("not yet".to_owned())
+        }
+    })
+    .await;
+    scene.ask().await;
+    scene.ended(QuarantinePhase::Complete).await;
+    let other = writes(&scene.world, OTHER);
+    assert!(other.is_empty(), "{other:#?}");
+}
+
+#[tokio::test]
+async fn when_one_is_killed_the_other_goes_on_and_repeats_nothing() {
+    let mut scene = Scene::new(Owner::Deployment).await;
+    let _other = scene.world.other_replica(OTHER);
+    let memory = scene.world.memory.as_ref().unwrap();
+    let strip = Fault::new(Effect::HangAfter)
+        .by(CONTROLLER)
+        .on("PATCH", &format!("/pods/{}", scene.suspect));
+    let hanging = memory.inject(strip);
+    scene.ask().await;
+    hanging.hung().await;
+    scene.world.kill_controller();
+    let killed = writes(&scene.world, CONTROLLER).len();
+    let done = scene.ended(QuarantinePhase::Complete).await;
+    assert_eq!(writes(&scene.world, CONTROLLER).len(), killed);
+    let found = (scene.outcome(&done).await, scene.effects());
+    assert_eq!(found, undisturbed().await);
+}
+
+#[tokio::test]
+async fn one_that_slept_through_the_loss_of_its_lease_writes_nothing_over_the_work_of_the_other() {
+    let mut scene = Scene::new(Owner::Deployment).await;
+    let _other = scene.world.other_replica(OTHER);
+    let memory = scene.world.memory.as_ref().unwrap();
+    // Its patch of the pod is on its way for so long that the other one has taken over.
+    let late = Fault::new(Effect::Delay(Duration::from_secs(20)))
+        .by(CONTROLLER)
+        .on("PATCH", &format!("/pods/{}", scene.suspect))
+        .nth(1);
+    let late = memory.inject(late);
+    scene.ask().await;
+    eventually("the patch is sent", || async {
+        if late.hits() > 0 {
+            Ok(())
+        } else {
+            Err("not yet".to_owned())
+        }
+    })
+    .await;
+    scene.world.signal_controller("-STOP");
+    let done = scene.ended(QuarantinePhase::Complete).await;
+    let expected = (scene.outcome(&done).await, scene.effects());
+    let version = done.metadata.resource_version.clone();
+
+    scene.world.signal_controller("-CONT");
+    let path = format!("/pods/{}", scene.suspect);
+    eventually("the late patch is answered", || async {
+        let writes = writes(&scene.world, CONTROLLER);
+        let answered = writes.iter().find(|write| write.path.contains(&path));
+        answered
+            .map(|write| write.status)
+            .ok_or_else(|| "not yet".to_owned())
+    })
+    .await;
+    eventually("it ends, having lost the lease", || {
+        let ended = scene.world.controller_has_ended();
+        async move {
+            if ended {
+                Ok(())
+            } else {
+                Err("it still runs".to_owned())
+            }
+        }
+    })
+    .await;
+    let patch = writes(&scene.world, CONTROLLER)
+        .into_iter()
+        .find(|write| write.path.contains(&path))
+        .unwrap();
+    assert_eq!(
+        patch.status, 409,
+        "a stale write is refused by its resourceVersion"
+    );
+    let now = scene.ended(QuarantinePhase::Complete).await;
+    assert_eq!(now.metadata.resource_version, version);
+    assert_eq!((scene.outcome(&now).await, scene.effects()), expected);
+}
