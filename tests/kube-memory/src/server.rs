@@ -59,16 +59,7 @@ pub(crate) async fn serve(
                     return;
                 }
             };
-            let service = service_fn(move |request| {
-                // As with a real server, what was begun goes on also when who asked has gone.
-                let answer = tokio::spawn(respond(core.clone(), request));
-                async move {
-                    match answer.await {
-                        Ok(answer) => answer,
-                        Err(error) => Err(Box::from(error.to_string())),
-                    }
-                }
-            });
+            let service = service_fn(move |request| detached(core.clone(), request));
             let mut builder = Builder::new(TokioExecutor::new());
             builder.http2().max_concurrent_streams(1000);
             let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -141,10 +132,18 @@ async fn read_body(mut body: Incoming) -> Result<Bytes, hyper::Error> {
     Ok(bytes.freeze())
 }
 
-async fn respond(
-    core: Arc<Core>,
-    request: http::Request<Incoming>,
-) -> Result<Response<Outgoing>, Box<dyn std::error::Error + Send + Sync>> {
+type Answer = Result<Response<Outgoing>, Box<dyn std::error::Error + Send + Sync>>;
+
+/// As with a real server, what was begun goes on also when who asked has gone.
+async fn detached(core: Arc<Core>, request: http::Request<Incoming>) -> Answer {
+    let answer: tokio::task::JoinHandle<Answer> = tokio::spawn(respond(core, request));
+    match answer.await {
+        Ok(answer) => answer,
+        Err(error) => Err(Box::new(error)),
+    }
+}
+
+async fn respond(core: Arc<Core>, request: http::Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
     let body = read_body(body).await?;
     let started = Instant::now();
