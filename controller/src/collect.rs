@@ -8,6 +8,7 @@
 //!   full      of each of the suspect's containers: export, then commit, save, remove the image
 //!   derive    lists each tar while it arrives
 //!   containment.json   the Quarantine as it then stands
+//!   timeline  what happened when
 //!   finish    check, manifest, signature
 //! ```
 //! Every step can be repeated: a second `run` of the same job after a crash at any point keeps what
@@ -50,6 +51,7 @@ mod quick;
 mod receive;
 mod session;
 mod standstill;
+mod timeline;
 
 /// How often the runtime is asked for containers that were restarted while others were exported. One that
 /// is restarted again and again must not keep the evidence from being sealed.
@@ -320,6 +322,7 @@ impl Collector {
         }
         session.derive_missing().await?;
         session.store_containment().await?;
+        session.store_timeline().await?;
         session.begin_sealing().await?;
         session.seal().await
     }

@@ -26,6 +26,7 @@ mod names;
 mod sign;
 mod source;
 mod tar;
+mod timeline;
 mod timestamp;
 mod verify;
 
@@ -49,6 +50,7 @@ pub use names::{
 pub use sign::{KeyError, SigningKey, VerifyingKey};
 pub use source::{DirSource, EvidenceSource, FILE_LIMIT, Listing, OpenFile};
 pub use tar::{Anomalies, Anomaly, Completeness, FileType, Member, PATH_LIMIT, TarEnd, TarTime};
+pub use timeline::Moment;
 pub use timestamp::{Timestamp, TimestampError};
 pub use verify::{Problem, Progress, Verdict, verify, verify_watched};
 

@@ -252,7 +252,7 @@ impl Session<'_> {
     }
 
     /// Notes where an object comes from, so that it is known also after a crash, and opens it.
-    async fn begin_object(
+    pub(super) async fn begin_object(
         &self,
         path: &EvidencePath,
         begun: &Begun,

@@ -41,7 +41,7 @@ const LINE: usize = 32 << 10;
 
 /// A file that is made of a tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
+pub(super) enum What {
     Files,
     Sha256,
     Md5,
@@ -112,8 +112,10 @@ pub(super) struct Deriving {
     index: JoinHandle<Indexed>,
 }
 
-struct Output {
-    what: What,
+/// One of them, on its way into the store.
+pub(super) struct Output {
+    /// None: what is made of more than one tar.
+    what: Option<What>,
     begun: Begun,
     path: EvidencePath,
     writer: Box<dyn ObjectWriter>,
@@ -123,7 +125,25 @@ struct Output {
 }
 
 impl Output {
-    async fn write(&mut self, bytes: Vec<u8>) {
+    pub(super) fn new(
+        what: Option<What>,
+        path: EvidencePath,
+        begun: Begun,
+        writer: Box<dyn ObjectWriter>,
+    ) -> Self {
+        Self {
+            what,
+            begun,
+            path,
+            writer,
+            hasher: Sha256Hasher::new(),
+            size: 0,
+            failure: None,
+        }
+    }
+
+    /// Does nothing after a failure, which `finish_outputs` reports.
+    pub(super) async fn write(&mut self, bytes: Vec<u8>) {
         let mut bytes = Bytes::from(bytes);
         while !bytes.is_empty() && self.failure.is_none() {
             let piece = bytes.split_to(bytes.len().min(WRITE));
@@ -144,7 +164,10 @@ impl Deriving {
     }
 
     async fn write(&mut self, what: What, bytes: Vec<u8>) {
-        let of = self.outputs.iter_mut().find(|output| output.what == what);
+        let of = self
+            .outputs
+            .iter_mut()
+            .find(|output| output.what == Some(what));
         if let Some(output) = of {
             output.write(bytes).await;
         }
@@ -187,15 +210,7 @@ impl Session<'_> {
         let mut outputs = Vec::new();
         for (what, path, begun) in wanted {
             match self.collector.store.writer(&self.lock, &path).await {
-                Ok(writer) => outputs.push(Output {
-                    what,
-                    begun,
-                    path,
-                    writer,
-                    hasher: Sha256Hasher::new(),
-                    size: 0,
-                    failure: None,
-                }),
+                Ok(writer) => outputs.push(Output::new(Some(what), path, begun, writer)),
                 Err(error) => {
                     self.abort(outputs).await?;
                     return Err(match error.is_full() {
@@ -220,6 +235,11 @@ impl Session<'_> {
         tar: &EvidencePath,
     ) -> Result<(), Failure> {
         let outputs = self.last_lines(deriving, tar).await?;
+        self.finish_outputs(outputs).await
+    }
+
+    /// Stores what was written, all of it or nothing.
+    pub(super) async fn finish_outputs(&self, outputs: Vec<Output>) -> Result<(), Failure> {
         let mut objects = Vec::new();
         let mut failed = None;
         for mut output in outputs {

@@ -328,7 +328,8 @@ async fn a_container_that_is_gone_is_missing_and_asked_for_once() {
             .iter()
             .all(|missing| missing.reason.contains(&format!("no container {gone}")))
     );
-    let listings = EXPORT_LISTINGS.len() + IMAGE_LISTINGS.len();
+    // And the timeline.
+    let listings = EXPORT_LISTINGS.len() + IMAGE_LISTINGS.len() + 1;
     let there = manifest.artifacts.len() - listings;
     assert_eq!(there, 6, "the other container is there");
     // A failure of the quick stage is tried again in the full stage.
@@ -393,8 +394,8 @@ async fn an_agent_that_is_down_makes_the_collection_partial_and_says_which_node(
     }
     assert_eq!(
         manifest.artifacts.len(),
-        1,
-        "the Kubernetes objects are kept all the same"
+        2,
+        "the timeline and the Kubernetes objects are kept all the same"
     );
     assert_eq!(
         fixture

@@ -34,6 +34,7 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
         "custody.jsonl",
         "manifest.json",
         "manifest.sigstore.json",
+        "timeline.jsonl",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -93,7 +94,8 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
     );
 
     assert_eq!(fixture.custody()[0].event, Event::Requested);
-    let listings = EXPORT_LISTINGS.len() + IMAGE_LISTINGS.len();
+    // And the timeline.
+    let listings = EXPORT_LISTINGS.len() + IMAGE_LISTINGS.len() + 1;
     assert_eq!(fixture.events(Event::Read), 6 + listings);
     assert_eq!(fixture.events(Event::Stored), 6 + listings);
     assert_eq!(fixture.custody().last().unwrap().event, Event::Sealed);

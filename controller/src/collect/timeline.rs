@@ -1,0 +1,130 @@
+//! `timeline.jsonl`: what happened when, out of what the collection has by then: the containment,
+//! the custody log, the containers, and every changed file at its time.
+//!
+//! First what was done, by time, then the files of each container in the order of their tar: a
+//! timeline of a million files is not sorted in memory, and Timesketch sorts.
+
+use impound_evidence::{ContainerRole, EvidencePath, Method, Moment, Timestamp};
+
+use super::CollectError;
+use super::derive::Output;
+use super::failure::Failure;
+use super::note::Begun;
+use super::session::Session;
+
+/// File name in a collection.
+const NAME: &str = "timeline.jsonl";
+/// Longest description of a container or of a containment that is read, in bytes.
+const DOCUMENT: u64 = 16 << 20;
+/// Bytes of lines that are gathered before they are written.
+const PIECE: usize = 64 << 10;
+
+impl Session<'_> {
+    /// Stores it, once. Without it the collection is partial and says why.
+    pub(super) async fn store_timeline(&self) -> Result<(), CollectError> {
+        let path = self.path(NAME, "the timeline")?;
+        if self.stored(&path).is_some() {
+            return Ok(());
+        }
+        let Err(failure) = self.write_timeline(&path).await else {
+            return Ok(());
+        };
+        let (why, _) = failure.reason()?;
+        self.record_failed(NAME, &why).await?;
+        self.miss(&path, false, why);
+        Ok(())
+    }
+
+    async fn write_timeline(&self, path: &EvidencePath) -> Result<(), Failure> {
+        let stored = self.all_stored();
+        let suspects = self
+            .noted(|note| {
+                let suspect = note.containers.iter();
+                suspect
+                    .filter(|known| known.container.role == ContainerRole::Suspect)
+                    .map(|known| {
+                        (
+                            known.container.name.clone(),
+                            format!("{}/", known.directory),
+                        )
+                    })
+                    .collect::<Vec<_>>()
+            })
+            .await;
+        let whose = |path: &EvidencePath| {
+            let is_of = |(_, directory): &&(String, String)| path.as_str().starts_with(directory);
+            suspects.iter().find(is_of).map(|(name, _)| name.as_str())
+        };
+        let mut sources = Vec::new();
+        let mut moments = Vec::new();
+        let mut changes = Vec::new();
+        for record in &stored {
+            let name = record.path.file_name();
+            let found = match (whose(&record.path), name) {
+                (None, _) if record.path.as_str() == "containment.json" => {
+                    Moment::of_containment(&self.document(&record.path).await?)
+                }
+                (Some(container), "inspect.json") => {
+                    Moment::of_container(container, &self.document(&record.path).await?)
+                }
+                (Some(container), name) if name.ends_with(".changes.jsonl") => {
+                    changes.push((container, &record.path));
+                    Vec::new()
+                }
+                _ => continue,
+            };
+            sources.push(record.path.clone());
+            moments.extend(found);
+        }
+        let log = self.collector.custody.entries(&self.at).await;
+        let log = log.map_err(|error| self.seal_error(error))?;
+        let entries = log.iter().filter(|entry| Moment::is_of_interest(entry));
+        moments.extend(entries.map(Moment::of_entry));
+        moments.sort_by_key(|moment| moment.datetime);
+
+        let mut output = self.begin_timeline(path, sources).await?;
+        let mut lines: Vec<u8> = moments.iter().flat_map(Moment::encode).collect();
+        for (container, path) in changes {
+            let mut reader = self.lines(path).await?;
+            while let Some(line) = reader
+                .next()
+                .await
+                .map_err(|error| self.store_error(error))?
+            {
+                let moment = Moment::of_change(container, &line);
+                lines.extend(moment.iter().flat_map(Moment::encode));
+                if lines.len() >= PIECE {
+                    output.write(std::mem::take(&mut lines)).await;
+                }
+            }
+        }
+        output.write(lines).await;
+        self.finish_outputs(vec![output]).await
+    }
+
+    async fn begin_timeline(
+        &self,
+        path: &EvidencePath,
+        derived_from: Vec<EvidencePath>,
+    ) -> Result<Output, Failure> {
+        let begun = Begun {
+            media_type: "application/jsonl".to_owned(),
+            method: Method::Derived,
+            api_call: String::new(),
+            source_id: self.job.target.uid.clone(),
+            derived_from,
+            consistency: impound_evidence::Consistency::Live,
+            started: None,
+            clock_offset_ms: None,
+            received_started: Timestamp::now(),
+        };
+        let writer = self.begin_object(path, &begun).await?;
+        Ok(Output::new(None, path.clone(), begun, writer))
+    }
+
+    async fn document(&self, path: &EvidencePath) -> Result<Vec<u8>, CollectError> {
+        let read = self.collector.store.read_small(&self.at, path, DOCUMENT);
+        let bytes = read.await.map_err(|error| self.store_error(error))?;
+        Ok(bytes.unwrap_or_default())
+    }
+}
