@@ -60,11 +60,22 @@ scripts() {
     say "$(ls deploy/*.sh tests/*.sh .ci/run | wc -l) scripts parse"
 }
 
+# Every parser of foreign bytes against a minute of damage to its seeds, all at once. Tests run them too, for a second.
+fuzzing() {
+    local log
+    log=$(mktemp)
+    IMPOUND_FUZZ_SECONDS=${IMPOUND_FUZZ_SECONDS:-60} cargo test --quiet --locked -p impound-evidence -p impound-agent fuzz_ \
+        -- --nocapture --test-threads 16 >"$log" 2>&1 || { cat "$log"; rm -f "$log"; return 1; }
+    grep "^fuzz " "$log"
+    say "$(grep -c "^fuzz .* inputs in " "$log") parsers, $(awk '/^fuzz .* inputs in / { n += $3 } END { print n }' "$log") inputs, none that panics or breaks a rule"
+    rm -f "$log"
+}
+
 step "Preparing the machine"
 need_root "tests/run.sh (it starts containers and reads what belongs to them)"
 trap stop_docker EXIT
 need_packages jq=jq openssl=openssl curl=curl kubectl=kubernetes-client setpriv=util-linux busybox=busybox-static \
-    nft=nftables ip=iproute2 chromium=chromium
+    nft=nftables ip=iproute2 chromium=chromium mactime=sleuthkit
 need_docker
 need_rust "$REPOSITORY"
 deploy/images.sh
@@ -84,6 +95,7 @@ else
     say "cargo-nextest is not installed: cargo test runs the same tests"
     run "tests" cargo test --workspace --locked --no-fail-fast
 fi
+run "fuzzing" fuzzing
 # With the programs that the tests were built with: a second, optimised build would double the time.
 run "demo" env IMPOUND_PROFILE=dev deploy/demo.sh
 

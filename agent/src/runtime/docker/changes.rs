@@ -246,6 +246,29 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_changes_what_is_taken_is_what_serde_reads() {
+        let seeds = [
+            r#"[{"Path":"/a","Kind":0},{"Path":"/a\"},]{[\\","Kind":1,"Extra":{"x":["}"]}},{"Kind":2,"Path":"/\u00e9"}]"#,
+            "null\n",
+            "[]",
+        ];
+        let seeds = seeds.map(|seed| seed.as_bytes().to_vec());
+        impound_fuzz::run("changes", &seeds, |_, input| {
+            let mut parser = Parser::default();
+            let mut found = Vec::new();
+            let taken = input.iter().try_for_each(|byte| {
+                found.extend(parser.push(*byte)?.map(|change| change.path));
+                Ok::<_, String>(())
+            });
+            if taken.and_then(|()| parser.finish()).is_ok() {
+                let whole: Option<Vec<Entry>> = serde_json::from_slice(&input).unwrap();
+                let whole = whole.unwrap_or_default().into_iter();
+                assert_eq!(found, whole.map(|entry| entry.path).collect::<Vec<_>>());
+            }
+        });
+    }
+
+    #[test]
     fn anything_but_an_array_of_changes_is_refused() {
         for text in [
             "{}",

@@ -1,0 +1,189 @@
+//! Random damage to everything that this crate parses and did not write itself.
+
+use impound_evidence::index::{BodyIndex, Changes, FileIndex, Kind, Limits};
+use impound_evidence::{Checkpoint, Entry, Manifest, OpenBundle, SigningKey, TarEnd};
+use impound_fuzz::{Random, run};
+
+use super::hostile::corpus;
+use super::tars::{ended, file, header, record, sum, with};
+
+/// Real ones, of a collection of a test.
+const MANIFEST: &[u8] = include_bytes!("seeds/manifest.json");
+const BUNDLE: &[u8] = include_bytes!("seeds/manifest.sigstore.json");
+const CUSTODY: &[u8] = include_bytes!("seeds/custody.jsonl");
+const CHECKPOINT: &[u8] = include_bytes!("seeds/custody.checkpoint");
+const DIFF: &[u8] = include_bytes!("seeds/diff.jsonl");
+const CONFIG: &[u8] = include_bytes!("seeds/config.json");
+
+#[test]
+fn fuzz_tar_any_damage_is_listed_and_judged_alike_in_any_chunks() {
+    let seeds: Vec<Vec<u8>> = corpus()
+        .into_iter()
+        .map(|case| case.tar)
+        .filter(|tar| tar.len() < 64 << 10)
+        .collect();
+    run("tar", &seeds, |random, mut tar| {
+        // Most damage is to be found behind the checksum.
+        if random.below(4) > 0 {
+            mend(&mut tar);
+        }
+        check(random, &tar);
+    });
+}
+
+#[test]
+fn fuzz_pax_any_records_are_read_or_refused() {
+    let mut seeds: Vec<Vec<u8>> = vec![
+        record(b"path", "caf\u{e9}".as_bytes()),
+        record(b"size", b"7"),
+        record(b"mtime", b"-1.5"),
+        [
+            record(b"SCHILY.xattr.security.capability", b"\x01\0\0\x02"),
+            record(b"uid", b"4294967296"),
+        ]
+        .concat(),
+        [
+            record(b"GNU.sparse.major", b"1"),
+            record(b"GNU.sparse.realsize", b"9"),
+            record(b"GNU.sparse.name", b"x"),
+        ]
+        .concat(),
+    ];
+    seeds.push(seeds.concat());
+    run("pax", &seeds, |random, records| {
+        let kind = if random.below(4) == 0 { b'g' } else { b'x' };
+        let extension = with(header(b"p", kind, records.len() as u64), &records);
+        check(
+            random,
+            &ended(&[extension, file(b"x", b"contents"), file(b"y", b"")]),
+        );
+    });
+}
+
+#[test]
+fn fuzz_image_any_description_is_read_or_reported() {
+    let manifest = br#"[{"Config":"c.json","RepoTags":["a:b"],"Layers":["l/layer.tar"]}]"#.to_vec();
+    run("image", &[manifest.clone(), CONFIG.to_vec()], |_, input| {
+        let parts = match input.first() {
+            Some(b'[') => [file(b"manifest.json", &input), file(b"c.json", CONFIG)],
+            _ => [file(b"manifest.json", &manifest), file(b"c.json", &input)],
+        };
+        let mut index = FileIndex::new(Kind::Image, Limits::default());
+        index.update(&ended(&parts));
+        let image = index.finish().image.unwrap();
+        assert!(!image.images.is_empty() || !image.problems.is_empty());
+        serde_json::from_slice::<serde_json::Value>(&image.encode()).unwrap();
+    });
+}
+
+#[test]
+fn fuzz_diff_any_line_is_a_change_or_left_out() {
+    run("diff", &lines(DIFF), |_, line| {
+        let mut changes = Changes::with_limit(10);
+        changes.add(&line);
+        if let Some(text) = changes.rest(&line) {
+            serde_json::from_slice::<serde_json::Value>(&text).unwrap();
+        }
+    });
+}
+
+#[test]
+fn fuzz_custody_a_line_that_is_taken_is_one_that_we_write() {
+    run("custody", &lines(CUSTODY), |_, line| {
+        // What the decoder takes it must write alike, or two texts would be one entry.
+        let _ = Entry::decode(&line);
+    });
+}
+
+#[test]
+fn fuzz_checkpoint_no_damage_opens_with_another_key() {
+    let key = SigningKey::generate().unwrap();
+    let keys = [key.verifying_key().clone()];
+    run("checkpoint", &[CHECKPOINT.to_vec()], |_, bytes| {
+        assert!(Checkpoint::open(&bytes, &keys).is_err());
+    });
+}
+
+#[test]
+fn fuzz_manifest_what_is_taken_is_exactly_what_we_write() {
+    run("manifest", &[MANIFEST.to_vec()], |_, bytes| {
+        if let Ok(manifest) = Manifest::decode(&bytes) {
+            assert!(manifest.encode() == bytes, "two encodings of one manifest");
+        }
+    });
+}
+
+#[test]
+fn fuzz_bundle_no_damage_verifies_with_another_key() {
+    let key = SigningKey::generate().unwrap();
+    let keys = [key.verifying_key().clone()];
+    run("bundle", &[BUNDLE.to_vec()], |_, bytes| {
+        if let Ok(bundle) = OpenBundle::decode(&bytes) {
+            assert!(bundle.verify(&keys).is_err());
+        }
+    });
+}
+
+#[test]
+fn the_seeds_are_whole() {
+    assert!(Manifest::decode(MANIFEST).is_ok());
+    assert!(OpenBundle::decode(BUNDLE).is_ok());
+    for line in lines(CUSTODY) {
+        assert!(
+            Entry::decode(&line).is_ok(),
+            "{}",
+            String::from_utf8_lossy(&line)
+        );
+    }
+}
+
+/// Right checksums for all blocks that look like headers.
+fn mend(tar: &mut [u8]) {
+    for block in tar.chunks_exact_mut(512) {
+        if block[257..].starts_with(b"ustar") {
+            sum(block);
+        }
+    }
+}
+
+fn check(random: &mut Random, tar: &[u8]) {
+    let mut end = TarEnd::new();
+    end.update(tar);
+    let (whole, lines) = indexed(tar, usize::MAX);
+    assert_eq!(end.finish(), whole.completeness);
+    let (parts, again) = indexed(tar, 1 + random.below(1500));
+    assert_eq!(whole.encode(), parts.encode());
+    assert!(lines == again, "chunks change the list");
+    let text = lines
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
+    let mut count = 0;
+    for line in text {
+        serde_json::from_slice::<serde_json::Value>(line).unwrap();
+        count += 1;
+    }
+    assert_eq!(count, whole.listed);
+    let mut body = BodyIndex::new(Limits::default());
+    body.update(tar);
+    let body = body.finish().body;
+    for line in body
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        assert_eq!(line.iter().filter(|byte| **byte == b'|').count(), 10);
+    }
+}
+
+fn indexed(tar: &[u8], chunk: usize) -> (impound_evidence::index::Summary, Vec<u8>) {
+    let mut index = FileIndex::new(Kind::Other, Limits::default());
+    tar.chunks(chunk).for_each(|chunk| index.update(chunk));
+    let indexed = index.finish();
+    (indexed.summary, indexed.lines.files)
+}
+
+fn lines(text: &[u8]) -> Vec<Vec<u8>> {
+    text.split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect()
+}

@@ -1,0 +1,104 @@
+//! A million members need little memory: measured in a process of its own.
+
+use std::process::Command;
+
+use impound_evidence::index::{BodyIndex, Changes, FileIndex, Kind, Limits};
+
+use super::tars::{header, pax, put, sum};
+
+/// Set in the process that is measured.
+const CHILD: &str = "IMPOUND_MEMORY_CHILD";
+/// Above what the process has before it begins.
+const LIMIT_KIB: u64 = 64 << 10;
+
+#[test]
+fn a_million_members_are_indexed_in_less_than_64_mib() {
+    if let Ok(which) = std::env::var(CHILD) {
+        return child(&which);
+    }
+    for which in ["members", "links", "pax"] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "memory::a_million_members_are_indexed_in_less_than_64_mib",
+                "--nocapture",
+            ])
+            .env(CHILD, which)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let peak: u64 = text
+            .lines()
+            .find_map(|line| line.split_once("peak KiB: ")?.1.trim().parse().ok())
+            .unwrap_or_else(|| panic!("no figure in {text}"));
+        println!("{which}: {peak} KiB");
+        assert!(peak < LIMIT_KIB, "{which}: {peak} KiB");
+    }
+}
+
+fn child(which: &str) {
+    let before = peak();
+    let mut changes = Changes::new();
+    for n in 0..1_000_000 {
+        changes.add(format!("{{\"kind\":\"A\",\"path\":\"/f/{n:08}\"}}").as_bytes());
+    }
+    let mut files = FileIndex::new(Kind::FileSystem(changes), Limits::default());
+    let mut body = BodyIndex::new(Limits::default());
+    let mut feed = |bytes: &[u8]| {
+        files.update(bytes);
+        *files.lines() = Default::default();
+        body.update(bytes);
+        *body.lines() = Default::default();
+    };
+    match which {
+        // A PAX header of almost a mebibyte each.
+        "pax" => {
+            let value = vec![0xff; 200 << 10];
+            let names: Vec<Vec<u8>> = (0..5)
+                .map(|n| format!("SCHILY.xattr.user.{n}").into_bytes())
+                .collect();
+            let records: Vec<(&[u8], &[u8])> = names
+                .iter()
+                .map(|name| (name.as_slice(), value.as_slice()))
+                .collect();
+            let one = [pax(b'x', &records), header(b"x", b'0', 0)].concat();
+            for _ in 0..60 {
+                feed(&one);
+            }
+        }
+        _ => {
+            let typeflag = if which == "links" { b'2' } else { b'0' };
+            let mut block = header(b"f/00000000", typeflag, 0);
+            // Links are kept in a smaller table, which is full long before.
+            let count = if which == "links" { 200_000 } else { 1_000_000 };
+            for n in 0..count {
+                put(&mut block, 0, format!("f/{n:08}").as_bytes());
+                sum(&mut block);
+                feed(&block);
+            }
+        }
+    }
+    feed(&[0; 1024]);
+    let summary = files.finish().summary;
+    assert!(summary.completeness.is_complete());
+    if which == "members" {
+        assert_eq!(summary.listed, 1_000_000);
+        assert_eq!(summary.not_examined.len(), 1, "{:?}", summary.not_examined);
+    }
+    println!("peak KiB: {}", peak() - before);
+}
+
+/// The most memory that this process has had, in KiB.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
