@@ -151,6 +151,8 @@ const COMMON: &[i64] = &[
     libc::SYS_setsockopt,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
+    // The C library's resolver sends its questions with it: the issuer may be given by name.
+    libc::SYS_sendmmsg,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_shutdown,
