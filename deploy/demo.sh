@@ -243,7 +243,7 @@ EVIDENCE=$STORE/$CASE/$COLLECTION
 show impound evidence ls "$CASE"
 ARTIFACTS=$EVIDENCE/artifacts/$SUSPECT_NODE/default_$POD/nginx
 SHORT=${CONTAINER:0:12}
-for file in manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint containment.json before/pod.json before/node.json before/owner.json; do
+for file in manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint verify.sh containment.json before/pod.json before/node.json before/owner.json; do
     check "$file" test -s "$EVIDENCE/$file"
 done
 for file in inspect.json diff.txt diff.jsonl "evidence-compromised-nginx-$SHORT.tar" "compromised-nginx-$SHORT.tar"; do
@@ -274,6 +274,12 @@ show impound verify "$COPY" --key "$KEYS/signing/evidence.pub"
 say "The same by hand (openssl, jq, sha256sum):"
 show "$REPOSITORY/evidence/verify.sh" "$COPY" "$KEYS/signing/evidence.pub"
 check "evidence/verify.sh says the same" "$REPOSITORY/evidence/verify.sh" "$COPY" "$KEYS/signing/evidence.pub"
+check "the collection holds the same script" cmp "$REPOSITORY/evidence/verify.sh" "$COPY/verify.sh"
+[ -z "${INDEPENDENT:-}" ] || check "programs that are not ours agree" show "$REPOSITORY/tests/independent.sh" "$COPY" "$KEYS/signing/evidence.pub"
+say "Who did what to the evidence since, as the case's custody log goes on:"
+show impound custody show "$CASE" --tls-dir "$KEYS/responders/custodian" | tail -n 8
+check "the case's log is whole and goes on from the collection's" impound custody verify "$CASE" --tls-dir "$KEYS/responders/custodian" \
+    --key "$KEYS/signing/evidence.pub" --consistency "$COPY/custody.checkpoint"
 say "As a page for people, and as files for tools:"
 REPORT=$WORK/report.html
 show impound report "$COPY" --key "$KEYS/signing/evidence.pub" --to "$REPORT"

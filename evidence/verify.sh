@@ -1,104 +1,186 @@
-#!/bin/sh
-# Checks a collection of Impound evidence with openssl, jq and coreutils only, for readers who don't
-# want to trust our program:  verify.sh DIRECTORY PUBLIC-KEY.pem
+#!/bin/bash
+# Checks a collection of Impound evidence with bash, openssl, jq and coreutils only, for readers who don't
+# want to trust our program:
 #
-# Checks the signature over the manifest, that manifest.json is what was signed, the SHA-256 of every
-# file the manifest names, that there is no other file, the signature of the custody log's head, that
-# the log has the Merkle root that was signed, and that the outcome is not called better than it is. It doesn't look into tars; `impound verify` does.
-set -eu
+#   verify.sh DIRECTORY PUBLIC-KEY.pem…
+#
+# Every collection holds this script, and its SHA-256 is in the signed manifest. Whoever could change the
+# collection could change its copy of the script too: take the script from the project, or read it.
+#
+# Checks the signature over the manifest by one of the keys, that manifest.json is what was signed, size,
+# SHA-256 and chunk tree of every file the manifest names, that there is no other file, that the custody
+# log and its signed head are those that the manifest was made over, that the log records every file as the
+# manifest does, counter-signatures, and that the outcome is not called better than it is. `impound verify`
+# also looks into tars. Exit: 0 intact, 1 not intact, 2 not checked. FORMATS.md explains every format.
+set -euo pipefail
+export LC_ALL=C
 
 fail() { echo "NOT INTACT: $*" >&2; exit 1; }
 
-[ $# -eq 2 ] || { echo "usage: $0 DIRECTORY PUBLIC-KEY.pem" >&2; exit 2; }
-for tool in openssl jq sha256sum base64 basenc cmp find; do
+[ $# -ge 2 ] || { echo "usage: $0 DIRECTORY PUBLIC-KEY.pem…" >&2; exit 2; }
+for tool in openssl jq sha256sum base64 basenc cmp find split; do
     command -v "$tool" > /dev/null || { echo "this needs $tool: install it" >&2; exit 2; }
 done
-key=$(realpath "$2")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+mkdir "$work/keys"
+for key in "${@:2}"; do
+    id=$(openssl pkey -pubin -in "$key" -outform DER 2> /dev/null | sha256sum | cut -c 1-64)
+    openssl pkey -pubin -in "$key" -out "$work/keys/$id" 2> /dev/null || { echo "$key is no public key" >&2; exit 2; }
+done
 cd "$1"
 
-# Of the two signatures that fit alike only the one whose s is at most half the curve's order is good.
-low_s() {
+# What is there: plain files only, with names that evidence can have, and those of the format whole.
+others=$(find . ! -type f ! -type d -print -quit)
+[ -z "$others" ] || fail "${others#./}: links and devices are no evidence"
+for file in manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint; do
+    [ -f "$file" ] || fail "$file: is not there"
+done
+
+# sign SIGNATURE TEXT KEY: an ECDSA signature in DER. Of the two that fit alike only the one whose s is at
+# most half the curve's order is good, so that nobody without the key makes another good file.
+signed() {
+    openssl dgst -sha256 -verify "$3" -signature "$1" "$2" > /dev/null 2>&1 || return 1
+    local s half=7FFFFFFF800000007FFFFFFFFFFFFFFFDE737D56D38BCF4279DCE5617E3192A8
     s=$(openssl asn1parse -inform DER -in "$1" | sed -n 's/.*INTEGER *://p' | tail -n 1)
-    half=7FFFFFFF800000007FFFFFFFFFFFFFFFDE737D56D38BCF4279DCE5617E3192A8
-    printf '%64s\n%s\n' "$s" "$half" | tr ' ' 0 | LC_ALL=C sort -c 2> /dev/null
+    printf '%64s\n%s\n' "$s" "$half" | tr ' ' 0 | sort -c 2> /dev/null
 }
 
-# DSSE: the signature is over a header with the lengths, then the payload.
-bundle=manifest.sigstore.json
-jq -er .dsseEnvelope.payload "$bundle" | base64 -d > "$work/payload" || fail "$bundle can't be read"
-jq -er '.dsseEnvelope.signatures[0].sig' "$bundle" | base64 -d > "$work/sig" || fail "$bundle has no signature"
-{
-    printf 'DSSEv1 28 application/vnd.in-toto+json %d ' "$(wc -c < "$work/payload")"
-    cat "$work/payload"
-} > "$work/signed"
-openssl dgst -sha256 -verify "$key" -signature "$work/sig" "$work/signed" > /dev/null 2>&1 ||
-    fail "the signature over the manifest does not fit the key"
-low_s "$work/sig" || fail "the signature over the manifest is not the one with low s"
-id=$(openssl pkey -pubin -in "$key" -outform DER | sha256sum | cut -c 1-64)
-jq -e --arg id "$id" '.verificationMaterial.publicKey.hint == $id' "$bundle" > /dev/null ||
-    fail "the bundle names another key"
-cmp -s "$work/payload" manifest.json || fail "manifest.json is not what was signed"
+# unbase64 TEXT FILE: only the one spelling of the bytes.
+unbase64() { printf %s "$1" | base64 -d > "$2" 2> /dev/null && [ "$(base64 -w 0 < "$2")" = "$1" ]; }
+
+# bundle FILE: a Sigstore bundle with a DSSE envelope. Sets $hint, leaves the payload in $work/payload.
+# Fails if it has another form than we write, or if the key it names is there and did not sign it.
+bundle() {
+    jq . "$1" 2> /dev/null | cmp -s - "$1" || fail "$1: was edited or re-formatted"
+    jq -e '[.mediaType, .dsseEnvelope.payloadType] == ["application/vnd.dev.sigstore.bundle.v0.3+json", "application/vnd.in-toto+json"]
+        and (keys == ["dsseEnvelope", "mediaType", "verificationMaterial"])
+        and (.verificationMaterial | keys == ["publicKey"]) and (.verificationMaterial.publicKey | keys == ["hint"])
+        and (.dsseEnvelope | keys == ["payload", "payloadType", "signatures"])
+        and (.dsseEnvelope.signatures | length == 1) and (.dsseEnvelope.signatures[0] | keys == ["sig"])' "$1" > /dev/null 2>&1 ||
+        fail "$1: is no bundle with one signature over an in-toto Statement"
+    hint=$(jq -r .verificationMaterial.publicKey.hint "$1")
+    jq -j .dsseEnvelope.payload "$1" > "$work/base64"
+    base64 -d < "$work/base64" > "$work/payload" 2> /dev/null &&
+        base64 -w 0 < "$work/payload" | cmp -s - "$work/base64" || fail "$1: its payload is not base64"
+    unbase64 "$(jq -r '.dsseEnvelope.signatures[0].sig' "$1")" "$work/sig" || fail "$1: its signature is not base64"
+    [ -f "$work/keys/$hint" ] || return 0
+    # DSSE signs a header with the lengths, then the payload.
+    { printf 'DSSEv1 28 application/vnd.in-toto+json %d ' "$(wc -c < "$work/payload")"; cat "$work/payload"; } > "$work/signed"
+    signed "$work/sig" "$work/signed" "$work/keys/$hint" || fail "$1: its signature does not fit key $hint"
+}
+
+bundle manifest.sigstore.json
+case $hint in *[!0-9a-f]* | '') fail "manifest.sigstore.json: names no key" ;; esac
+[ -f "$work/keys/$hint" ] || fail "manifest.sigstore.json: is signed with key $hint, which is none of those given"
+signer=$hint
+cmp -s "$work/payload" manifest.json || fail "manifest.json: is not what was signed"
 
 # Paths hold no spaces or control characters and stay below the directory, or nothing is opened.
-jq -er '.subject[] | .digest.sha256 + "  " + .name' manifest.json > "$work/sums"
-if LC_ALL=C grep -qvE '^[0-9a-f]{64}  [!-~]+$' "$work/sums" ||
-    cut -c 67- "$work/sums" | grep -qE '^/|(^|/)\.\.?(/|$)'; then
-    fail "the manifest names a path that no evidence can have"
+jq -er '.predicate.artifacts[] | [.sha256, .path, .size, .chunk_root // "-", .receipt.location // "-"] | join(" ")' manifest.json > "$work/artifacts"
+cut -d ' ' -f 2 "$work/artifacts" > "$work/paths"
+if grep -qvE '^[!-~]+$' "$work/paths" || grep -qE '^/|(^|/)\.\.?(/|$)|//|/$' "$work/paths"; then
+    fail "manifest.json: names a path that no evidence can have"
 fi
-others=$(find . ! -type f ! -type d) && [ -z "$others" ] || fail "links or devices among the evidence: $others"
-sha256sum --check --strict --quiet "$work/sums" || fail "a file is missing or was changed"
+jq -e '.subject == [.predicate.artifacts[] | { name: .path, digest: { sha256 } }]
+    and (.predicate.artifacts | map(.path) | . == unique)' manifest.json > /dev/null ||
+    fail "manifest.json: its subjects and its artifacts are not the same files, each once and in order"
 
-# No file besides.
-{
-    cut -c 67- "$work/sums"
-    printf '%s\n' manifest.json "$bundle" custody.jsonl custody.checkpoint
-} | LC_ALL=C sort > "$work/expected"
-find . -type f | sed 's|^\./||' | LC_ALL=C sort > "$work/there"
-cmp -s "$work/expected" "$work/there" ||
-    fail "other files than the manifest's: $(LC_ALL=C comm -3 "$work/expected" "$work/there" | tr -d '\t' | head -n 1)"
-
-# The custody log's head is a signed note: three lines, empty line, signature behind 4 bytes of key id.
-[ "$(wc -l < custody.checkpoint)" -eq 5 ] && [ -z "$(sed -n 4p custody.checkpoint)" ] ||
-    fail "the custody log's head has another form than text and one signature"
-sed '/^$/,$d' custody.checkpoint > "$work/text"
-tail -n 1 custody.checkpoint | cut -d ' ' -f 3 | base64 -d | tail -c +5 > "$work/sig"
-openssl dgst -sha256 -verify "$key" -signature "$work/sig" "$work/text" > /dev/null 2>&1 ||
-    fail "the signature over the custody log's head does not fit the key"
-low_s "$work/sig" || fail "the signature over the custody log's head is not the one with low s"
-[ "$(sed -n 2p "$work/text")" = "$(wc -l < custody.jsonl)" ] ||
-    fail "the custody log has another number of entries than was signed"
-
-# Its entries: RFC 6962's Merkle Tree Hash over the lines, leaves hashed behind a byte 0, nodes behind a byte 1.
-# Pairs are joined level by level; one that is left over moves up as it is.
-sha256() { sha256sum | cut -c 1-64; }
+# RFC 6962's Merkle Tree Hash. Leaves are hashed behind a byte 0, nodes behind a byte 1; pairs are joined
+# level by level, and one that is left over moves up as it is.
 bytes() { printf %s "$1" | tr a-f A-F | basenc --decode --base16; }
-root() {
-    while IFS= read -r line; do { printf '\000'; printf %s "$line"; } | sha256; done > "$work/level"
-    while [ "$(wc -l < "$work/level")" -gt 1 ]; do
-        while read -r left; do
-            if read -r right; then { printf '\001'; bytes "$left"; bytes "$right"; } | sha256; else echo "$left"; fi
-        done < "$work/level" > "$work/next"
+hashed() { find "$work/parts" -type f -print0 | sort -z | xargs -0 sha256sum | cut -c 1-64; rm -rf "$work/parts"; }
+# Reads leaf hashes, one a line; prints the root.
+tree() {
+    cat > "$work/level"
+    [ -s "$work/level" ] || { sha256sum < /dev/null | cut -c 1-64; return; }
+    local count n left right
+    while count=$(wc -l < "$work/level"); [ "$count" -gt 1 ]; do
+        mkdir "$work/parts"
+        n=10000000
+        sed 's/../\\x&/g' "$work/level" | while read -r left && read -r right; do
+            printf "\\x01$left$right" > "$work/parts/$((n += 1))"
+        done
+        hashed > "$work/next"
+        [ $((count % 2)) -eq 0 ] || tail -n 1 "$work/level" >> "$work/next"
         mv "$work/next" "$work/level"
     done
     cat "$work/level"
 }
-[ "$(bytes "$(root < custody.jsonl)" | base64)" = "$(sed -n 3p "$work/text")" ] ||
-    fail "the custody log's entries are not those that were signed"
-covered=$(jq -r .predicate.custody.size manifest.json)
-[ "$(head -n "$covered" custody.jsonl | root)" = "$(jq -r .predicate.custody.root manifest.json)" ] ||
-    fail "the custody log does not begin as the manifest says"
-[ "$(sed -n 1p "$work/text")" = "$(jq -r '"impound.dev/" + .predicate.case + "/" + .predicate.collection' manifest.json)" ] ||
-    fail "the custody log is of another collection"
+# Reads lines; prints the root of the tree over them.
+root() {
+    local n=10000000 line
+    mkdir "$work/parts"
+    while IFS= read -r line; do printf '\0%s' "$line" > "$work/parts/$((n += 1))"; done
+    hashed | tree
+}
+# Prints the root of the tree over a file's chunks of 1 MiB.
+# shellcheck disable=SC2016
+chunks() { split -b 1048576 --filter='{ printf "\0"; cat; } | sha256sum' "$1" | cut -c 1-64 | tree; }
+
+while read -r sha256 path size chunk_root location; do
+    [ -f "$path" ] || fail "$path: is in the manifest and not there"
+    [ "$(stat -c %s "$path")" = "$size" ] || fail "$path: expected $size bytes, got $(stat -c %s "$path")"
+    [ "$(sha256sum < "$path" | cut -c 1-64)" = "$sha256" ] || fail "$path: was changed: it has not the SHA-256 of the manifest"
+    [ "$(chunks "$path")" = "$chunk_root" ] || fail "$path: has not the chunk tree of the manifest"
+    [ "$location" != - ] || fail "$path: has no receipt of the store"
+done < "$work/artifacts"
+
+# No file besides, but for counter-signatures of exactly this manifest.
+countersigned=
+{ cat "$work/paths"; printf '%s\n' manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint; } | sort > "$work/expected"
+find . -type f -print0 | tr '\n\0' '?\n' | sed 's|^\./||' | sort > "$work/there"
+while IFS= read -r path; do
+    [[ $path =~ ^signatures/([0-9a-f]{64})\.sigstore\.json$ ]] || fail "$path: is there and not in the manifest"
+    id=${BASH_REMATCH[1]}
+    bundle "$path"
+    [ "$hint" = "$id" ] || fail "$path: is named after another key than it is signed with"
+    cmp -s "$work/payload" manifest.json || fail "$path: vouches for another manifest"
+    if [ -f "$work/keys/$id" ]; then countersigned="$countersigned; countersigned with $id"; else
+        countersigned="$countersigned; NOT CHECKED: a signature with $id, whose key was not given"; fi
+done < <(comm -13 "$work/expected" "$work/there")
+
+# The custody log's head is a signed note: three lines, an empty line, "— origin base64(key id, signature)".
+{ read -r origin; read -r entries; read -r head; } < custody.checkpoint || fail "custody.checkpoint: is no signed note"
+printf '%s\n%s\n%s\n' "$origin" "$entries" "$head" > "$work/text"
+note=$(tail -n 1 custody.checkpoint | cut -d ' ' -f 3)
+unbase64 "$note" "$work/note" || fail "custody.checkpoint: its signature is not base64"
+{ cat "$work/text"; printf '\n— %s %s\n' "$origin" "$note"; } | cmp -s - custody.checkpoint ||
+    fail "custody.checkpoint: has another form than text and one signature"
+tail -c +5 "$work/note" > "$work/sig"
+by=
+for key in "$work"/keys/*; do
+    id=${key##*/}
+    [ "$(head -c 4 "$work/note" | base64)" = "$(bytes "${id:0:8}" | base64)" ] && signed "$work/sig" "$work/text" "$key" && by=$id
+done
+[ -n "$by" ] || fail "custody.checkpoint: its signature does not fit the key"
+[ "$origin" = "$(jq -r '"impound.dev/" + .predicate.case' manifest.json)" ] ||
+    fail "custody.checkpoint: is of another case"
+[ "$entries" = "$(jq -r .predicate.custody.size manifest.json)" ] &&
+    [ "$(base64 -d <<< "$head" | sha256sum)" = "$(bytes "$(jq -r .predicate.custody.root manifest.json)" | sha256sum)" ] ||
+    fail "custody.checkpoint: is not the head that the manifest was made over"
+
+# Its entries, and that they record what was stored as the manifest does.
+tr -d '\0' < custody.jsonl | cmp -s - custody.jsonl && [ -z "$(tail -c 1 custody.jsonl)" ] ||
+    fail "custody.jsonl: is no text of whole lines"
+[ "$(wc -l < custody.jsonl)" = "$entries" ] ||
+    fail "custody.jsonl: has $(wc -l < custody.jsonl) entries, and $entries were signed"
+[ "$(bytes "$(root < custody.jsonl)" | base64)" = "$head" ] || fail "custody.jsonl: its entries are not those that were signed"
+jq -se '[.[].seq] == [range(length)]' custody.jsonl > /dev/null 2>&1 || fail "custody.jsonl: its entries are not numbered as they stand"
+jq -se --slurpfile manifest manifest.json '$manifest[0].predicate as $manifest |
+    [.[] | select(.event == "stored" and (.collection // $manifest.collection) == $manifest.collection) | .artifact] as $stored |
+    all($stored[]; . != null) and ($stored | unique_by(.path)) == $manifest.artifacts and
+    all($stored[]; . as $one | $manifest.artifacts | any(. == $one))' custody.jsonl > /dev/null ||
+    fail "custody.jsonl: does not record what was stored as the manifest does"
 
 # The outcome is complete only if nothing is missing and everything is complete, but for a broken
 # attempt <path>.partial-<n> beside the complete <path>.
-jq -e '.predicate | .outcome == "partial" or
+jq -e '.predicate | all(.artifacts[].completeness; .state != "incomplete" or (.reasons | length > 0)) and
+    ([.missing[].path] - [.artifacts[].path] == [.missing[].path]) and (.outcome == "partial" or
     ((.artifacts | map({ key: .path, value: .completeness.state }) | from_entries) as $state |
         .missing == [] and all($state | to_entries[] | select(.value != "complete").key;
             test("\\.partial-[1-9][0-9]*$") and
-            $state[sub("\\.partial-[1-9][0-9]*$"; "")] == "complete"))' manifest.json > /dev/null ||
-    fail "the manifest calls the collection complete, and something is missing or incomplete"
+            $state[sub("\\.partial-[1-9][0-9]*$"; "")] == "complete")))' manifest.json > /dev/null ||
+    fail "manifest.json: calls the collection complete, and something is missing or incomplete"
 
-echo "intact; the manifest calls the collection $(jq -r .predicate.outcome manifest.json)"
+echo "intact; the manifest calls the collection $(jq -r .predicate.outcome manifest.json), signed with $signer$countersigned"

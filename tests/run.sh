@@ -75,7 +75,7 @@ step "Preparing the machine"
 need_root "tests/run.sh (it starts containers and reads what belongs to them)"
 trap stop_docker EXIT
 need_packages jq=jq openssl=openssl curl=curl kubectl=kubernetes-client setpriv=util-linux busybox=busybox-static \
-    nft=nftables ip=iproute2 chromium=chromium mactime=sleuthkit
+    nft=nftables ip=iproute2 chromium=chromium mactime=sleuthkit node=nodejs npm=npm python3=python3-venv
 need_docker
 need_rust "$REPOSITORY"
 deploy/images.sh
@@ -96,8 +96,9 @@ else
     run "tests" cargo test --workspace --locked --no-fail-fast
 fi
 run "fuzzing" fuzzing
+run "independent tools" tests/independent.sh
 # With the programs that the tests were built with: a second, optimised build would double the time.
-run "demo" env IMPOUND_PROFILE=dev deploy/demo.sh
+run "demo" env IMPOUND_PROFILE=dev INDEPENDENT=yes deploy/demo.sh
 
 step "Summary"
 printf '%s\n' "${SUMMARY[@]}"

@@ -113,7 +113,10 @@ pub(crate) enum Command {
     List(List),
     /// Follow a quarantine or collection until it is over
     Watch(Watch),
-    /// List, copy or check evidence in the store
+    /// Show or check who did what to a case's evidence, and when
+    #[command(subcommand, arg_required_else_help = true)]
+    Custody(Custody),
+    /// List, copy, check or sign evidence
     #[command(subcommand, arg_required_else_help = true)]
     Evidence(Evidence),
     /// List the containers on a node as its runtime sees them
@@ -296,6 +299,77 @@ modification times; no set-id bits, no owners, no right to execute: those are in
 left out or changed, and why, is in TO/<name of the tar>.extraction.jsonl. Exit code 3 if anything was
 left out.")]
     Extract(EvidenceExtract),
+    /// Vouch for a copy of evidence with a key of your own
+    #[command(after_help = "\
+Examples:
+  impound evidence sign INC-7/web-5d4f-x7 --key evidence.pub --with ada.key
+  impound verify INC-7/web-5d4f-x7 --key evidence.pub --key ada.pub
+
+The collection is verified first; one that is not intact is not signed. The signature is a Sigstore bundle
+over the same manifest, written to signatures/<key id>.sigstore.json; nothing else changes.
+A key: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ada.key")]
+    Sign(EvidenceSign),
+}
+
+/// `custody …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Custody {
+    /// Print the entries of a custody log
+    #[command(after_help = "\
+Examples:
+  impound custody show INC-7
+  impound custody show INC-7/web-5d4f-x7 -o json
+
+A directory is read there: a collection, or a copy of the case's log (`impound evidence get INC-7
+custody`). Anything else is a case, whose log is asked for.")]
+    Show(CustodyShow),
+    /// Check a custody log, and prove what is in it
+    #[command(after_help = "\
+Examples:
+  impound custody verify INC-7 --key evidence.pub
+  impound custody verify INC-7 --key evidence.pub --consistency INC-7/web-5d4f-x7/custody.checkpoint
+  impound custody verify INC-7/custody --key evidence.pub --inclusion 12 -o json
+
+Keep a checkpoint where nobody who can write to the store can change it: --consistency then shows that
+the log only grew since. A proof is a list of hashes as RFC 9162 defines it; whoever has the checkpoint
+checks it without the log.")]
+    Verify(CustodyVerify),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CustodyShow {
+    /// Case, or directory with a custody log
+    #[arg(value_name = "CASE|DIR")]
+    pub(crate) of: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CustodyVerify {
+    /// Case, or directory with a custody log
+    #[arg(value_name = "CASE|DIR")]
+    pub(crate) of: String,
+    /// Public key, or list of keys, that must have signed; may be given several times
+    #[arg(long = "key", value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
+    pub(crate) keys: Vec<PathBuf>,
+    /// Prove that this entry is in the log
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) inclusion: Option<u64>,
+    /// Prove that the log begins with what this checkpoint was of
+    #[arg(long, value_name = "OLD_CHECKPOINT", value_hint = ValueHint::FilePath)]
+    pub(crate) consistency: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceSign {
+    /// The collection's directory, the one that holds manifest.json
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// Public key, or list of keys, that must have signed it already; may be given several times
+    #[arg(long = "key", value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
+    pub(crate) keys: Vec<PathBuf>,
+    /// Your EC P-256 secret key, PKCS#8 PEM
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) with: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -378,9 +452,13 @@ pub(crate) struct Verify {
     /// The collection's directory, the one that holds manifest.json
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
-    /// Public key that must have signed, PEM; may be given several times
+    /// Public key that must have signed, PEM, or evidence-keys.json, the list of all that were in use;
+    /// may be given several times
     #[arg(long = "key", value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
     pub(crate) keys: Vec<PathBuf>,
+    /// Public key of somebody who must have vouched for it besides; may be given several times
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) countersigned_by: Vec<PathBuf>,
     /// Name everything that is wrong, not only the first thing
     #[arg(long)]
     pub(crate) all: bool,
@@ -419,6 +497,22 @@ Roles: a viewer reads state, a responder also contains, collects and releases, a
 evidence. Keep DIR/ca and DIR/signing away from the cluster's nodes. Run it again to add a node or a
 responder.")]
     Init(PkiInit),
+    /// Replace the key that evidence is signed with; the old public key is kept
+    #[command(after_help = "\
+Examples:
+  impound pki rotate-signing-key pki
+
+DIR/signing/evidence-keys.json then lists every public key with the time that it was in use: give it to
+`impound-controller --evidence-keys` and to everybody who verifies, as --key. Restart the controller
+with the new DIR/signing/evidence.key. The old secret key is destroyed.")]
+    RotateSigningKey(PkiRotate),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PkiRotate {
+    /// The directory that `pki init` wrote
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -4,8 +4,8 @@
 //! then given its name. An interrupted copy of a file whose digest the manifest has goes on at the bytes
 //! that are there, which are hashed again first; others start anew, since nothing would tell what an
 //! earlier run left from what the store has now. The custody log is the exception in everything: it has no digest in the manifest, and
-//! grows (by our own reads, too), so its checkpoint is read first, the log cut to what that covers,
-//! and a copy that is there already must be its beginning.
+//! the case's grows (by our own reads, too), so its checkpoint is read first, the log cut to what that
+//! covers, and a copy that is there already must be its beginning.
 
 mod place;
 
@@ -120,10 +120,10 @@ impl<'a> Download<'a> {
             CHECKPOINT => {
                 let mut part = place.part_afresh()?;
                 let (_, size) = self.fill(file, &mut part, progress).await?;
-                let state = if place.exists()? {
-                    State::Extended
-                } else {
-                    State::Copied
+                let state = match place.compare_with_part(&mut part)? {
+                    place::Comparison::Absent => State::Copied,
+                    place::Comparison::Same => State::Kept,
+                    place::Comparison::Beginning | place::Comparison::Other => State::Extended,
                 };
                 self.checkpoint = Some(place);
                 Ok((state, size))

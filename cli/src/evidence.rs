@@ -16,6 +16,7 @@ use crate::follow::path_below_node;
 use crate::human;
 use crate::output::{Output, Table};
 use crate::screen::{Bytes, Line};
+use crate::sign;
 use crate::view;
 
 pub(crate) async fn run(
@@ -28,6 +29,7 @@ pub(crate) async fn run(
         Evidence::Get(wanted) => get(&Client::new(connection)?, output, wanted).await,
         Evidence::Verify(wanted) => verify(&Client::new(connection)?, output, wanted).await,
         Evidence::Extract(wanted) => extract::run(output, wanted).await,
+        Evidence::Sign(wanted) => sign::run(output, wanted).await,
     }
 }
 

@@ -7,7 +7,7 @@
 //! - `arguments`: the command line.
 //! - `client`: the connection, and what is asked over it.
 //! - `follow`: a quarantine and its collection as they happen, on `screen` (terminal or lines).
-//! - `quarantine`, `collection`, `evidence`, `extract`, `verify`, `report`, `pki`: the commands.
+//! - `quarantine`, `collection`, `evidence`, `custody`, `sign`, `extract`, `verify`, `report`, `pki`: the commands.
 //! - `view`: what is shown, as tables and as JSON or YAML.
 //! - `failure`: errors and exit codes.
 
@@ -15,6 +15,7 @@ mod arguments;
 mod client;
 mod collection;
 mod containers;
+mod custody;
 mod download;
 mod evidence;
 mod extract;
@@ -26,6 +27,7 @@ mod pki;
 mod quarantine;
 mod report;
 mod screen;
+mod sign;
 mod verify;
 mod view;
 
@@ -99,6 +101,7 @@ async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
             quarantine::watch(&Client::new(connection)?, &mut output, wanted).await
         }
         Command::Evidence(wanted) => evidence::run(connection, &mut output, wanted).await,
+        Command::Custody(wanted) => custody::run(connection, &mut output, wanted).await,
         Command::Containers(wanted) => {
             containers::list(&Client::new(connection)?, &mut output, wanted).await
         }

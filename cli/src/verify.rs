@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use impound_evidence::{
-    Completeness, DirSource, LogHead, Manifest, Problem, Progress, Sha256, Verdict, VerifyingKey,
-    verify_watched,
+    Completeness, DirSource, KEYRING_LIMIT, Keyring, LogHead, Manifest, Problem, Progress,
+    SIGNATURES, Sha256, Verdict, VerifyingKey, verify_watched,
 };
 use serde::Serialize;
 
@@ -20,16 +20,27 @@ use crate::human::{self, clean};
 use crate::output::{Output, Table};
 use crate::screen::Bytes;
 
-/// A public key has 178 bytes; anything much longer is another file.
-const KEY_LIMIT: u64 = 64 << 10;
+/// A public key has 178 bytes, a list of keys some thousand; anything much longer is another file.
+const KEY_LIMIT: u64 = KEYRING_LIMIT;
 
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Failure> {
-    let (source, keys) = (open(&wanted.dir)?, keys(&wanted.keys)?);
+    let (source, mut keys) = (open(&wanted.dir)?, keys(&wanted.keys)?);
+    let vouching = self::keys(&wanted.countersigned_by)?;
+    keys.extend(vouching.iter().cloned());
     let started = Instant::now();
-    let verdict = watch(output, source, keys).await?;
+    let mut verdict = watch(output, source, keys).await?;
+    for key in vouching.iter().map(VerifyingKey::key_id) {
+        if !verdict.countersigned.contains(&key) {
+            verdict.problems.push(Problem {
+                path: format!("{SIGNATURES}/{key}.sigstore.json"),
+                message: "is not there or not good, and its key was to have vouched for this"
+                    .to_owned(),
+            });
+        }
+    }
     let seconds = started.elapsed().as_secs_f64();
     output.document(view(&verdict, wanted.all), |_| {
         text(&verdict, &wanted, seconds)
@@ -51,19 +62,27 @@ pub(crate) fn open(dir: &Path) -> Result<DirSource, Failure> {
     })
 }
 
-/// Public keys from PEM files.
+/// Public keys from PEM files and from lists of keys.
 pub(crate) fn keys(files: &[PathBuf]) -> Result<Vec<VerifyingKey>, Failure> {
-    files.iter().map(|file| key(file)).collect()
+    let mut keys = Vec::new();
+    for file in files {
+        keys.extend(keys_of(file)?);
+    }
+    Ok(keys)
 }
 
-fn key(file: &Path) -> Result<VerifyingKey, Failure> {
+fn keys_of(file: &Path) -> Result<Vec<VerifyingKey>, Failure> {
     let wrong =
         |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", file.display()));
     let mut pem = String::new();
     File::open(file)
         .and_then(|file| file.take(KEY_LIMIT).read_to_string(&mut pem))
         .map_err(|error| wrong(&error))?;
-    VerifyingKey::from_pem(&pem).map_err(|error| wrong(&error))
+    let keys = match pem.starts_with('{') {
+        true => Keyring::from_json(pem.as_bytes()).and_then(|ring| ring.keys()),
+        false => VerifyingKey::from_pem(&pem).map(|key| vec![key]),
+    };
+    keys.map_err(|error| wrong(&error))
 }
 
 /// Checks on threads of its own and shows how far it is.
@@ -123,6 +142,9 @@ struct View<'a> {
     manifest_sha256: Option<Sha256>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Sha256>,
+    countersigned: &'a [Sha256],
+    /// Keys that are said to have vouched for it and were not given.
+    unchecked: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     custody: Option<LogHead>,
 }
@@ -146,6 +168,8 @@ fn view(verdict: &Verdict, all: bool) -> View<'_> {
         missing: manifest.map(missing).unwrap_or_default(),
         manifest_sha256: verdict.manifest_sha256,
         key: verdict.key,
+        countersigned: &verdict.countersigned,
+        unchecked: &verdict.unchecked,
         custody: verdict.custody,
     }
 }
@@ -216,17 +240,31 @@ fn text(verdict: &Verdict, wanted: &Verify, seconds: f64) -> String {
     table.row(row("node", manifest.node.name.clone()));
     table.row(row(
         "requested by",
-        format!("{}: {}", manifest.requested_by, manifest.reason),
+        format!(
+            "{}{}: {}",
+            manifest.requested_by,
+            if manifest.claimed { " (claimed)" } else { "" },
+            manifest.reason
+        ),
     ));
     table.row(row("sealed", manifest.created.to_string()));
     if let Some(custody) = verdict.custody {
         table.row(row(
             "custody",
-            format!("{} entries, all signed for", custody.size),
+            format!("{} entries until the seal, all signed for", custody.size),
         ));
     }
     if let Some(key) = verdict.key {
         table.row(row("signed with", key.to_string()));
+    }
+    for key in &verdict.countersigned {
+        table.row(row("vouched for", format!("with {key}")));
+    }
+    for key in &verdict.unchecked {
+        table.row(row(
+            "not checked",
+            format!("a signature with {}: its key was not given", clean(key)),
+        ));
     }
     for problem in missing(manifest) {
         table.row(row("not here", problem.to_string()));

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use impound_evidence::{
     Build, CaseId, CollectionName, EvidencePath, NameError, Outcome, Sha256, Sha256Hasher,
-    SigningKey, Timestamp,
+    Timestamp,
 };
 use impound_proto::PeerId;
 
@@ -61,7 +61,6 @@ const LOOKS: usize = 5;
 pub struct Collector {
     store: Arc<dyn Store>,
     agents: AgentConnector,
-    signer: Arc<SigningKey>,
     custody: Arc<CustodyAppender>,
     build: Build,
     retry: Retry,
@@ -76,6 +75,8 @@ pub struct CollectionJob {
     pub name: CollectionName,
     /// Identity of the requester's certificate.
     pub requested_by: String,
+    /// What the custody log calls the request, see [`crate::reconcile::custody::subject`].
+    pub request: String,
     /// The requester's reason, word for word.
     pub reason: String,
     /// uid of the `kube-system` namespace.
@@ -265,7 +266,7 @@ impl CollectError {
 }
 
 impl Collector {
-    /// `custody` writes all custody logs of this process, signed by `signer`. Blocks while it hashes
+    /// `custody` writes and signs all custody logs of this process. Blocks while it hashes
     /// the program's own file, for the manifest.
     ///
     /// # Errors
@@ -273,13 +274,11 @@ impl Collector {
     pub fn new(
         store: Arc<dyn Store>,
         agents: AgentConnector,
-        signer: Arc<SigningKey>,
         custody: Arc<CustodyAppender>,
     ) -> io::Result<Self> {
         Ok(Self {
             store,
             agents,
-            signer,
             custody,
             build: this_build()?,
             retry: Retry::default(),
@@ -312,6 +311,7 @@ impl Collector {
         if session.is_sealing().await {
             return session.seal().await;
         }
+        session.store_script().await?;
         session.store_before().await?;
         session.quick_stage().await?;
         let mut done = BTreeSet::new();

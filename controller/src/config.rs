@@ -72,6 +72,10 @@ pub struct Serve {
         value_name = "FILE"
     )]
     pub signing_key: PathBuf,
+    /// Public keys that manifests were signed with, the present one among them, as `impound pki init` lists
+    /// them. Without it, only what the present key signed is believed.
+    #[arg(long, env = "IMPOUND_EVIDENCE_KEYS", value_name = "FILE")]
+    pub evidence_keys: Option<PathBuf>,
     /// Port at which every node's agent listens, at the node's InternalIP.
     #[arg(
         long,

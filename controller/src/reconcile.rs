@@ -4,6 +4,7 @@
 
 pub mod collection;
 pub mod containing;
+pub mod custody;
 pub mod evicting;
 pub mod guarding;
 pub mod isolating;

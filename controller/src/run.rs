@@ -1,13 +1,14 @@
 //! Wires the controller together and runs it until it is told to stop. Any part that ends by
 //! itself ends the process with a failure.
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use impound_evidence::SigningKey;
+use impound_evidence::{KEYRING_LIMIT, Keyring, Signer, SigningKey, VerifyingKey};
 use impound_proto::PeerId;
 use impound_proto::controller::v1::FILE_DESCRIPTOR_SET;
 use impound_proto::controller::v1::controller_server::ControllerServer;
@@ -74,7 +75,7 @@ async fn run(config: Serve) -> Result<()> {
     let watch_client = kubernetes::watch_client()
         .await
         .context("no way to the Kubernetes API")?;
-    let key = Arc::new(signing_key(&config)?);
+    let key: Arc<dyn Signer> = Arc::new(signing_key(&config)?);
     let store: Arc<dyn Store> = Arc::new(
         DirectoryStore::open(&config.store)
             .with_context(|| format!("evidence store {}", config.store.display()))?,
@@ -117,8 +118,12 @@ async fn run(config: Serve) -> Result<()> {
         let agents = agents.clone();
         tokio::spawn(async move { agents.cut_revoked().await })
     };
-    let custody = Arc::new(CustodyAppender::new(store.clone(), key.clone()));
-    let collector = Collector::new(store.clone(), agents.clone(), key.clone(), custody.clone())?;
+    let custody = Arc::new(CustodyAppender::new(
+        store.clone(),
+        key,
+        evidence_keys(&config)?,
+    ));
+    let collector = Collector::new(store.clone(), agents.clone(), custody.clone())?;
     let metrics = Arc::new(Metrics::default());
     let health = Health {
         client: client.clone(),
@@ -149,7 +154,7 @@ async fn run(config: Serve) -> Result<()> {
     let service = Service {
         context: context.clone(),
         store,
-        keys: vec![key.verifying_key().clone()],
+        refusals: Mutex::default(),
         verifying: Semaphore::new(1),
     };
     let listener = TcpListener::bind(config.listen)
@@ -323,6 +328,19 @@ fn signing_key(config: &Serve) -> Result<SigningKey> {
         )
     })?;
     SigningKey::from_pem(&pem).with_context(|| format!("the signing key {}", file.display()))
+}
+
+fn evidence_keys(config: &Serve) -> Result<Vec<VerifyingKey>> {
+    let Some(file) = &config.evidence_keys else {
+        return Ok(Vec::new());
+    };
+    let name = || format!("the evidence keys {}", file.display());
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)
+        .and_then(|file| file.take(KEYRING_LIMIT).read_to_end(&mut bytes))
+        .with_context(name)?;
+    let keys = Keyring::from_json(&bytes).and_then(|ring| ring.keys());
+    keys.with_context(name)
 }
 
 fn start_log(format: LogFormat) {

@@ -1,18 +1,22 @@
 //! Last hop of the data path: the custody log grows here, and a collection is signed here.
 //!
+//! A case has one log, `<case>/custody/custody.jsonl`; a collection gets a copy of it as it is when the
+//! collection is sealed, and does not change any more after that.
+//!
 //! Order of a seal: every artifact has its receipt (it was re-read from the store and matched) and
-//! the log says `Verified`; then `manifest.json`, which names the log's head; then
-//! `manifest.sigstore.json`, and only with that file a collection is sealed; then the log says
-//! `Sealed`. A crash at any point before the signature leaves a collection that is visibly not.
+//! the log says `Verified`; then the copy of the log and its checkpoint; then `manifest.json`, which
+//! names that head; then `manifest.sigstore.json`, and only with that file a collection is sealed; then
+//! the log says `Sealed`. A crash at any point before the signature leaves a collection that is visibly
+//! not.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use impound_evidence::{
-    BUNDLE, BUNDLE_LIMIT, BundleError, CHECKPOINT, CHECKPOINT_LIMIT, CUSTODY, Checkpoint,
-    CheckpointError, CustodyError, CustodyLog, Entry, Event, EvidencePath, LogHead, MANIFEST,
-    MANIFEST_LIMIT, Manifest, ManifestError, NameError, OpenBundle, Sha256, SigningKey, origin,
-    sign_manifest,
+    BUNDLE, BUNDLE_LIMIT, BundleError, CHECKPOINT, CHECKPOINT_LIMIT, CUSTODY, CaseId, Checkpoint,
+    CheckpointError, CustodyError, CustodyLog, Entry, Event, EvidencePath, KeyError, LogHead,
+    MANIFEST, MANIFEST_LIMIT, Manifest, ManifestError, NameError, OpenBundle, Sha256, Signer,
+    VerifyingKey, case_log, origin, sign_manifest,
 };
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -25,12 +29,13 @@ const LOG_LIMIT: u64 = 256 << 20;
 /// Tries when another replica appends to the same log at the same time.
 const TRIES: usize = 5;
 
-/// Writes to the custody logs: one entry after the other per collection, each durable and covered
-/// by a signed checkpoint before the call returns.
+/// Writes to the custody logs: one entry after the other per case, each durable and covered by a signed
+/// checkpoint before the call returns.
 pub struct CustodyAppender {
     store: Arc<dyn Store>,
-    key: Arc<SigningKey>,
-    open: Mutex<HashMap<CollectionId, Arc<Mutex<Option<OpenLog>>>>>,
+    key: Arc<dyn Signer>,
+    trusted: Vec<VerifyingKey>,
+    open: Mutex<HashMap<CaseId, Arc<Mutex<Option<OpenLog>>>>>,
 }
 
 /// A log as it is in the store.
@@ -38,6 +43,15 @@ struct OpenLog {
     log: CustodyLog,
     /// Length of `custody.jsonl` in bytes.
     bytes: u64,
+}
+
+/// The lines of a log up to some head, and that head signed.
+#[derive(Clone, Debug)]
+pub struct LogCopy {
+    /// Whole lines.
+    pub lines: Vec<u8>,
+    /// The checkpoint over them.
+    pub checkpoint: Vec<u8>,
 }
 
 /// What a sealed collection is known by.
@@ -56,7 +70,7 @@ pub enum SealError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The log in the store is not one that may be continued.
-    #[error("the custody log of {at} can't be continued: somebody has changed it")]
+    #[error("the custody log {at} can't be continued: somebody has changed it")]
     Log {
         /// `<case>/<collection>`
         at: CollectionId,
@@ -88,6 +102,9 @@ pub enum SealError {
         /// `<case>/<collection>`
         at: CollectionId,
     },
+    /// The key did not sign.
+    #[error("nothing could be signed")]
+    Key(#[from] KeyError),
     /// A name of ours is none. Never happens.
     #[error("a file of the format has no valid name")]
     Name(#[from] NameError),
@@ -125,17 +142,26 @@ pub enum SealError {
 }
 
 impl CustodyAppender {
-    /// `key` signs the checkpoints, as it signs the manifests.
+    /// `key` signs the checkpoints, as it signs the manifests; `former` are the keys that did before.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, key: Arc<SigningKey>) -> Self {
+    pub fn new(store: Arc<dyn Store>, key: Arc<dyn Signer>, former: Vec<VerifyingKey>) -> Self {
+        let mut trusted = vec![key.verifying_key().clone()];
+        trusted.extend(former);
         Self {
             store,
             key,
+            trusted,
             open: Mutex::default(),
         }
     }
 
-    /// Appends an entry and signs the new head.
+    /// The keys whose signatures are taken, the present one first.
+    #[must_use]
+    pub fn trusted(&self) -> &[VerifyingKey] {
+        &self.trusted
+    }
+
+    /// Appends an entry about a collection to its case's log and signs the new head.
     ///
     /// # Errors
     /// If the log was tampered with or the store does not take it. The entry is then not in the
@@ -144,7 +170,7 @@ impl CustodyAppender {
         self.append_all(at, vec![entry]).await
     }
 
-    /// Appends entries, all or none of them, and signs the new head; returns it.
+    /// Appends entries about a collection, all or none of them, and signs the new head; returns it.
     ///
     /// # Errors
     /// As [`CustodyAppender::append`].
@@ -153,13 +179,27 @@ impl CustodyAppender {
         at: &CollectionId,
         entries: Vec<Entry>,
     ) -> Result<LogHead, SealError> {
-        let slot = self.slot(at).await;
+        let entries = entries.into_iter().map(|entry| entry.of(&at.name));
+        self.append_to_case(&at.case, entries.collect()).await
+    }
+
+    /// Appends entries as they are.
+    ///
+    /// # Errors
+    /// As [`CustodyAppender::append`].
+    pub async fn append_to_case(
+        &self,
+        case: &CaseId,
+        entries: Vec<Entry>,
+    ) -> Result<LogHead, SealError> {
+        let at = log_of(case)?;
+        let slot = self.slot(case).await;
         let mut open = slot.lock().await;
         for _ in 0..TRIES {
             // Taken out: whatever fails from here on, the next append reads the log again.
             let current = match open.take() {
                 Some(current) => current,
-                None => self.read(at, |_| {}).await?,
+                None => self.read(&at, |_| {}).await?,
             };
             let OpenLog { mut log, bytes } = current;
             let mut lines = Vec::new();
@@ -175,11 +215,11 @@ impl CustodyAppender {
                 *open = Some(OpenLog { log, bytes });
                 return Ok(head);
             }
-            match self.store.append_log(at, bytes, lines).await {
+            match self.extend(&at, bytes, lines).await {
                 Ok(bytes) => {
                     let head = log.head();
-                    let checkpoint = log.checkpoint(&self.key);
-                    self.sign(at, checkpoint).await?;
+                    let checkpoint = log.checkpoint(self.key.as_ref())?;
+                    self.sign(&at, checkpoint).await?;
                     *open = Some(OpenLog { log, bytes });
                     return Ok(head);
                 }
@@ -188,35 +228,94 @@ impl CustodyAppender {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(SealError::Contended { at: at.clone() })
+        Err(SealError::Contended { at })
     }
 
-    /// Every entry of a collection's log, oldest first.
+    /// Every entry about a collection, oldest first.
     ///
     /// # Errors
     /// If the log was tampered with or can't be read.
     pub async fn entries(&self, at: &CollectionId) -> Result<Vec<Entry>, SealError> {
-        let slot = self.slot(at).await;
-        let mut open = slot.lock().await;
-        let mut entries = Vec::new();
-        *open = Some(self.read(at, |entry| entries.push(entry)).await?);
+        let mut entries = self.case_entries(&at.case).await?;
+        entries.retain(|entry| entry.collection.as_ref() == Some(&at.name));
         Ok(entries)
     }
 
-    /// Signs the log as it is, if a crash came between an entry and its checkpoint.
+    /// Every entry of a case, oldest first; none for a case that nobody has heard of.
+    ///
+    /// # Errors
+    /// As [`CustodyAppender::entries`].
+    pub async fn case_entries(&self, case: &CaseId) -> Result<Vec<Entry>, SealError> {
+        let slot = self.slot(case).await;
+        let mut open = slot.lock().await;
+        let mut entries = Vec::new();
+        *open = Some(
+            self.read(&log_of(case)?, |entry| entries.push(entry))
+                .await?,
+        );
+        Ok(entries)
+    }
+
+    /// Signs a case's log as it is, if a crash came between an entry and its checkpoint.
     ///
     /// # Errors
     /// As [`CustodyAppender::append`].
-    pub async fn settle(&self, at: &CollectionId) -> Result<LogHead, SealError> {
-        let slot = self.slot(at).await;
+    pub async fn settle(&self, case: &CaseId) -> Result<LogHead, SealError> {
+        let at = log_of(case)?;
+        let slot = self.slot(case).await;
         let mut open = slot.lock().await;
-        let current = self.read(at, |_| {}).await?;
+        let current = self.read(&at, |_| {}).await?;
         let head = current.log.head();
         if head.size > 0 {
-            self.sign(at, current.log.checkpoint(&self.key)).await?;
+            let checkpoint = current.log.checkpoint(self.key.as_ref())?;
+            self.sign(&at, checkpoint).await?;
         }
         *open = Some(current);
         Ok(head)
+    }
+
+    /// The log as it was at `head`, which it must have had.
+    ///
+    /// # Errors
+    /// If it never had that head, was tampered with or can't be read.
+    pub async fn copy(&self, case: &CaseId, head: LogHead) -> Result<LogCopy, SealError> {
+        let at = log_of(case)?;
+        let mut lines = self.lines(&at).await?;
+        let ends = lines.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+        let end = ends
+            .map(|(end, _)| end + 1)
+            .take(usize::try_from(head.size).unwrap_or(0));
+        lines.truncate(end.last().unwrap_or(0));
+        let wrong = |source| SealError::Log {
+            at: at.clone(),
+            source,
+        };
+        let log = CustodyLog::read(origin(case), lines.as_slice(), |_| {}).map_err(wrong)?;
+        let expected = Checkpoint {
+            origin: origin(case),
+            head,
+        };
+        log.check(&expected).map_err(wrong)?;
+        let checkpoint = log.checkpoint_of(head, self.key.as_ref())?;
+        Ok(LogCopy { lines, checkpoint })
+    }
+
+    /// Extends the log in the store; the first entry makes its directory.
+    async fn extend(
+        &self,
+        at: &CollectionId,
+        bytes: u64,
+        lines: Vec<u8>,
+    ) -> Result<u64, StoreError> {
+        match self.store.append_log(at, bytes, lines.clone()).await {
+            Err(StoreError::NoCollection { .. }) if bytes == 0 => {}
+            other => return other,
+        }
+        match self.store.create_collection(at).await {
+            Ok(()) | Err(StoreError::CollectionExists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.store.append_log(at, bytes, lines).await
     }
 
     /// Puts a newer checkpoint in place, unless another replica's, over more entries, is there: the
@@ -228,54 +327,76 @@ impl CustodyAppender {
         }
     }
 
-    async fn slot(&self, at: &CollectionId) -> Arc<Mutex<Option<OpenLog>>> {
+    async fn slot(&self, case: &CaseId) -> Arc<Mutex<Option<OpenLog>>> {
         self.open
             .lock()
             .await
-            .entry(at.clone())
+            .entry(case.clone())
             .or_default()
             .clone()
     }
 
     /// Reads a log from the store and checks it against its checkpoint. Entries behind the
-    /// checkpoint were written by a process that crashed before it could sign them; an unfinished
-    /// last line was never acknowledged, and the next append cuts it off.
+    /// checkpoint were written by a process that crashed before it could sign them.
     async fn read(&self, at: &CollectionId, each: impl FnMut(Entry)) -> Result<OpenLog, SealError> {
-        let origin = origin(&at.case, &at.name);
         // The checkpoint first: another replica extends the log before it signs it.
-        let signed = self
-            .store
-            .read_small(at, &CHECKPOINT.parse()?, CHECKPOINT_LIMIT)
-            .await?;
-        let bytes = self
-            .store
-            .read_small(at, &CUSTODY.parse()?, LOG_LIMIT)
-            .await?
-            .unwrap_or_default();
-        let end = bytes
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |last| last + 1);
-        let lines = bytes.get(..end).unwrap_or_default();
+        let signed = small(&self.store, at, CHECKPOINT, CHECKPOINT_LIMIT).await?;
+        let lines = self.lines(at).await?;
         let wrong = |source| SealError::Log {
             at: at.clone(),
             source,
         };
-        let log = CustodyLog::read(origin, lines, each).map_err(wrong)?;
+        let log = CustodyLog::read(origin(&at.case), lines.as_slice(), each).map_err(wrong)?;
         if let Some(signed) = signed {
-            let checkpoint =
-                Checkpoint::open(&signed, std::slice::from_ref(self.key.verifying_key())).map_err(
-                    |source| SealError::Checkpoint {
-                        at: at.clone(),
-                        source,
-                    },
-                )?;
+            let opened = Checkpoint::open(&signed, &self.trusted);
+            let checkpoint = opened.map_err(|source| SealError::Checkpoint {
+                at: at.clone(),
+                source,
+            })?;
             log.check(&checkpoint).map_err(wrong)?;
         }
         Ok(OpenLog {
             log,
             bytes: lines.len() as u64,
         })
+    }
+
+    /// The whole lines of a log. An unfinished last line was never acknowledged, and the next append
+    /// cuts it off.
+    async fn lines(&self, at: &CollectionId) -> Result<Vec<u8>, SealError> {
+        let mut lines = small(&self.store, at, CUSTODY, LOG_LIMIT)
+            .await?
+            .unwrap_or_default();
+        let end = lines
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |last| last + 1);
+        lines.truncate(end);
+        Ok(lines)
+    }
+}
+
+/// Where a case's log is.
+///
+/// # Errors
+/// Never: the name is ours.
+pub fn log_of(case: &CaseId) -> Result<CollectionId, NameError> {
+    Ok(CollectionId {
+        case: case.clone(),
+        name: case_log()?,
+    })
+}
+
+/// A small file, or nothing if neither it nor its collection is there.
+async fn small(
+    store: &Arc<dyn Store>,
+    at: &CollectionId,
+    file: &str,
+    limit: u64,
+) -> Result<Option<Vec<u8>>, SealError> {
+    match store.read_small(at, &file.parse()?, limit).await {
+        Err(StoreError::NoCollection { .. }) => Ok(None),
+        other => Ok(other?),
     }
 }
 
@@ -294,9 +415,20 @@ pub async fn seal(
     manifest: Manifest,
 ) -> Result<Seal, SealError> {
     let at = lock.collection();
+    let copy = custody.copy(&at.case, manifest.custody).await?;
+    copy_log(store, custody, lock, &manifest, copy).await?;
     let bytes = manifest.encode();
     write_once(store, lock, MANIFEST, &bytes).await?;
-    write_once(store, lock, BUNDLE, &sign_manifest(&bytes, &custody.key)).await?;
+    let bundle = small(store, at, BUNDLE, BUNDLE_LIMIT).await?;
+    // Signed already, perhaps by a key that was replaced meanwhile.
+    let signed = bundle.is_some_and(|bundle| {
+        let open = OpenBundle::decode(&bundle).ok();
+        open.is_some_and(|open| open.payload == bytes && open.verify(&custody.trusted).is_ok())
+    });
+    if !signed {
+        let bundle = sign_manifest(&bytes, custody.key.as_ref())?;
+        write_once(store, lock, BUNDLE, &bundle).await?;
+    }
     let manifest_sha256 = Sha256::of(&bytes);
     let logged = custody
         .entries(at)
@@ -309,20 +441,52 @@ pub async fn seal(
             .append(at, Entry::new(Event::Sealed, who, what))
             .await?;
     }
-    custody.settle(at).await?;
+    custody.settle(&at.case).await?;
     Ok(Seal {
         manifest_sha256,
         manifest,
     })
 }
 
+/// Puts the case's log as the manifest names it into the collection, or finds exactly it there.
+async fn copy_log(
+    store: &Arc<dyn Store>,
+    custody: &CustodyAppender,
+    lock: &CollectionLock,
+    manifest: &Manifest,
+    copy: LogCopy,
+) -> Result<(), SealError> {
+    let at = lock.collection();
+    let differs = |file| SealError::Differs {
+        at: at.clone(),
+        file,
+    };
+    let there = custody.lines(at).await?;
+    let Some(rest) = copy.lines.strip_prefix(there.as_slice()) else {
+        return Err(differs(CUSTODY));
+    };
+    if !rest.is_empty() {
+        store
+            .append_log(at, there.len() as u64, rest.to_vec())
+            .await?;
+    }
+    match small(store, at, CHECKPOINT, CHECKPOINT_LIMIT).await? {
+        None => Ok(store.replace_checkpoint(at, copy.checkpoint).await?),
+        // Perhaps by a key that was replaced meanwhile.
+        Some(signed) => match Checkpoint::open(&signed, &custody.trusted) {
+            Ok(checkpoint) if checkpoint.head == manifest.custody => Ok(()),
+            _ => Err(differs(CHECKPOINT)),
+        },
+    }
+}
+
 /// The seal of a sealed collection, its signature checked. Its artifacts are not.
 ///
 /// # Errors
-/// If it is not sealed, or not by `key`.
+/// If it is not sealed, or by none of `keys`.
 pub async fn read(
     store: &Arc<dyn Store>,
-    key: &SigningKey,
+    keys: &[VerifyingKey],
     at: &CollectionId,
 ) -> Result<Seal, SealError> {
     let missing = |file| SealError::Missing {
@@ -342,9 +506,7 @@ pub async fn read(
         source,
     };
     let bundle = OpenBundle::decode(&bundle).map_err(signed)?;
-    bundle
-        .verify(std::slice::from_ref(key.verifying_key()))
-        .map_err(signed)?;
+    bundle.verify(keys).map_err(signed)?;
     if bundle.payload != bytes {
         return Err(SealError::Differs {
             at: at.clone(),

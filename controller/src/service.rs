@@ -11,16 +11,16 @@ mod count;
 mod evidence;
 mod isolation;
 mod quarantines;
+mod refused;
 mod status;
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use impound_evidence::VerifyingKey;
 use impound_proto::controller::v1 as wire;
 use impound_proto::controller::v1::controller_server::Controller;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tonic::{Request, Response, Status};
 
 use crate::reconcile::Context;
@@ -34,8 +34,8 @@ pub struct Service {
     pub context: Arc<Context>,
     /// Where the evidence is.
     pub store: Arc<dyn Store>,
-    /// Keys that a manifest may be signed with.
-    pub keys: Vec<VerifyingKey>,
+    /// When whom was refused what, so that nobody fills a custody log with refusals.
+    pub(crate) refusals: Mutex<refused::Recent>,
     /// Whoever verifies holds the one permit.
     pub verifying: Semaphore,
 }
@@ -48,14 +48,16 @@ impl Controller for Service {
         &self,
         request: Request<wire::CreateQuarantineRequest>,
     ) -> Result<Response<wire::CreateQuarantineResponse>, Status> {
-        let who = requester(&request, Need::Respond)?;
+        let case = request.get_ref().case_id.clone();
+        let who = self
+            .admit(&request, Need::Respond, "quarantine", &case)
+            .await?;
         let request = request.into_inner();
-        let answer = if request.dry_run {
-            quarantines::plan(self, request).await
-        } else {
-            quarantines::create(self, who, request).await
-        };
-        answer.map(Response::new)
+        if request.dry_run {
+            return quarantines::plan(self, request).await.map(Response::new);
+        }
+        let answer = quarantines::create(self, who.clone(), request).await;
+        self.noted(&who, "quarantine", &case, answer).await
     }
 
     async fn get_quarantine(
@@ -94,20 +96,26 @@ impl Controller for Service {
         &self,
         request: Request<wire::ReleaseQuarantineRequest>,
     ) -> Result<Response<wire::Quarantine>, Status> {
-        let who = requester(&request, Need::Respond)?;
-        quarantines::release(self, who, request.into_inner())
-            .await
-            .map(Response::new)
+        let asked = request.get_ref();
+        let found = quarantines::find(self, &asked.namespace, &asked.name).await;
+        let case = found.map(|found| found.spec.case).unwrap_or_default();
+        let who = self
+            .admit(&request, Need::Respond, "release", &case)
+            .await?;
+        let answer = quarantines::release(self, who.clone(), request.into_inner()).await;
+        self.noted(&who, "release", &case, answer).await
     }
 
     async fn create_collection(
         &self,
         request: Request<wire::CreateCollectionRequest>,
     ) -> Result<Response<wire::Collection>, Status> {
-        let who = requester(&request, Need::Respond)?;
-        collections::create(self, who, request.into_inner())
-            .await
-            .map(Response::new)
+        let case = request.get_ref().case_id.clone();
+        let who = self
+            .admit(&request, Need::Respond, "collect", &case)
+            .await?;
+        let answer = collections::create(self, who.clone(), request.into_inner()).await;
+        self.noted(&who, "collect", &case, answer).await
     }
 
     async fn get_collection(
@@ -146,7 +154,9 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListEvidenceRequest>,
     ) -> Result<Response<wire::ListEvidenceResponse>, Status> {
-        requester(&request, Need::Look)?;
+        let case = request.get_ref().case_id.clone();
+        self.admit(&request, Need::Look, "list evidence", &case)
+            .await?;
         evidence::list(self, request.into_inner())
             .await
             .map(Response::new)
@@ -158,7 +168,10 @@ impl Controller for Service {
         &self,
         request: Request<wire::ReadEvidenceRequest>,
     ) -> Result<Response<Self::ReadEvidenceStream>, Status> {
-        let who = requester(&request, Need::Read)?;
+        let case = request.get_ref().case_id.clone();
+        let who = self
+            .admit(&request, Need::Read, "read evidence", &case)
+            .await?;
         evidence::read(self, who, request.into_inner())
             .await
             .map(Response::new)
@@ -168,7 +181,10 @@ impl Controller for Service {
         &self,
         request: Request<wire::VerifyEvidenceRequest>,
     ) -> Result<Response<wire::VerifyEvidenceResponse>, Status> {
-        let who = requester(&request, Need::Respond)?;
+        let case = request.get_ref().case_id.clone();
+        let who = self
+            .admit(&request, Need::Respond, "verify evidence", &case)
+            .await?;
         // Each re-reads a whole collection: one at a time, so that nobody starves the store.
         let _alone = self.verifying.try_acquire().map_err(|_| {
             Status::resource_exhausted(

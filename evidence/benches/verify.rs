@@ -127,6 +127,7 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
         collection: "bench".parse().unwrap(),
         outcome: Outcome::Complete,
         requested_by: "bench".to_owned(),
+        claimed: false,
         reason: "bench".to_owned(),
         created: now,
         controller: Build {
@@ -151,7 +152,7 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
         custody: CustodyLog::new("bench").head(),
     };
     let key = SigningKey::generate().unwrap();
-    let mut log = CustodyLog::new(origin(&manifest.case, &manifest.collection));
+    let mut log = CustodyLog::new(origin(&manifest.case));
     let mut lines = Vec::new();
     for record in &manifest.artifacts {
         let mut entry = Entry::new(Event::Stored, "bench", record.path.as_str());
@@ -161,8 +162,8 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
     manifest.custody = log.head();
     let bytes = manifest.encode();
     fs::write(at(MANIFEST), &bytes).unwrap();
-    fs::write(at(BUNDLE), sign_manifest(&bytes, &key)).unwrap();
+    fs::write(at(BUNDLE), sign_manifest(&bytes, &key).unwrap()).unwrap();
     fs::write(at(CUSTODY), lines).unwrap();
-    fs::write(at(CHECKPOINT), log.checkpoint(&key)).unwrap();
+    fs::write(at(CHECKPOINT), log.checkpoint(&key).unwrap()).unwrap();
     (directory, key.verifying_key().clone())
 }

@@ -22,7 +22,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::MANIFEST_LIMIT;
-use crate::sign::{SigningKey, VerifyingKey};
+use crate::sign::{KeyError, Signer, VerifyingKey};
 
 /// Media type of a Sigstore bundle v0.3.
 pub const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
@@ -34,11 +34,11 @@ pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 /// around it well under 64 KiB.
 pub const BUNDLE_LIMIT: u64 = MANIFEST_LIMIT / 3 * 4 + (64 << 10);
 
-/// The bytes of `manifest.sigstore.json` for the manifest in `manifest_bytes`.
-#[must_use]
-pub fn sign_manifest(manifest_bytes: &[u8], key: &SigningKey) -> Vec<u8> {
-    let signature = key.sign(&pre_authentication(PAYLOAD_TYPE, manifest_bytes));
-    encode(&Bundle {
+/// The bytes of `manifest.sigstore.json` for the manifest in `manifest_bytes`; by another key, those of
+/// `signatures/<key id>.sigstore.json`.
+pub fn sign_manifest(manifest_bytes: &[u8], key: &dyn Signer) -> Result<Vec<u8>, KeyError> {
+    let signature = key.sign(&pre_authentication(PAYLOAD_TYPE, manifest_bytes))?;
+    Ok(encode(&Bundle {
         media_type: BUNDLE_TYPE.to_owned(),
         verification_material: Material {
             public_key: PublicKey {
@@ -52,7 +52,7 @@ pub fn sign_manifest(manifest_bytes: &[u8], key: &SigningKey) -> Vec<u8> {
                 sig: STANDARD.encode(signature),
             }],
         },
-    })
+    }))
 }
 
 /// What a bundle holds, before anybody should believe it.
@@ -110,6 +110,12 @@ impl OpenBundle {
             return Err(BundleError::NotCanonical);
         }
         Ok(open)
+    }
+
+    /// The id of the key that it says it is signed with.
+    #[must_use]
+    pub fn hint(&self) -> &str {
+        &self.hint
     }
 
     /// The key of `keys` that the hint names, if it signed the payload.

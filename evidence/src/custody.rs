@@ -1,4 +1,9 @@
-//! `custody.jsonl`: who did what to a collection, when and why, as an append-only Merkle log.
+//! `custody.jsonl`: who did what to a case's evidence, when and why, as an append-only Merkle log.
+//!
+//! A case has one log, which goes on as long as anybody asks for, reads, holds or checks its evidence.
+//! A collection holds the log's beginning as it was when its manifest was made, with a checkpoint of its
+//! own: it is whole by itself and never changes, and the log that is presented later must be shown to
+//! begin with exactly these entries ([`CustodyLog::check`], or a consistency proof).
 //!
 //! One JSON object a line. The leaves of the log are the exact bytes of the lines without their
 //! newline, hashed as RFC 6962 says. `custody.checkpoint` signs the log's head, and the manifest
@@ -17,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Sha256;
 use crate::manifest::ArtifactRecord;
 use crate::merkle;
-use crate::names::{CaseId, CollectionName};
-use crate::sign::SigningKey;
+use crate::names::{CaseId, CollectionName, NameError};
+use crate::sign::{KeyError, Signer};
 use crate::timestamp::Timestamp;
 
 pub use checkpoint::{CHECKPOINT_LIMIT, Checkpoint, CheckpointError};
@@ -30,6 +35,7 @@ pub const LINE_LIMIT: usize = 1 << 20;
 pub const ENTRY_LIMIT: u64 = 1_000_000;
 
 /// One line of the log.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
@@ -62,6 +68,7 @@ pub struct Entry {
 }
 
 /// What happened to the evidence.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
@@ -94,6 +101,7 @@ pub enum Event {
 }
 
 /// Head of a log: how many entries, and the Merkle root over them.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogHead {
@@ -111,6 +119,20 @@ pub struct CustodyLog {
 }
 
 impl Entry {
+    /// The same about a collection.
+    #[must_use]
+    pub fn of(mut self, collection: &CollectionName) -> Self {
+        self.collection = Some(collection.clone());
+        self
+    }
+
+    /// The same with a reason.
+    #[must_use]
+    pub fn because(mut self, why: impl Into<String>) -> Self {
+        self.why = Some(why.into());
+        self
+    }
+
     /// An entry of now. `seq` comes with [`CustodyLog::append`].
     #[must_use]
     pub fn new(event: Event, who: impl Into<String>, what: impl Into<String>) -> Self {
@@ -145,10 +167,16 @@ impl Entry {
     }
 }
 
-/// The origin of a collection's log: `impound.dev/<case>/<collection>`.
+/// The origin of a case's log: `impound.dev/<case>`.
 #[must_use]
-pub fn origin(case: &CaseId, collection: &CollectionName) -> String {
-    format!("impound.dev/{case}/{collection}")
+pub fn origin(case: &CaseId) -> String {
+    format!("impound.dev/{case}")
+}
+
+/// What stands where collections stand and holds the case's log: `<case>/custody/custody.jsonl`. No
+/// collection may be called that.
+pub fn case_log() -> Result<CollectionName, NameError> {
+    "custody".parse()
 }
 
 impl CustodyLog {
@@ -254,11 +282,15 @@ impl CustodyLog {
     }
 
     /// The bytes of `custody.checkpoint` for all entries.
-    #[must_use]
-    pub fn checkpoint(&self, key: &SigningKey) -> Vec<u8> {
+    pub fn checkpoint(&self, key: &dyn Signer) -> Result<Vec<u8>, KeyError> {
+        self.checkpoint_of(self.head(), key)
+    }
+
+    /// As [`CustodyLog::checkpoint`], for a head that the log had earlier.
+    pub fn checkpoint_of(&self, head: LogHead, key: &dyn Signer) -> Result<Vec<u8>, KeyError> {
         Checkpoint {
             origin: self.origin.clone(),
-            head: self.head(),
+            head,
         }
         .sign(key)
     }

@@ -9,10 +9,14 @@
 //! ```text
 //! <case>/<collection>/manifest.json            in-toto Statement v1, one subject per artifact
 //! <case>/<collection>/manifest.sigstore.json   Sigstore bundle v0.3 over manifest.json
-//! <case>/<collection>/custody.jsonl            who did what, when and why; append-only
-//! <case>/<collection>/custody.checkpoint       signed head of the Merkle log over custody.jsonl
+//! <case>/<collection>/custody.jsonl            the case's log until then: who did what, when and why
+//! <case>/<collection>/custody.checkpoint       its head, signed
+//! <case>/<collection>/verify.sh                checks all of it without us
 //! <case>/<collection>/before/...               Kubernetes objects before containment
 //! <case>/<collection>/artifacts/...            what was read off the node
+//! <case>/<collection>/signatures/...           of people who vouch for the manifest, added later
+//! <case>/custody/custody.jsonl                 the case's log, append-only
+//! <case>/custody/custody.checkpoint            signed head of the Merkle log over it
 //! ```
 
 mod bundle;
@@ -20,9 +24,12 @@ mod chunks;
 mod custody;
 mod digest;
 pub mod index;
+mod keyring;
 mod manifest;
 mod merkle;
 mod names;
+#[cfg(test)]
+mod schema;
 mod sign;
 mod source;
 mod tar;
@@ -34,9 +41,10 @@ pub use bundle::{BUNDLE_LIMIT, BUNDLE_TYPE, BundleError, OpenBundle, PAYLOAD_TYP
 pub use chunks::{CHUNK_SIZE, Digests, DigestsHasher};
 pub use custody::{
     CHECKPOINT_LIMIT, Checkpoint, CheckpointError, CustodyError, CustodyLog, ENTRY_LIMIT, Entry,
-    EntryError, Event, LINE_LIMIT, LogHead, origin,
+    EntryError, Event, LINE_LIMIT, LogHead, case_log, origin,
 };
 pub use digest::{DigestError, Sha256, Sha256Hasher};
+pub use keyring::{KEYRING_LIMIT, Keyring};
 pub use manifest::{
     Agent, Alteration, AlterationKind, ArtifactRecord, Build, Consistency, Container,
     ContainerRole, LockMode, MANIFEST_LIMIT, Manifest, ManifestError, Method, Missing, Node,
@@ -47,7 +55,7 @@ pub use merkle::{verify_consistency, verify_inclusion};
 pub use names::{
     CaseId, CollectionName, EvidencePath, NameError, export_name, image_name, short_id,
 };
-pub use sign::{KeyError, SigningKey, VerifyingKey};
+pub use sign::{KeyError, Signer, SigningKey, VerifyingKey};
 pub use source::{DirSource, EvidenceSource, FILE_LIMIT, Listing, OpenFile};
 pub use tar::{Anomalies, Anomaly, Completeness, FileType, Member, PATH_LIMIT, TarEnd, TarTime};
 pub use timeline::Moment;
@@ -59,6 +67,15 @@ pub const MANIFEST: &str = "manifest.json";
 
 /// File name of the manifest's signature bundle.
 pub const BUNDLE: &str = "manifest.sigstore.json";
+
+/// Directory of the counter-signatures in a collection: `<key id>.sigstore.json` each.
+pub const SIGNATURES: &str = "signatures";
+
+/// File name of [`VERIFY_SH`] in a collection.
+pub const SCRIPT: &str = "verify.sh";
+
+/// The script that checks a collection with bash, openssl, jq and coreutils only.
+pub const VERIFY_SH: &str = include_str!("../verify.sh");
 
 /// File name of the custody log.
 pub const CUSTODY: &str = "custody.jsonl";

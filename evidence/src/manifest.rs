@@ -6,7 +6,7 @@
 //! last. There is one encoding: [`Manifest::decode`] refuses bytes that it would not write itself.
 
 mod record;
-mod statement;
+pub(crate) mod statement;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,7 @@ pub use statement::{ManifestError, PREDICATE_TYPE, STATEMENT_TYPE};
 pub const MANIFEST_LIMIT: u64 = 64 << 20;
 
 /// What one collection is: the predicate of the Statement. Its subjects are `artifacts`.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -37,6 +38,9 @@ pub struct Manifest {
     pub outcome: Outcome,
     /// Identity in the requester's certificate, e.g. `spiffe://impound.dev/responder/responder/ada`.
     pub requested_by: String,
+    /// Whether that is only claimed, by a Kubernetes object, as of [`crate::Entry::claimed`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub claimed: bool,
     /// The requester's reason, word for word.
     pub reason: String,
     /// When this manifest was made. The controller's clock, as everywhere without another note.
@@ -70,6 +74,7 @@ pub struct Manifest {
 }
 
 /// Whether all that was asked for is here.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -81,6 +86,7 @@ pub enum Outcome {
 }
 
 /// Something that was asked for and is not here.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Missing {

@@ -15,8 +15,18 @@ use p256::pkcs8::{
 };
 
 use crate::digest::Sha256;
+use crate::timestamp::Timestamp;
 
-/// The secret half. Has no `Debug`; wiped from memory when dropped.
+/// Whatever holds an evidence key: a file, a mounted Secret, one day a device that never shows it.
+pub trait Signer: Send + Sync {
+    /// The public half.
+    fn verifying_key(&self) -> &VerifyingKey;
+
+    /// DER signature with low s over `message`.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError>;
+}
+
+/// The secret half in memory. Has no `Debug`; wiped from memory when dropped.
 pub struct SigningKey {
     key: p256::ecdsa::SigningKey,
     public: VerifyingKey,
@@ -27,6 +37,8 @@ pub struct SigningKey {
 pub struct VerifyingKey {
     key: p256::ecdsa::VerifyingKey,
     spki: Vec<u8>,
+    from: Option<Timestamp>,
+    until: Option<Timestamp>,
 }
 
 /// Text that is no evidence key, or a key that could not be made.
@@ -41,6 +53,12 @@ pub enum KeyError {
     /// The system gave no random bytes.
     #[error("the system gave no random bytes for a new key: {0}")]
     Random(String),
+    /// A list of keys that is none.
+    #[error("expected a list of evidence keys, as `impound pki init` writes it: {0}")]
+    Ring(String),
+    /// A key that can't be asked for a signature.
+    #[error("the key could not sign: {0}")]
+    Sign(String),
     /// A key that can't be written.
     #[error("the key could not be encoded: {0}")]
     Encode(String),
@@ -74,16 +92,22 @@ impl SigningKey {
         &self.public
     }
 
-    /// DER signature with low s over `message`. Deterministic (RFC 6979): needs no random numbers, and can
-    /// fail only for a message whose nonce is a multiple of the group order.
-    pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
-        let signature: Signature = self.key.sign(message);
-        signature.normalize_s().to_der().as_bytes().to_vec()
-    }
-
     fn new(key: p256::ecdsa::SigningKey) -> Result<Self, KeyError> {
         let public = VerifyingKey::new(*key.verifying_key())?;
         Ok(Self { key, public })
+    }
+}
+
+impl Signer for SigningKey {
+    fn verifying_key(&self) -> &VerifyingKey {
+        &self.public
+    }
+
+    /// Deterministic (RFC 6979): needs no random numbers, and signing again gives the same bytes.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let signed: Result<Signature, _> = self.key.try_sign(message);
+        let signature = signed.map_err(|error| KeyError::Sign(error.to_string()))?;
+        Ok(signature.normalize_s().to_der().as_bytes().to_vec())
     }
 }
 
@@ -108,6 +132,30 @@ impl VerifyingKey {
         Sha256::of(&self.spki)
     }
 
+    /// The same key, for what was signed in this time only; none: without an end on that side.
+    #[must_use]
+    pub fn valid(self, from: Option<Timestamp>, until: Option<Timestamp>) -> Self {
+        Self {
+            from,
+            until,
+            ..self
+        }
+    }
+
+    /// Why it can't have signed what says it was made at `time`; none if it can.
+    pub(crate) fn objection(&self, time: Timestamp) -> Option<String> {
+        let id = self.key_id();
+        if let Some(from) = self.from.filter(|from| time < *from) {
+            return Some(format!(
+                "says it was made at {time}, and key {id} was not in use before {from}"
+            ));
+        }
+        let until = self.until.filter(|until| time > *until)?;
+        Some(format!(
+            "says it was made at {time}, and key {id} was out of use from {until} on"
+        ))
+    }
+
     /// Whether `signature`, DER with low s, is this key's over `message`.
     #[must_use]
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
@@ -122,7 +170,12 @@ impl VerifyingKey {
             .to_public_key_der()
             .map_err(|error| KeyError::Encode(error.to_string()))?
             .into_vec();
-        Ok(Self { key, spki })
+        Ok(Self {
+            key,
+            spki,
+            from: None,
+            until: None,
+        })
     }
 }
 
@@ -147,7 +200,7 @@ pub(crate) mod tests {
     fn nobody_makes_a_second_signature_of_a_good_one() {
         let key = SigningKey::generate().unwrap();
         for n in 0..32u8 {
-            let signature = key.sign(&[n]);
+            let signature = key.sign(&[n]).unwrap();
             assert!(key.verifying_key().verifies(&[n], &signature));
             let mirrored = mirrored(&signature);
             assert_ne!(mirrored, signature);

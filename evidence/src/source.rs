@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -21,12 +20,6 @@ pub trait EvidenceSource: Sync {
 
     /// Opens a file for one read from its start. `NotFound` if it isn't there.
     fn open(&self, path: &EvidencePath) -> io::Result<OpenFile>;
-
-    /// Lets `time` pass before the custody log is read again, because its writer may be between
-    /// appending an entry and signing it. Only a source that nobody writes to need not wait.
-    fn pause(&self, time: Duration) {
-        std::thread::sleep(time);
-    }
 }
 
 /// What is in a collection.

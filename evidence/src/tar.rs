@@ -25,6 +25,7 @@ pub use member::{FileType, Member, PATH_LIMIT, TarTime};
 pub(crate) use walk::{Visitor, Walk};
 
 /// What an artifact's own format says about its end.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Completeness {

@@ -7,11 +7,13 @@
 //! Nothing large is read on the word of a manifest that nobody vouches for: without a good signature
 //! by a given key, files are only looked at for presence and size, and the custody log not at all.
 //!
-//! What it can't see: a collection that is missing altogether, and a custody log that was cut back,
-//! with its checkpoint, to a state after the seal. Keep the newest checkpoint elsewhere for that.
+//! What it can't see: a collection that is missing altogether, a counter-signature that was taken away,
+//! and whether the case's log, which goes on after the seal, was cut back: keep its newest checkpoint
+//! elsewhere for that.
 
 mod artifacts;
 mod custody;
+mod signatures;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -58,6 +60,7 @@ pub fn verify_watched(
         artifacts::check(source, &listing, &manifest, signed, watch, &mut verdict);
         strangers(&listing, &manifest, &mut verdict);
         custody::check(source, keys, &manifest, signed, &mut verdict);
+        signatures::check(source, &listing, keys, &mut verdict);
         if !signed {
             verdict.problem(
                 "",
@@ -98,6 +101,10 @@ pub struct Verdict {
     pub manifest_sha256: Option<Sha256>,
     /// The key that signed; none if no given one did.
     pub key: Option<Sha256>,
+    /// Keys of people who vouched for the manifest besides, of those given.
+    pub countersigned: Vec<Sha256>,
+    /// Keys that were not given and are said to have signed the manifest besides.
+    pub unchecked: Vec<String>,
     /// The custody log's head, over all its entries.
     pub custody: Option<LogHead>,
     /// The manifest. Only to be believed if intact.
@@ -215,6 +222,10 @@ fn signed_manifest(
     let bytes = signed.or(stored)?;
     match Manifest::decode(&bytes) {
         Ok(manifest) => {
+            let signer = keys.iter().find(|key| verdict.key == Some(key.key_id()));
+            if let Some(objection) = signer.and_then(|key| key.objection(manifest.created)) {
+                verdict.problem(MANIFEST, objection);
+            }
             verdict.manifest_sha256 = Some(Sha256::of(&bytes));
             Some(manifest)
         }
@@ -231,7 +242,8 @@ fn strangers(listing: &Files, manifest: &Manifest, verdict: &mut Verdict) {
         verdict.problem(path.clone(), wrong.clone());
     }
     for path in &listing.files {
-        let ours = [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&path.as_str());
+        let ours = [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&path.as_str())
+            || signatures::is_one(path);
         if !ours && manifest.artifact(path).is_none() {
             verdict.problem(path.as_str(), "is there and not in the manifest");
         }

@@ -141,22 +141,18 @@ fn custody(source: &DirSource, manifest: &Manifest) -> Result<Custody, String> {
         last: Vec::new(),
     };
     let reader = BufReader::new(file.reader);
-    let read = CustodyLog::read(
-        origin(&manifest.case, &manifest.collection),
-        reader,
-        |entry| {
-            custody.entries += 1;
-            let entry = short(entry);
-            if custody.first.len() < ENTRIES {
-                custody.first.push(entry);
-            } else {
-                custody.last.push(entry);
-                if custody.last.len() > ENTRIES * 2 {
-                    custody.last.drain(..ENTRIES);
-                }
+    let read = CustodyLog::read(origin(&manifest.case), reader, |entry| {
+        custody.entries += 1;
+        let entry = short(entry);
+        if custody.first.len() < ENTRIES {
+            custody.first.push(entry);
+        } else {
+            custody.last.push(entry);
+            if custody.last.len() > ENTRIES * 2 {
+                custody.last.drain(..ENTRIES);
             }
-        },
-    );
+        }
+    });
     read.map_err(|error| format!("{CUSTODY}: {error}"))?;
     let surplus = custody.last.len().saturating_sub(ENTRIES);
     custody.last.drain(..surplus);

@@ -1,4 +1,4 @@
-//! A real, signed collection on disk that grows a custody entry with every read, as the store's do.
+//! A real, signed collection on disk.
 
 use std::fs;
 use std::path::Path;
@@ -71,6 +71,7 @@ impl Collection {
             collection: "web-5d4f-x7".parse().unwrap(),
             outcome: Outcome::Complete,
             requested_by: "spiffe://impound.dev/responder/responder/ada".to_owned(),
+            claimed: false,
             reason: "shell in container".to_owned(),
             created: "2026-01-31T03:05:00.000000Z".parse().unwrap(),
             controller: Build {
@@ -99,7 +100,7 @@ impl Collection {
             custody: CustodyLog::new("").head(),
         };
         manifest.artifacts.sort_by(|a, b| a.path.cmp(&b.path));
-        let log = CustodyLog::new(origin(&manifest.case, &manifest.collection));
+        let log = CustodyLog::new(origin(&manifest.case));
         let mut collection = Self {
             directory,
             key,
@@ -129,8 +130,7 @@ impl Collection {
         self.manifest.custody = self.log.head();
         let manifest = self.manifest.encode();
         self.write(MANIFEST, &manifest);
-        self.write(BUNDLE, &sign_manifest(&manifest, &self.key));
-        self.append(Entry::new(Event::Sealed, "controller", MANIFEST));
+        self.write(BUNDLE, &sign_manifest(&manifest, &self.key).unwrap());
     }
 
     /// As if something had been asked for that isn't there.
@@ -143,10 +143,6 @@ impl Collection {
             reason: "the container was gone when it was asked for".to_owned(),
         });
         self.seal();
-    }
-
-    pub(crate) fn accessed(&mut self, path: &str) {
-        self.append(Entry::new(Event::Accessed, "ada", path));
     }
 
     pub(crate) fn read(&self, path: &str) -> Option<Vec<u8>> {
@@ -193,20 +189,25 @@ impl Collection {
             .collect()
     }
 
+    /// Another entry, as a case's log gets with every read.
+    pub(crate) fn go_on(&mut self) {
+        self.append(Entry::new(Event::Exported, "ada", TAR));
+    }
+
     /// Cuts the log back to its first entry, as somebody with write access to the store could.
     pub(crate) fn cut_log(&mut self) {
         let lines = self.read(CUSTODY).unwrap();
         let first = lines.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         self.log = CustodyLog::read(self.log.origin(), &lines[..first], |_| ()).unwrap();
         self.write(CUSTODY, &lines[..first]);
-        self.write(CHECKPOINT, &self.log.checkpoint(&self.key));
+        self.write(CHECKPOINT, &self.log.checkpoint(&self.key).unwrap());
     }
 
     fn append(&mut self, entry: Entry) {
         let mut lines = self.read(CUSTODY).unwrap_or_default();
         lines.extend(self.log.append(entry).unwrap());
         self.write(CUSTODY, &lines);
-        self.write(CHECKPOINT, &self.log.checkpoint(&self.key));
+        self.write(CHECKPOINT, &self.log.checkpoint(&self.key).unwrap());
     }
 }
 

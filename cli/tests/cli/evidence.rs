@@ -47,7 +47,6 @@ fn a_whole_collection_is_copied_and_the_copy_verifies() {
         ran.out.contains("; 3 of 7 compared with the manifest\n"),
         "{ran:?}"
     );
-    // Reading the log makes it longer; the copy is one moment of it all the same.
     let verified = verify(&fake, to.path());
     assert_eq!(
         (verified.code, verified.err.as_str()),
@@ -96,11 +95,13 @@ fn the_default_place_is_named_after_case_and_collection() {
 }
 
 #[test]
-fn a_second_copy_keeps_what_is_there_and_only_the_log_grows() {
+fn a_second_copy_keeps_what_is_there_and_a_log_may_grow() {
     let fake = Fake::start();
     let to = tempfile::tempdir().unwrap();
     get(&fake, to.path(), &[]);
     let before = fs::read(to.path().join(CUSTODY)).unwrap();
+    assert_eq!(states(&get(&fake, to.path(), &[])), ["kept"; 7]);
+    fake.state.evidence.lock().unwrap().go_on();
     let ran = get(&fake, to.path(), &[]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(
@@ -114,7 +115,6 @@ fn a_second_copy_keeps_what_is_there_and_only_the_log_grows() {
             .unwrap()
             .starts_with(&before)
     );
-    assert_eq!(verify(&fake, to.path()).code, 0);
 }
 
 #[test]

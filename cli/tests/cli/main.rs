@@ -10,6 +10,7 @@
 )]
 
 mod collection;
+mod custody;
 mod evidence;
 mod extract;
 mod fake;

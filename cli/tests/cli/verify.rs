@@ -59,7 +59,7 @@ fn intact_and_complete_exits_with_0_and_says_what_it_is() {
         "INC-7, collection web-5d4f-x7",
         "default/web-5d4f-x7",
         "worker2",
-        "4 entries, all signed for",
+        "3 entries until the seal, all signed for",
     ] {
         assert!(ran.out.contains(said), "{said} is not in {}", ran.out);
     }

@@ -1,6 +1,9 @@
-//! `before/*`: the Kubernetes objects as they were, out of the job.
+//! What comes from no node: `before/*`, the Kubernetes objects as they were, out of the job; and the script
+//! that checks the collection.
 
-use impound_evidence::{Completeness, Consistency, EvidencePath, Method, Timestamp};
+use impound_evidence::{
+    Completeness, Consistency, EvidencePath, Method, SCRIPT, Timestamp, VERIFY_SH,
+};
 use serde_json::Value;
 
 use super::CollectError;
@@ -24,25 +27,54 @@ impl Session<'_> {
         path: &EvidencePath,
         bytes: &[u8],
     ) -> Result<(), CollectError> {
+        let object = Object::of(bytes);
+        let (api_call, source_id) = (object.api_call(), object.uid);
+        let method = Method::KubernetesObject;
+        self.store_small(
+            path,
+            method,
+            "application/json",
+            (api_call, source_id),
+            bytes,
+        )
+        .await
+    }
+
+    /// Stores the script that checks a collection without us.
+    pub(super) async fn store_script(&self) -> Result<(), CollectError> {
+        let path = self.path(SCRIPT, "the script")?;
+        let source = (String::new(), String::new());
+        let bytes = VERIFY_SH.as_bytes();
+        self.store_small(&path, Method::Program, "application/x-sh", source, bytes)
+            .await
+    }
+
+    /// Stores bytes that are here, once. `source`: API call and source id.
+    async fn store_small(
+        &self,
+        path: &EvidencePath,
+        method: Method,
+        media_type: &str,
+        (api_call, source_id): (String, String),
+        bytes: &[u8],
+    ) -> Result<(), CollectError> {
         if self.stored(path).is_some() {
             return Ok(());
         }
         self.board.running(path, 1, bytes.len() as u64);
-        let object = Object::of(bytes);
         let begun = Begun {
-            media_type: "application/json".to_owned(),
-            method: Method::KubernetesObject,
-            api_call: object.api_call(),
-            source_id: object.uid,
+            media_type: media_type.to_owned(),
+            method,
+            api_call,
+            source_id,
             derived_from: Vec::new(),
-            // One answer, of one version of the object.
+            // One answer, of one version of the object; a script of ours does not change at all.
             consistency: Consistency::Frozen,
             started: None,
             clock_offset_ms: None,
             received_started: Timestamp::now(),
         };
-        let content = Content::of(bytes);
-        let record = begun.record(path, content, Completeness::Complete, None);
+        let record = begun.record(path, Content::of(bytes), Completeness::Complete, None);
         self.record_read(&[&record]).await?;
         let written = seal::write(&self.collector.store, &self.lock, path, bytes).await;
         let receipt = written.map_err(|error| self.store_error(error))?;

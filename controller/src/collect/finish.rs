@@ -26,7 +26,8 @@ impl Session<'_> {
         if size.is_none() || self.is_sealing().await {
             return Ok(None);
         }
-        let seal = seal::read(&self.collector.store, &self.collector.signer, &self.at).await;
+        let trusted = self.collector.custody.trusted();
+        let seal = seal::read(&self.collector.store, trusted, &self.at).await;
         let seal = seal.map_err(|error| self.seal_error(error))?;
         Ok(Some(self.described(seal).await))
     }
@@ -60,9 +61,13 @@ impl Session<'_> {
             .into_iter()
             .map(|(path, reason)| Missing { path, reason })
             .collect();
+        let logged = self.collector.custody.entries(&self.at).await;
+        let logged = logged.map_err(|error| self.seal_error(error))?;
+        let claimed = |entry: &Entry| entry.event == Event::Requested && entry.claimed;
         let sealing = Sealing {
             created: Timestamp::now(),
             custody,
+            claimed: logged.iter().any(claimed),
             missing,
             controller: self.collector.build.clone(),
         };
@@ -115,6 +120,7 @@ impl Session<'_> {
                 Outcome::Partial
             },
             requested_by: self.job.requested_by.clone(),
+            claimed: sealing.claimed,
             reason: self.job.reason.clone(),
             created: sealing.created,
             controller: sealing.controller.clone(),

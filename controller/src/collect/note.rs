@@ -112,6 +112,8 @@ pub(super) struct Image {
 pub(super) struct Sealing {
     pub(super) created: Timestamp,
     pub(super) custody: LogHead,
+    /// Whether the requester is only claimed.
+    pub(super) claimed: bool,
     pub(super) missing: Vec<Missing>,
     /// The controller that ended collecting; another build may write the signature.
     pub(super) controller: Build,

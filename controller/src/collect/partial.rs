@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use impound_evidence::{
-    ArtifactRecord, BUNDLE, Completeness, Consistency, EvidencePath, MANIFEST, Method, Timestamp,
+    ArtifactRecord, BUNDLE, Completeness, Consistency, EvidencePath, MANIFEST, Method, SCRIPT,
+    Timestamp,
 };
 
 use super::CollectError;
@@ -42,8 +43,8 @@ impl Session<'_> {
             return self.record_stored(vec![(record.clone(), named)]).await;
         }
         let begun = self.noted(|note| note.begun.get(path).cloned()).await;
-        let ours =
-            path.as_str().starts_with("before/") || [MANIFEST, BUNDLE].contains(&path.as_str());
+        let ours = path.as_str().starts_with("before/")
+            || [MANIFEST, BUNDLE, SCRIPT].contains(&path.as_str());
         match begun {
             // Made here, and made again from the same source.
             _ if ours => left

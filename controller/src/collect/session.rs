@@ -13,6 +13,7 @@ use super::standstill::Standstill;
 use super::{CollectError, CollectionJob, Collector};
 use crate::agents::AgentConnection;
 use crate::progress::Board;
+use crate::reconcile::custody::is_authorised;
 use crate::seal::SealError;
 use crate::store::{CollectionId, CollectionLock, Content, Receipt, StoreError};
 
@@ -22,7 +23,7 @@ pub(super) struct Session<'a> {
     pub(super) at: CollectionId,
     pub(super) lock: CollectionLock,
     pub(super) board: Board<'a>,
-    /// The custody log as it was when the session began.
+    /// What the custody log said of the collection when the session began.
     pub(super) entries: Vec<Entry>,
     note: AsyncMutex<Note>,
     stored: Mutex<BTreeMap<EvidencePath, Kept>>,
@@ -241,13 +242,17 @@ impl<'a> Session<'a> {
             "collection of pod {}/{} (uid {}) on node {}",
             pod.namespace, pod.name, pod.uid, pod.node
         );
-        let Some(first) = self.entries.first() else {
-            let mut entry = Entry::new(Event::Requested, self.job.requested_by.clone(), what);
-            entry.why = Some(self.job.reason.clone());
+        let requested = |entry: &&Entry| entry.event == Event::Requested;
+        let Some(first) = self.entries.iter().find(requested) else {
+            let case = self.collector.custody.case_entries(&self.at.case).await;
+            let case = case.map_err(|error| self.seal_error(error))?;
+            let mut entry = Entry::new(Event::Requested, self.job.requested_by.clone(), what)
+                .because(self.job.reason.clone());
+            let (who, request) = (&self.job.requested_by, &self.job.request);
+            entry.claimed = !is_authorised(&case, who, request, &self.job.reason);
             return self.append(vec![entry]).await;
         };
-        let same = first.event == Event::Requested
-            && first.who == self.job.requested_by
+        let same = first.who == self.job.requested_by
             && first.what == what
             && first.why.as_ref() == Some(&self.job.reason);
         if !same {

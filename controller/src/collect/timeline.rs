@@ -76,8 +76,15 @@ impl Session<'_> {
             sources.push(record.path.clone());
             moments.extend(found);
         }
-        let log = self.collector.custody.entries(&self.at).await;
-        let log = log.map_err(|error| self.seal_error(error))?;
+        // Also what happened to the case, as the containment; not to its other collections.
+        let log = self.collector.custody.case_entries(&self.at.case).await;
+        let mut log = log.map_err(|error| self.seal_error(error))?;
+        log.retain(|entry| {
+            entry
+                .collection
+                .as_ref()
+                .is_none_or(|of| *of == self.at.name)
+        });
         let entries = log.iter().filter(|entry| Moment::is_of_interest(entry));
         moments.extend(entries.map(Moment::of_entry));
         moments.sort_by_key(|moment| moment.datetime);

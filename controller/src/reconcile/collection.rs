@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use impound_evidence::{CaseId, CollectionName, Entry, Event, Outcome};
+use impound_evidence::{CaseId, CollectionName, Outcome, case_log};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, Patch};
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::custody;
 use super::record::manager;
 use super::{Context, ReconcileError};
 use crate::agents::AgentError;
@@ -116,26 +117,6 @@ pub async fn reconcile(
     }
     save_surely(&context, &object, &status).await?;
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
-}
-
-/// Writes into a collection's custody log.
-///
-/// # Errors
-/// In words, if the names are none or the log can't be written.
-pub async fn log(
-    context: &Context,
-    case: &str,
-    collection: &str,
-    event: Event,
-    who: &str,
-    what: &str,
-    why: Option<String>,
-) -> Result<(), String> {
-    let at = collection_id(case, collection).map_err(|error| error.to_string())?;
-    let mut entry = Entry::new(event, who, what);
-    entry.why = why;
-    let appended = context.custody.append(&at, entry).await;
-    appended.map(drop).map_err(|error| describe(&error))
 }
 
 /// The state of each artifact as the status has it.
@@ -337,6 +318,12 @@ async fn prepare(
     let spec = &object.spec;
     let at = collection_id(&spec.case, &object.name_any())
         .map_err(|error| Unready::Never(error.to_string()))?;
+    if case_log().is_ok_and(|log| log == at.name) {
+        return Err(Unready::Never(format!(
+            "no collection can be called {}: the case's custody log is",
+            at.name
+        )));
+    }
     let cluster = cluster_uid(context).await?;
     let (before, uid, node) = match quarantine(object, context).await? {
         // As it was before containment, and also when the pod is gone meanwhile.
@@ -392,6 +379,10 @@ async fn prepare(
         case: at.case,
         name: at.name,
         requested_by: spec.requested_by.clone(),
+        request: match &spec.quarantine {
+            Some(name) => custody::subject("quarantine", &namespace, name),
+            None => custody::subject("collection", &namespace, &object.name_any()),
+        },
         reason: spec.reason.clone(),
         cluster,
         target: TargetPod {

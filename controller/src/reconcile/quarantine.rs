@@ -12,7 +12,8 @@ use impound_evidence::Event as CustodyEvent;
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;
 use super::{
-    Context, ReconcileError, containing, evicting, guarding, isolating, releasing, verifying,
+    Context, ReconcileError, containing, custody, evicting, guarding, isolating, releasing,
+    verifying,
 };
 use crate::kubernetes::from_kube;
 use crate::resources::{
@@ -59,6 +60,13 @@ pub async fn reconcile(
         let delay = match next_step::next(&record.object.spec, &record.status, status.as_ref()) {
             Next::Plan => {
                 fresh = containing::record_plan(&mut record, &context).await?;
+                if let Err(problem) = log_request(&record, &context).await {
+                    tracing::error!(
+                        quarantine = record.name(),
+                        problem,
+                        "not in the custody log"
+                    );
+                }
                 None
             }
             Next::Contain(step) => {
@@ -86,6 +94,14 @@ pub async fn reconcile(
             }
             Next::Verify => {
                 verifying::verify(&mut record, &context).await?;
+                if let Err(problem) = log_contained(&record, &context).await {
+                    // Written again before anything is evicted, and said if it can't be.
+                    tracing::error!(
+                        quarantine = record.name(),
+                        problem,
+                        "not in the custody log"
+                    );
+                }
                 record.save().await?;
                 verifying::report_credentials(&mut record, &context).await;
                 None
@@ -145,6 +161,13 @@ pub async fn reconcile(
             Next::RefuseRelease => {
                 let again = guarding::look(&mut record, &context).await?;
                 record.status.message = releasing::refusal();
+                if let Err(problem) = log_refused_release(&record, &context).await {
+                    tracing::error!(
+                        quarantine = record.name(),
+                        problem,
+                        "not in the custody log"
+                    );
+                }
                 record.save().await?;
                 return Ok(Action::requeue(again.unwrap_or(WATCH_OVER)));
             }
@@ -370,8 +393,28 @@ fn finish(record: &mut Record) {
     }
 }
 
-/// The custody log says when and how far the pod was contained; the log exists once the
-/// collection has begun.
+/// The custody log says who asked, and at once if it is refused.
+async fn log_request(record: &Record, context: &Context) -> Result<(), String> {
+    let spec = &record.object.spec;
+    let subject = subject("quarantine", record);
+    let (who, reason) = (&spec.requested_by, &spec.reason);
+    custody::asked(
+        context,
+        &spec.case,
+        CustodyEvent::Requested,
+        who,
+        &subject,
+        reason,
+    )
+    .await?;
+    if record.status.phase != QuarantinePhase::Refused {
+        return Ok(());
+    }
+    let why = Some(record.status.message.clone());
+    custody::done(context, &spec.case, CustodyEvent::Refused, &subject, why).await
+}
+
+/// The custody log says when and how far the pod was contained.
 async fn log_contained(record: &Record, context: &Context) -> Result<(), String> {
     let facts: Vec<String> = record
         .status
@@ -384,50 +427,39 @@ async fn log_contained(record: &Record, context: &Context) -> Result<(), String>
     } else {
         CustodyEvent::Failed
     };
-    log(
-        record,
-        context,
-        event,
-        &format!("containment of the pod: {}", facts.join(", ")),
-        None,
-    )
-    .await
+    let what = format!(
+        "containment of pod {}/{} (uid {}) by {}: {}",
+        record.namespace(),
+        record.object.spec.pod,
+        record.status.pod_uid.as_deref().unwrap_or_default(),
+        subject("quarantine", record),
+        facts.join(", ")
+    );
+    custody::done(context, &record.object.spec.case, event, &what, None).await
 }
 
 async fn log_release(record: &Record, context: &Context) -> Result<(), String> {
     let release = record.object.spec.release.clone().unwrap_or_default();
-    let what = format!("quarantine released by {}", release.requested_by);
-    log(
-        record,
+    let subject = subject("release of quarantine", record);
+    let (case, who) = (&record.object.spec.case, &release.requested_by);
+    custody::asked(
         context,
+        case,
         CustodyEvent::Released,
-        &what,
-        Some(release.reason),
+        who,
+        &subject,
+        &release.reason,
     )
     .await
 }
 
-async fn log(
-    record: &Record,
-    context: &Context,
-    event: CustodyEvent,
-    what: &str,
-    why: Option<String>,
-) -> Result<(), String> {
-    let spec = &record.object.spec;
-    if spec.skip_collection {
-        return Ok(());
-    }
-    super::collection::log(
-        context,
-        &spec.case,
-        &record.name(),
-        event,
-        &spec.requested_by,
-        what,
-        why,
-    )
-    .await
-    .map(drop)
-    .map_err(|error| format!("custody entry {event:?} not written: {error}"))
+async fn log_refused_release(record: &Record, context: &Context) -> Result<(), String> {
+    let what = subject("release of quarantine", record);
+    let why = Some(releasing::refusal());
+    let case = &record.object.spec.case;
+    custody::done(context, case, CustodyEvent::Refused, &what, why).await
+}
+
+fn subject(kind: &str, record: &Record) -> String {
+    custody::subject(kind, &record.namespace(), &record.name())
 }

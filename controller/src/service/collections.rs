@@ -1,7 +1,7 @@
 //! Collections over gRPC: created, found, watched while bytes flow.
 
 use futures::StreamExt;
-use impound_evidence::{CaseId, CollectionName};
+use impound_evidence::{CaseId, CollectionName, case_log};
 use impound_proto::controller::v1 as wire;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams, PostParams};
@@ -15,6 +15,7 @@ use super::{Answers, Service, convert, status};
 use crate::contain::observe;
 use crate::kubernetes::from_kube;
 use crate::progress::CollectionProgress;
+use crate::reconcile::custody;
 use crate::resources::{Collection, CollectionSpec};
 
 pub(super) async fn create(
@@ -62,6 +63,20 @@ pub(super) async fn create(
     if stored.contains(&name) {
         return Err(exists(&case, &name));
     }
+    if name == case_log().map_err(|error| status::of_name(&error))? {
+        return Err(Status::invalid_argument(format!(
+            "no collection can be called {name}: the case's custody log is; choose another --name"
+        )));
+    }
+    custody::authorised(
+        &service.context,
+        &case,
+        &who,
+        &custody::subject("collection", &request.namespace, name.as_str()),
+        &request.reason,
+    )
+    .await
+    .map_err(Status::unavailable)?;
     let collection = Collection::new(
         name.as_str(),
         CollectionSpec {

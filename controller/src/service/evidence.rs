@@ -4,7 +4,7 @@
 use futures::{StreamExt, TryStreamExt, stream};
 use impound_evidence::{
     CHECKPOINT, CUSTODY, CaseId, CollectionName, Completeness, Entry, Event, EvidencePath,
-    MANIFEST, MANIFEST_LIMIT, Manifest, Outcome, Sha256Hasher,
+    MANIFEST, MANIFEST_LIMIT, Manifest, Outcome, Sha256Hasher, case_log,
 };
 use impound_proto::controller::v1 as wire;
 use tonic::Status;
@@ -84,8 +84,14 @@ pub(super) async fn read(
         .map_err(|error| status::of_store(&error))?;
     // Reading the log itself is no access to evidence, and would change what is being read.
     if ![CUSTODY, CHECKPOINT].contains(&path.as_str()) {
-        let what = format!("{path} from byte {}", request.offset);
-        log(service, &at, Event::Accessed, &who, &what).await?;
+        let (event, what) = match request.offset {
+            0 => (
+                Event::Exported,
+                format!("{path}, all {} bytes", reader.size),
+            ),
+            offset => (Event::Accessed, format!("{path} from byte {offset} on")),
+        };
+        log(service, &at, event, &who, &what).await?;
     }
     let sha256 = manifest
         .as_ref()
@@ -133,6 +139,12 @@ pub(super) async fn verify(
     request: wire::VerifyEvidenceRequest,
 ) -> Result<wire::VerifyEvidenceResponse, Status> {
     let at = collection_id(&request.case_id, &request.collection)?;
+    if case_log().is_ok_and(|log| log == at.name) {
+        return Err(Status::invalid_argument(format!(
+            "{at} is the case's custody log, not a collection: check it with `impound custody verify {}`",
+            at.case
+        )));
+    }
     if service
         .store
         .list(&at)
@@ -145,7 +157,7 @@ pub(super) async fn verify(
         )));
     }
     let source = service.store.evidence(&at);
-    let keys = service.keys.clone();
+    let keys = service.context.custody.trusted().to_vec();
     let verdict = tokio::task::spawn_blocking(move || impound_evidence::verify(&source, &keys))
         .await
         .map_err(|error| Status::internal(describe(&error)))?;

@@ -14,6 +14,7 @@ use crate::contain::plan::NAME_LIMIT;
 use crate::contain::settings::FINALIZER;
 use crate::kubernetes::from_kube;
 use crate::reconcile::containing::prepare;
+use crate::reconcile::custody;
 use crate::reconcile::next_step::evidence_is_safe;
 use crate::reconcile::record::manager;
 use crate::reconcile::releasing;
@@ -85,6 +86,15 @@ pub(super) async fn create(
         // The collection gets the same name, and a collection is never written twice.
         if stored.iter().any(|collection| collection.as_str() == name) {
             continue;
+        }
+        // Containment does not wait for a store that is away: then the log says that the requester is
+        // only claimed.
+        let subject = custody::subject("quarantine", &namespace, &name);
+        let context = &service.context;
+        let logged =
+            custody::authorised(context, &case, &spec.requested_by, &subject, &spec.reason);
+        if let Err(problem) = logged.await {
+            tracing::error!(%case, problem, "a request is not in the custody log");
         }
         let mut quarantine = Quarantine::new(&name, spec.clone());
         quarantine.metadata.finalizers = Some(vec![FINALIZER.into()]);
@@ -202,6 +212,15 @@ pub(super) async fn release(
     let name = found.metadata.name.clone().unwrap_or_default();
     let recorded = found.status.clone().unwrap_or_default();
     refuse_release(service, &found, &recorded, &name, request.force).await?;
+    let case: CaseId = found
+        .spec
+        .case
+        .parse()
+        .map_err(|error| status::of_name(&error))?;
+    let subject = custody::subject("release of quarantine", &request.namespace, &name);
+    custody::authorised(&service.context, &case, &who, &subject, &request.reason)
+        .await
+        .map_err(Status::unavailable)?;
     let release = ReleaseSpec {
         reason: request.reason,
         requested_by: who,

@@ -331,7 +331,7 @@ async fn a_container_that_is_gone_is_missing_and_asked_for_once() {
     // And the timeline.
     let listings = EXPORT_LISTINGS.len() + IMAGE_LISTINGS.len() + 1;
     let there = manifest.artifacts.len() - listings;
-    assert_eq!(there, 6, "the other container is there");
+    assert_eq!(there, 7, "the other container is there");
     // A failure of the quick stage is tried again in the full stage.
     assert_eq!(
         fixture
@@ -394,8 +394,8 @@ async fn an_agent_that_is_down_makes_the_collection_partial_and_says_which_node(
     }
     assert_eq!(
         manifest.artifacts.len(),
-        2,
-        "the timeline and the Kubernetes objects are kept all the same"
+        3,
+        "the timeline, the script and the Kubernetes objects are kept all the same"
     );
     assert_eq!(
         fixture
@@ -450,7 +450,7 @@ async fn a_file_that_somebody_put_there_stops_the_seal() {
 async fn a_collection_of_that_name_of_somebody_else_is_left_alone() {
     let fixture = Fixture::new().await;
     fixture.run().await.unwrap();
-    let before = fixture.file("custody.jsonl");
+    let before = fixture.log();
     let mut job = fixture.job();
     job.reason = "another reason".into();
     let refused = fixture.run_job(job).await.unwrap_err();
@@ -458,7 +458,7 @@ async fn a_collection_of_that_name_of_somebody_else_is_left_alone() {
         matches!(refused, CollectError::OtherRequest { .. }),
         "{refused}"
     );
-    assert_eq!(fixture.file("custody.jsonl"), before);
+    assert_eq!(fixture.log(), before);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use impound_controller::progress::{ArtifactState, CollectionProgress};
 use impound_controller::seal::CustodyAppender;
 use impound_controller::store::directory::DirectoryStore;
 use impound_controller::store::{CollectionId, Store};
-use impound_evidence::{DirSource, Entry, Event, Manifest, SigningKey, Verdict, verify};
+use impound_evidence::{DirSource, Entry, Event, Manifest, Signer, SigningKey, Verdict, verify};
 use impound_proto::PeerId;
 use impound_proto::pki::{Plan, init};
 use impound_proto::tls::{Peers, TlsFiles, client_credentials};
@@ -114,15 +114,16 @@ impl Fixture {
             Arc::clone(&self.nodes) as Arc<dyn NodeDirectory>,
             impound_controller::revoked::list().0,
         );
-        let custody = Arc::new(CustodyAppender::new(
-            Arc::clone(&store),
-            Arc::clone(&self.key),
-        ));
-        let collector = Collector::new(store, agents, Arc::clone(&self.key), custody).unwrap();
+        let custody = Arc::new(self.appender(Arc::clone(&store)));
+        let collector = Collector::new(store, agents, custody).unwrap();
         collector.with_retry(Retry {
             attempts: 3,
             delay: Duration::from_millis(1),
         })
+    }
+
+    pub(crate) fn appender(&self, store: Arc<dyn Store>) -> CustodyAppender {
+        CustodyAppender::new(store, Arc::clone(&self.key) as Arc<dyn Signer>, Vec::new())
     }
 
     pub(crate) fn job(&self) -> CollectionJob {
@@ -130,6 +131,7 @@ impl Fixture {
             case: "INC-1".parse().unwrap(),
             name: "web-1".parse().unwrap(),
             requested_by: "spiffe://impound.dev/responder/responder/ada".into(),
+            request: "collection default/web-1".into(),
             reason: "beacon to a known address".into(),
             cluster: "uid-kube-system".into(),
             target: pod(POD),
@@ -216,8 +218,13 @@ impl Fixture {
         verdict.manifest.unwrap()
     }
 
+    /// The case's custody log, which goes on after the seal.
+    pub(crate) fn log(&self) -> Vec<u8> {
+        std::fs::read(self.dir.path().join("store/INC-1/custody/custody.jsonl")).unwrap()
+    }
+
     pub(crate) fn custody(&self) -> Vec<Entry> {
-        self.file("custody.jsonl")
+        self.log()
             .split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
             .map(|line| Entry::decode(line).unwrap())

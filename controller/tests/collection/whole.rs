@@ -35,6 +35,7 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
         "manifest.json",
         "manifest.sigstore.json",
         "timeline.jsonl",
+        "verify.sh",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -73,6 +74,15 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
         "the sandbox is no container of the pod"
     );
     assert_eq!(manifest.node.uid.as_deref(), Some("uid-node"));
+    assert_eq!(manifest.node.boot_id.as_deref(), Some("boot-node"));
+    assert!(fixture.log().starts_with(&fixture.file("custody.jsonl")));
+    let claimed: Vec<_> = fixture
+        .custody()
+        .iter()
+        .map(|entry| entry.claimed)
+        .collect();
+    assert!(claimed[0], "nobody showed a certificate for this job");
+    assert!(!claimed[1..].contains(&true));
     let kinds: Vec<_> = manifest.alterations.iter().map(|done| done.kind).collect();
     assert_eq!(kinds, [AlterationKind::Commit, AlterationKind::RemoveImage]);
     let methods: Vec<_> = manifest
@@ -89,15 +99,16 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
             Method::Diff,
             Method::Export,
             Method::Inspect,
-            Method::KubernetesObject
+            Method::KubernetesObject,
+            Method::Program
         ]
     );
 
     assert_eq!(fixture.custody()[0].event, Event::Requested);
     // And the timeline.
     let listings = EXPORT_LISTINGS.len() + IMAGE_LISTINGS.len() + 1;
-    assert_eq!(fixture.events(Event::Read), 6 + listings);
-    assert_eq!(fixture.events(Event::Stored), 6 + listings);
+    assert_eq!(fixture.events(Event::Read), 7 + listings);
+    assert_eq!(fixture.events(Event::Stored), 7 + listings);
     assert_eq!(fixture.custody().last().unwrap().event, Event::Sealed);
     assert_eq!(
         fixture.state(&format!("{DIRECTORY}/app/{export}")),
@@ -119,24 +130,15 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
 async fn a_sealed_collection_is_only_described_and_its_log_still_grows() {
     let fixture = Fixture::new().await;
     let first = fixture.run().await.unwrap();
-    let (files, log, calls) = (
-        fixture.files(),
-        fixture.file("custody.jsonl"),
-        fixture.agent.calls().len(),
-    );
+    let (files, log, calls) = (fixture.files(), fixture.log(), fixture.agent.calls().len());
     let second = fixture.run().await.unwrap();
     assert_eq!(first.manifest_sha256, second.manifest_sha256);
     assert_eq!(
-        (
-            fixture.files(),
-            fixture.file("custody.jsonl"),
-            fixture.agent.calls().len()
-        ),
+        (fixture.files(), fixture.log(), fixture.agent.calls().len()),
         (files, log, calls)
     );
 
-    let custody =
-        impound_controller::seal::CustodyAppender::new(fixture.store(), fixture.key.clone());
+    let custody = fixture.appender(fixture.store());
     let appends = (0..10).map(|n| {
         let (custody, at) = (&custody, fixture.id());
         async move {

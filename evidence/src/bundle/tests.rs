@@ -1,6 +1,7 @@
 //! Known answers for DSSE, the bundle's form, and everything that is refused.
 
 use super::*;
+use crate::SigningKey;
 
 fn key() -> SigningKey {
     SigningKey::generate().unwrap()
@@ -28,7 +29,8 @@ fn pre_authentication_is_as_dsse_says() {
 #[test]
 fn has_the_form_of_a_sigstore_bundle() {
     let key = key();
-    let json: serde_json::Value = serde_json::from_slice(&sign_manifest(b"{}", &key)).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_slice(&sign_manifest(b"{}", &key).unwrap()).unwrap();
     assert_eq!(
         json["mediaType"],
         "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -48,7 +50,7 @@ fn has_the_form_of_a_sigstore_bundle() {
 #[test]
 fn a_signed_manifest_verifies_with_its_key_among_others() {
     let key = key();
-    let open = OpenBundle::decode(&sign_manifest(b"manifest", &key)).unwrap();
+    let open = OpenBundle::decode(&sign_manifest(b"manifest", &key).unwrap()).unwrap();
     assert_eq!(open.payload, b"manifest");
     let keys = [public(&self::key()), public(&key)].concat();
     assert_eq!(open.verify(&keys).unwrap(), key.verifying_key());
@@ -57,7 +59,7 @@ fn a_signed_manifest_verifies_with_its_key_among_others() {
 #[test]
 fn another_key_is_named() {
     let (key, other) = (key(), key());
-    let open = OpenBundle::decode(&sign_manifest(b"manifest", &key)).unwrap();
+    let open = OpenBundle::decode(&sign_manifest(b"manifest", &key).unwrap()).unwrap();
     assert_eq!(
         open.verify(&public(&other)).unwrap_err().to_string(),
         format!(
@@ -71,7 +73,7 @@ fn another_key_is_named() {
 #[test]
 fn a_changed_payload_does_not_verify() {
     let key = key();
-    let bundle = String::from_utf8(sign_manifest(b"manifest", &key)).unwrap();
+    let bundle = String::from_utf8(sign_manifest(b"manifest", &key).unwrap()).unwrap();
     let changed = bundle.replace(&STANDARD.encode(b"manifest"), &STANDARD.encode(b"manifes!"));
     let open = OpenBundle::decode(changed.as_bytes()).unwrap();
     assert_eq!(
@@ -86,7 +88,7 @@ fn a_changed_payload_does_not_verify() {
 #[test]
 fn a_good_signature_with_another_hint_or_a_high_s_is_refused() {
     let (key, other) = (key(), key());
-    let bundle = String::from_utf8(sign_manifest(b"manifest", &key)).unwrap();
+    let bundle = String::from_utf8(sign_manifest(b"manifest", &key).unwrap()).unwrap();
     let keys = [public(&key), public(&other)].concat();
     let refused = |from: &str, to: &str| {
         assert!(bundle.contains(from));
@@ -105,7 +107,7 @@ fn a_good_signature_with_another_hint_or_a_high_s_is_refused() {
 #[test]
 fn any_other_form_is_refused() {
     let key = key();
-    let bundle = String::from_utf8(sign_manifest(b"manifest", &key)).unwrap();
+    let bundle = String::from_utf8(sign_manifest(b"manifest", &key).unwrap()).unwrap();
     let signature = {
         let from = bundle.find("\"sig\"").unwrap();
         bundle[from..].lines().next().unwrap().to_owned()
@@ -142,7 +144,7 @@ fn openssl_finds_our_signature_good_and_a_changed_one_bad() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let bundle: serde_json::Value =
-        serde_json::from_slice(&sign_manifest(b"manifest", &key)).unwrap();
+        serde_json::from_slice(&sign_manifest(b"manifest", &key).unwrap()).unwrap();
     let signature = bundle["dsseEnvelope"]["signatures"][0]["sig"]
         .as_str()
         .unwrap();

@@ -5,11 +5,11 @@
 //! checks could be anything.
 //!
 //! ```text
-//! impound.dev/INC-1/web-5d4f-x7
+//! impound.dev/INC-1
 //! 12
 //! CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=
 //!
-//! — impound.dev/INC-1/web-5d4f-x7 <base64 of 4 bytes of key id and the signature>
+//! — impound.dev/INC-1 <base64 of 4 bytes of key id and the signature>
 //! ```
 //!
 //! Signature type: C2SP signed-note assigns `0x02` to ECDSA on P-256. With it the signature is ASN.1
@@ -29,7 +29,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::LogHead;
 use crate::digest::Sha256;
-use crate::sign::{SigningKey, VerifyingKey};
+use crate::sign::{KeyError, Signer, VerifyingKey};
 
 /// Longest checkpoint that is read, in bytes: ours have a few hundred.
 pub const CHECKPOINT_LIMIT: u64 = 4 << 10;
@@ -37,7 +37,7 @@ pub const CHECKPOINT_LIMIT: u64 = 4 << 10;
 /// A log's head and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The log, `impound.dev/<case>/<collection>`.
+    /// The log, `impound.dev/<case>`.
     pub origin: String,
     /// Its head.
     pub head: LogHead,
@@ -89,8 +89,7 @@ impl Checkpoint {
     }
 
     /// The note, signed.
-    #[must_use]
-    pub fn sign(&self, key: &SigningKey) -> Vec<u8> {
+    pub fn sign(&self, key: &dyn Signer) -> Result<Vec<u8>, KeyError> {
         let text = format!(
             "{}\n{}\n{}\n",
             self.origin,
@@ -98,13 +97,13 @@ impl Checkpoint {
             STANDARD.encode(self.head.root.as_bytes())
         );
         let mut signature = key_id(key.verifying_key());
-        signature.extend(key.sign(text.as_bytes()));
-        format!(
+        signature.extend(key.sign(text.as_bytes())?);
+        Ok(format!(
             "{text}\n\u{2014} {} {}\n",
             self.origin,
             STANDARD.encode(signature)
         )
-        .into_bytes()
+        .into_bytes())
     }
 
     /// Exactly three lines: extension lines would be signed text that nobody reads.

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::merkle;
 use super::*;
-use crate::sign::VerifyingKey;
+use crate::sign::{SigningKey, VerifyingKey};
 use crate::{verify_consistency, verify_inclusion};
 
 const ORIGIN: &str = "impound.dev/INC-1/web";
@@ -262,7 +262,7 @@ fn an_entry_is_one_line_whatever_it_says() {
 fn a_checkpoint_opens_with_its_key_only() {
     let (log, _) = log(3);
     let (key, keys) = key();
-    let note = log.checkpoint(&key);
+    let note = log.checkpoint(&key).unwrap();
     let open = Checkpoint::open(&note, &keys).unwrap();
     assert_eq!(
         open,
@@ -287,7 +287,7 @@ fn a_checkpoint_opens_with_its_key_only() {
 fn a_changed_checkpoint_is_refused() {
     let (log, _) = log(3);
     let (key, keys) = key();
-    let note = String::from_utf8(log.checkpoint(&key)).unwrap();
+    let note = String::from_utf8(log.checkpoint(&key).unwrap()).unwrap();
     let refused = |from: &str, to: &str| {
         assert!(note.contains(from), "{from:?} is not in {note}");
         Checkpoint::open(note.replacen(from, to, 1).as_bytes(), &keys)
@@ -421,7 +421,7 @@ fn openssl_checks_a_checkpoint_by_the_documented_commands() {
             .output()
             .unwrap()
     };
-    let note = log.checkpoint(&key);
+    let note = log.checkpoint(&key).unwrap();
     let good = run(&note);
     assert_ne!(
         good.status.code(),

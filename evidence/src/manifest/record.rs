@@ -8,6 +8,7 @@ use crate::tar::Completeness;
 use crate::timestamp::Timestamp;
 
 /// One stored file: what it is, where it came from, and when.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArtifactRecord {
@@ -57,6 +58,7 @@ pub struct ArtifactRecord {
 }
 
 /// Whether the source of an artifact stood still while it was read.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Consistency {
@@ -70,6 +72,7 @@ pub enum Consistency {
 }
 
 /// What the store said of an artifact once it had its name, its bytes were re-read and fit.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StorageReceipt {
@@ -87,6 +90,7 @@ pub struct StorageReceipt {
 }
 
 /// A store's own lock on an artifact, as S3 Object Lock.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StorageLock {
@@ -99,6 +103,7 @@ pub struct StorageLock {
 }
 
 /// Who may lift a lock.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LockMode {
@@ -109,6 +114,7 @@ pub enum LockMode {
 }
 
 /// What an artifact's source has and the artifact has not.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Omission {
@@ -128,6 +134,7 @@ pub enum Omission {
 }
 
 /// How an artifact was obtained.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
@@ -144,6 +151,8 @@ pub enum Method {
     /// Made by the controller from other artifacts while they arrived, see
     /// [`ArtifactRecord::derived_from`].
     Derived,
+    /// Part of the program that collected: what checks a collection without it.
+    Program,
 }
 
 impl Method {
@@ -152,7 +161,7 @@ impl Method {
     pub fn omissions(self) -> Vec<Omission> {
         match self {
             // What is derived lacks what its sources lack.
-            Self::KubernetesObject | Self::Inspect | Self::Derived => Vec::new(),
+            Self::KubernetesObject | Self::Inspect | Self::Derived | Self::Program => Vec::new(),
             Self::Diff => vec![Omission::Mounts, Omission::TimesAndContents],
             Self::Export | Self::Commit => vec![
                 Omission::Mounts,
@@ -166,6 +175,7 @@ impl Method {
 }
 
 /// A build of a program of ours.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Build {
@@ -179,6 +189,7 @@ pub struct Build {
 }
 
 /// A Kubernetes node.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
@@ -193,6 +204,7 @@ pub struct Node {
 }
 
 /// A pod.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pod {
@@ -205,6 +217,7 @@ pub struct Pod {
 }
 
 /// An agent as the controller met it.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Agent {
@@ -227,6 +240,7 @@ pub struct Agent {
 }
 
 /// A container as the agent listed it.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Container {
@@ -256,6 +270,7 @@ pub struct Container {
 }
 
 /// Why a container was looked at.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ContainerRole {
@@ -266,6 +281,7 @@ pub enum ContainerRole {
 }
 
 /// Something that collecting changed on the node.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alteration {
@@ -288,6 +304,7 @@ pub struct Alteration {
 }
 
 /// What was done to the node.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AlterationKind {

@@ -125,17 +125,22 @@ impl Manifest {
     }
 }
 
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Statement<'a> {
+pub(crate) struct Statement<'a> {
     #[serde(rename = "_type")]
+    #[cfg_attr(test, schemars(extend("const" = STATEMENT_TYPE)))]
     kind: String,
+    /// Every artifact, by its path below the collection.
     subject: Vec<Subject>,
     #[serde(rename = "predicateType")]
+    #[cfg_attr(test, schemars(extend("const" = PREDICATE_TYPE)))]
     predicate_type: String,
     predicate: Cow<'a, Manifest>,
 }
 
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct Subject {
@@ -143,6 +148,7 @@ struct Subject {
     digest: DigestSet,
 }
 
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct DigestSet {

@@ -15,6 +15,7 @@ pub(crate) fn sample(artifacts: Vec<ArtifactRecord>) -> Manifest {
         collection: "web-5d4f-x7".parse().unwrap(),
         outcome: Outcome::Complete,
         requested_by: "spiffe://impound.dev/responder/responder/ada".to_owned(),
+        claimed: false,
         reason: "shell in a web container".to_owned(),
         created: "2026-01-31T03:04:05.678901Z".parse().unwrap(),
         controller: Build {

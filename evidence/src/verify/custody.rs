@@ -1,12 +1,10 @@
-//! The custody log against its checkpoint and the manifest.
+//! A collection's custody log against its checkpoint and the manifest: all three are of one moment.
 
 use std::io::{BufReader, Read};
-use std::time::Duration;
 
 use super::{Verdict, read};
 use crate::custody::{
-    CHECKPOINT_LIMIT, Checkpoint, CustodyError, CustodyLog, ENTRY_LIMIT, Entry, Event, LINE_LIMIT,
-    origin,
+    CHECKPOINT_LIMIT, Checkpoint, CustodyLog, ENTRY_LIMIT, Entry, Event, LINE_LIMIT, origin,
 };
 use crate::manifest::Manifest;
 use crate::names::EvidencePath;
@@ -17,12 +15,6 @@ use crate::{CHECKPOINT, CUSTODY};
 /// Most problems reported of single entries: a forged log could have a million.
 const SHOWN: usize = 1000;
 
-/// How long a log is given that is ahead of its checkpoint, and how often. The controller appends,
-/// also when somebody reads evidence, and signs right after: milliseconds, seconds on a busy disk.
-const PAUSE: Duration = Duration::from_millis(100);
-const READS: u32 = 20;
-
-/// The log and its checkpoint are two files: while the log grows they are read until they fit.
 /// `signed`: whether the manifest is; the log is not read otherwise.
 pub(super) fn check(
     source: &impl EvidenceSource,
@@ -31,64 +23,39 @@ pub(super) fn check(
     signed: bool,
     verdict: &mut Verdict,
 ) {
-    let mut reads = 1;
-    loop {
-        let mut found = Verdict::default();
-        let growing = once(source, keys, manifest, signed, &mut found);
-        if !growing || reads == READS {
-            verdict.files += found.files;
-            verdict.bytes += found.bytes;
-            verdict.problems.extend(found.problems);
-            verdict.custody = found.custody;
-            return;
-        }
-        reads += 1;
-        source.pause(PAUSE);
-    }
-}
-
-/// Reads both once. Whether the log looks like one that is being written to.
-fn once(
-    source: &impl EvidenceSource,
-    keys: &[VerifyingKey],
-    manifest: &Manifest,
-    signed: bool,
-    verdict: &mut Verdict,
-) -> bool {
-    let origin = origin(&manifest.case, &manifest.collection);
+    let origin = origin(&manifest.case);
     let checkpoint = read(source, CHECKPOINT, CHECKPOINT_LIMIT, verdict).and_then(|bytes| {
         Checkpoint::open(&bytes, keys)
             .map_err(|error| verdict.problem(CHECKPOINT, error.to_string()))
             .ok()
     });
     if !signed {
-        return false;
+        return;
     }
     let mut stored = Stored::new(manifest);
-    let log = match read_log(source, origin, &mut stored, verdict) {
-        Ok(log) => log,
-        Err(torn) => return torn,
+    let Some(log) = read_log(source, origin, &mut stored, verdict) else {
+        return;
     };
-    let mut growing = false;
     verdict.custody = Some(log.head());
-    if let Some(checkpoint) = &checkpoint {
-        match log.check(checkpoint) {
-            Err(error) => verdict.problem(CUSTODY, error.to_string()),
-            Ok(()) if checkpoint.head.size < log.size() => {
-                growing = true;
-                verdict.problem(
-                    CHECKPOINT,
-                    format!(
-                        "covers {} of {} entries; either entries were added without a signature or an older checkpoint was put back",
-                        checkpoint.head.size,
-                        log.size()
-                    ),
-                );
-            }
-            Ok(()) => {}
+    let sealed = manifest.custody;
+    if let Some(checkpoint) = checkpoint {
+        if checkpoint.origin != log.origin() {
+            let wrong = format!(
+                "expected the checkpoint of {}, got that of {}",
+                log.origin(),
+                checkpoint.origin
+            );
+            verdict.problem(CHECKPOINT, wrong);
+        } else if checkpoint.head != sealed {
+            verdict.problem(
+                CHECKPOINT,
+                format!(
+                    "covers {} entries with root {}, and the manifest was made over {} with root {}; another checkpoint was put in its place",
+                    checkpoint.head.size, checkpoint.head.root, sealed.size, sealed.root
+                ),
+            );
         }
     }
-    let sealed = manifest.custody;
     match log.head_at(sealed.size) {
         None => verdict.problem(
             CUSTODY,
@@ -105,18 +72,25 @@ fn once(
                 sealed.size, sealed.root, head.root
             ),
         ),
+        Some(_) if log.size() > sealed.size => verdict.problem(
+            CUSTODY,
+            format!(
+                "the manifest was made over {} entries, and {} are there; entries were added",
+                sealed.size,
+                log.size()
+            ),
+        ),
         Some(_) => stored.report(verdict),
     }
-    growing
 }
 
-/// The log; or, after a problem, whether only its last line is torn.
+/// The log; none after a problem.
 fn read_log(
     source: &impl EvidenceSource,
     origin: String,
     stored: &mut Stored<'_>,
     verdict: &mut Verdict,
-) -> Result<CustodyLog, bool> {
+) -> Option<CustodyLog> {
     let opened = CUSTODY
         .parse()
         .map_err(std::io::Error::other)
@@ -125,11 +99,11 @@ fn read_log(
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             verdict.problem(CUSTODY, "is not there");
-            return Err(false);
+            return None;
         }
         Err(error) => {
             verdict.problem(CUSTODY, format!("can't be read: {error}"));
-            return Err(false);
+            return None;
         }
     };
     verdict.files += 1;
@@ -138,10 +112,10 @@ fn read_log(
     let limit = ENTRY_LIMIT.saturating_mul(LINE_LIMIT as u64);
     let lines = BufReader::with_capacity(LINE_LIMIT, file.reader.take(limit));
     match CustodyLog::read(origin, lines, |entry| stored.take(&entry)) {
-        Ok(log) => Ok(log),
+        Ok(log) => Some(log),
         Err(error) => {
             verdict.problem(CUSTODY, error.to_string());
-            Err(matches!(error, CustodyError::Torn { .. }))
+            None
         }
     }
 }
@@ -167,7 +141,13 @@ impl<'m> Stored<'m> {
     }
 
     fn take(&mut self, entry: &Entry) {
-        if entry.event != Event::Stored {
+        // A case's log tells of its other collections, too.
+        if entry.event != Event::Stored
+            || entry
+                .collection
+                .as_ref()
+                .is_some_and(|of| *of != self.manifest.collection)
+        {
             return;
         }
         let seq = entry.seq;
@@ -179,13 +159,6 @@ impl<'m> Stored<'m> {
             return;
         };
         let path = record.path.as_str();
-        if seq >= self.manifest.custody.size {
-            self.wrong(
-                path,
-                format!("entry {seq} of {CUSTODY} says it was stored after the manifest was made"),
-            );
-            return;
-        }
         let at = self
             .manifest
             .artifacts

@@ -39,7 +39,7 @@ fn row(entry: &Entry) -> Markup {
             td.number { (entry.seq) }
             td.time { (clock(entry.time.to_utc())) }
             th scope="row" { (event(entry.event)) }
-            td.path { (entry.who) }
+            td.path { (entry.who) @if entry.claimed { " (claimed)" } }
             td.path { (entry.what) @if let Some(why) = &entry.why { br; em { (why) } } }
         }
     }

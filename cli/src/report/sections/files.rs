@@ -80,5 +80,6 @@ fn method(method: Method) -> &'static str {
         Method::Export => "file system",
         Method::Commit => "image made of it",
         Method::Derived => "made from other files here",
+        Method::Program => "checks this collection",
     }
 }

@@ -99,6 +99,7 @@ fn reading(manifest: &Manifest, record: &ArtifactRecord) -> String {
         Method::Export => format!("{of}: file system"),
         Method::Commit => format!("{of}: image"),
         Method::Derived => format!("{of}: listings"),
+        Method::Program => "the script that checks it".to_owned(),
     }
 }
 

@@ -245,14 +245,16 @@ async fn bytes_that_changed_in_the_store_are_found() {
     let content = bytes(2 * MIB);
     let receipt = fixture.put("a", &content).await.unwrap();
     let lock = fixture.lock().await;
+    let again = fixture
+        .store
+        .recheck(&lock, &at("a"), receipt.content())
+        .await
+        .unwrap();
     assert_eq!(
-        fixture
-            .store
-            .recheck(&lock, &at("a"), receipt.content())
-            .await
-            .unwrap(),
-        receipt
+        (again.content(), again.chunk_root()),
+        (receipt.content(), receipt.chunk_root())
     );
+    assert!(again.storage().verified > receipt.storage().verified);
     let mut changed = content.clone();
     changed[MIB] ^= 1;
     std::fs::write(fixture.collection.join("a"), changed).unwrap();

@@ -1,0 +1,217 @@
+//! `verify.sh`, which uses nothing of ours, comes to the same verdict.
+
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+/// Exit code and last line.
+pub(super) fn script(directory: &Path, keys: &[&SigningKey]) -> (i32, String) {
+    let files: Vec<_> = keys
+        .iter()
+        .map(|key| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), key.verifying_key().to_pem().unwrap()).unwrap();
+            file
+        })
+        .collect();
+    let paths: Vec<_> = files.iter().map(|file| file.path().to_owned()).collect();
+    script_by(directory, &paths)
+}
+
+/// As [`script`], with keys in files.
+pub(super) fn script_by(directory: &Path, keys: &[PathBuf]) -> (i32, String) {
+    let output = std::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/verify.sh"))
+        .arg(directory)
+        .args(keys)
+        .output()
+        .unwrap();
+    let code = output.status.code().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_ne!(
+        code, 2,
+        "this test needs bash, openssl, jq and coreutils: {text}"
+    );
+    (code, text.lines().last().unwrap_or_default().to_owned())
+}
+
+fn said(collection: &Collection) -> (i32, String) {
+    script(collection.directory.path(), &[&collection.key])
+}
+
+#[test]
+fn a_script_without_our_program_finds_a_good_collection_intact() {
+    let collection = Collection::sealed();
+    let id = collection.key_id();
+    let intact = format!("intact; the manifest calls the collection complete, signed with {id}");
+    assert_eq!(said(&collection), (0, intact.clone()));
+    let ada = SigningKey::generate().unwrap();
+    let (path, bundle) = countersignature(&collection, &ada);
+    collection.put(&path, bundle);
+    let by = ada.verifying_key().key_id();
+    assert_eq!(
+        said(&collection),
+        (
+            0,
+            format!("{intact}; NOT CHECKED: a signature with {by}, whose key was not given")
+        )
+    );
+    assert_eq!(
+        script(collection.directory.path(), &[&ada, &collection.key]),
+        (0, format!("{intact}; countersigned with {by}"))
+    );
+    let mut attempt = Draft::new();
+    attempt.add_broken_attempt(TAR);
+    assert_eq!(said(&attempt.seal()).0, 0);
+    // Chunks, whole and not: three levels of a tree.
+    let mut large = Draft::new();
+    large.contents(INSPECT, &vec![7; (5 << 20) + 3]);
+    large.contents(POD, b"");
+    assert_eq!(said(&large.seal()).0, 0);
+}
+
+#[test]
+fn a_script_without_our_program_comes_to_the_same_verdict() {
+    type Break = fn(&Collection);
+    let broken: Vec<(String, Break)> = vec![
+        (
+            format!("{DIFF}: was changed: it has not the SHA-256 of the manifest"),
+            |it| it.put(DIFF, b"A /tmp/y\n"),
+        ),
+        (format!("{POD}: is in the manifest and not there"), |it| {
+            fs::remove_file(it.at(POD)).unwrap();
+        }),
+        ("planted: is there and not in the manifest".into(), |it| {
+            it.put("planted", "x")
+        }),
+        ("manifest.json: is not what was signed".into(), |it| {
+            it.edit(MANIFEST, "shell in", "smell in")
+        }),
+        (
+            "custody.jsonl: has 8 entries, and 9 were signed".into(),
+            |it| {
+                let text = it.text(CUSTODY);
+                let cut: String = text.split_inclusive('\n').take(8).collect();
+                it.put(CUSTODY, cut);
+            },
+        ),
+        (
+            "custody.jsonl: its entries are not those that were signed".into(),
+            |it| it.edit(CUSTODY, "controller", "kontroller"),
+        ),
+        (
+            "custody.checkpoint: its signature does not fit the key".into(),
+            |it| it.edit(CHECKPOINT, "\n9\n", "\n10\n"),
+        ),
+        (
+            "custody.checkpoint: is not the head that the manifest was made over".into(),
+            |it| {
+                it.edit(CUSTODY, "controller", "kontroller");
+                let lines = it.bytes(CUSTODY);
+                let log = CustodyLog::read(it.log.origin(), &lines[..], |_| ()).unwrap();
+                it.put(CHECKPOINT, log.checkpoint(&it.key).unwrap());
+            },
+        ),
+        (
+            "before/link: links and devices are no evidence".into(),
+            |it| {
+                symlink("pod.json", it.at("before/link")).unwrap();
+            },
+        ),
+        (
+            "manifest.json: names a path that no evidence can have".into(),
+            |it| {
+                let manifest = it.text(MANIFEST).replace(POD, "../../../etc/passwd");
+                it.put(MANIFEST, &manifest);
+                it.put(BUNDLE, sign_manifest(manifest.as_bytes(), &it.key).unwrap());
+            },
+        ),
+        ("manifest.sigstore.json: names no key".into(), |it| {
+            it.edit(BUNDLE, &it.key_id().to_string(), "Evidence")
+        }),
+        (
+            "custody.checkpoint: has another form than text and one signature".into(),
+            |it| {
+                let note = it.text(CHECKPOINT);
+                it.put(
+                    CHECKPOINT,
+                    format!("{note}\u{2014} witness.example AAAAAAAA\n"),
+                );
+            },
+        ),
+        ("custody.checkpoint: is of another case".into(), |it| {
+            let lines = it.bytes(CUSTODY);
+            let log = CustodyLog::read("impound.dev/INC-2", &lines[..], |_| ()).unwrap();
+            it.put(CHECKPOINT, log.checkpoint(&it.key).unwrap());
+        }),
+        (
+            format!("{DIFF}: has not the chunk tree of the manifest"),
+            |it| {
+                let mut manifest = Manifest::decode(&it.bytes(MANIFEST)).unwrap();
+                manifest.artifacts[0].chunk_root = Some(Sha256::of(b"other"));
+                it.put(MANIFEST, manifest.encode());
+                it.put(BUNDLE, sign_manifest(&manifest.encode(), &it.key).unwrap());
+            },
+        ),
+        (
+            "custody.jsonl: does not record what was stored as the manifest does".into(),
+            |it| {
+                let mut manifest = Manifest::decode(&it.bytes(MANIFEST)).unwrap();
+                manifest.artifacts[0].api_call = "GET /elsewhere".to_owned();
+                it.put(MANIFEST, manifest.encode());
+                it.put(BUNDLE, sign_manifest(&manifest.encode(), &it.key).unwrap());
+            },
+        ),
+    ];
+    for (expected, break_it) in broken {
+        let collection = Collection::sealed();
+        break_it(&collection);
+        assert_eq!(said(&collection), (1, format!("NOT INTACT: {expected}")));
+        assert!(!collection.verdict().intact(), "{expected}");
+    }
+    let mut alone = Draft::new();
+    alone.add_broken_attempt("artifacts/elsewhere");
+    let mut missing = Draft::new();
+    missing.manifest.missing = vec![Missing {
+        path: "artifacts/gone".parse().unwrap(),
+        reason: "the agent did not answer".to_owned(),
+    }];
+    for draft in [alone, missing] {
+        let collection = draft.seal();
+        let expected = "NOT INTACT: manifest.json: calls the collection complete, and something is missing or incomplete";
+        assert_eq!(said(&collection), (1, expected.to_owned()));
+        assert!(!collection.verdict().intact());
+    }
+}
+
+#[test]
+fn a_script_takes_no_signature_but_the_given_keys_one() {
+    let collection = Collection::sealed();
+    let other = SigningKey::generate().unwrap();
+    let id = collection.key_id();
+    let refused = |expected: String| {
+        assert_eq!(said(&collection), (1, format!("NOT INTACT: {expected}")));
+        assert!(!collection.verdict().intact(), "{expected}");
+    };
+    let good = collection.bytes(BUNDLE);
+    collection.put(
+        BUNDLE,
+        sign_manifest(&collection.bytes(MANIFEST), &other).unwrap(),
+    );
+    refused(format!(
+        "manifest.sigstore.json: is signed with key {}, which is none of those given",
+        other.verifying_key().key_id()
+    ));
+    let theirs = OpenBundle::decode(&collection.bytes(BUNDLE)).unwrap();
+    let ours = OpenBundle::decode(&good).unwrap();
+    for signature in [theirs.signature(), &mirrored(ours.signature())[..]] {
+        collection.put(BUNDLE, &good);
+        let (old, new) = (
+            STANDARD.encode(ours.signature()),
+            STANDARD.encode(signature),
+        );
+        collection.edit(BUNDLE, &old, &new);
+        refused(format!(
+            "manifest.sigstore.json: its signature does not fit key {id}"
+        ));
+    }
+}
