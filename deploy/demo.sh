@@ -319,7 +319,7 @@ figure "status says so within 300 ms of the request" test $((TOLD - CREATED)) -l
 figure "the whole job within 1.5 times the docker commands plus the eviction ($LIMIT ms)" test "$JOB" -le "$LIMIT"
 
 step "Release"
-show impound release "$POD" -n default --reason "demo is over" >"$WORK/release"
+show impound release "$POD" -n default --reason "demo is over" --yes >"$WORK/release"
 sed -n "1p;2p" "$WORK/release"
 await "the release" controller eval 'is "$(kubectl get quarantine "$(jq -r .metadata.name <<<"$QUARANTINE")" -o "jsonpath={.status.phase}")" Released'
 check "$SUSPECT_NODE is schedulable again and has lost the label" is \

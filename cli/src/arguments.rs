@@ -160,6 +160,10 @@ pub(crate) struct Quarantine {
     /// Also evict pods with emptyDir volumes; the volumes' data is lost
     #[arg(long)]
     pub(crate) delete_emptydir_data: bool,
+    /// Also change NetworkPolicies that allow the suspect traffic, so that they no longer select it; undone
+    /// by the release
+    #[arg(long)]
+    pub(crate) exclude_from_policies: bool,
     /// Contain only, collect nothing
     #[arg(long)]
     pub(crate) no_collect: bool,
@@ -177,18 +181,26 @@ pub(crate) struct Quarantine {
 #[command(after_help = "\
 Examples:
   impound release web-5d4f-x7 -n shop --reason \"false alarm, see INC-7\"
+  impound release web-5d4f-x7 -n shop --dry-run
 
-Refused while the evidence is not sealed, unless --force. When the pod's labels are put back, its
-owner adopts it again and deletes one of its pods, perhaps this one.")]
+Says what will happen and asks before it does it; --yes answers for scripts. Refused while the evidence
+is not sealed, unless --force. When the pod's labels are put back, its owner adopts it again and may
+delete one of its pods, perhaps this one.")]
 pub(crate) struct Release {
     #[command(flatten)]
     pub(crate) name: NameArgument,
     /// Why, for the custody log
-    #[arg(long, value_name = "TEXT", value_parser = reason)]
-    pub(crate) reason: String,
+    #[arg(long, value_name = "TEXT", value_parser = reason, required_unless_present = "dry_run")]
+    pub(crate) reason: Option<String>,
     /// Also when the evidence is not sealed
     #[arg(long)]
     pub(crate) force: bool,
+    /// Show every API call that would be made, in order, and change nothing
+    #[arg(long, conflicts_with = "yes")]
+    pub(crate) dry_run: bool,
+    /// Don't ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,8 @@
 
 mod summary;
 
+use std::io::{IsTerminal as _, Write as _};
+
 use impound_proto::controller::v1 as wire;
 
 use crate::arguments::{Isolation, Kind, List, Quarantine, Reference, Release, Status, Watch};
@@ -29,6 +31,7 @@ pub(crate) async fn create(
         keep_neighbours: wanted.keep_neighbours,
         evict_unmanaged: wanted.evict_unmanaged,
         delete_empty_dir_data: wanted.delete_emptydir_data,
+        exclude_from_policies: wanted.exclude_from_policies,
         skip_collection: wanted.no_collect,
         pause: wanted.pause,
         isolation: Some(isolation(wanted.isolation)),
@@ -38,7 +41,8 @@ pub(crate) async fn create(
     let response = answer(client.grpc().create_quarantine(request(asked)).await)?;
     let plan = response.plan.unwrap_or_default();
     if wanted.dry_run {
-        output.document(view::Plan::from(&plan), |_| summary::plan(&pod, &plan))?;
+        let what = format!("Quarantine of pod {pod}");
+        output.document(view::Plan::from(&plan), |_| summary::plan(&what, &plan))?;
         return Ok(Exit::Ok);
     }
     let quarantine = response.quarantine.ok_or_else(|| {
@@ -143,15 +147,45 @@ pub(crate) async fn release(
     let asked = wire::ReleaseQuarantineRequest {
         namespace: wanted.name.namespace,
         name,
-        reason: wanted.reason,
+        reason: wanted.reason.unwrap_or_default(),
         force: wanted.force,
     };
+    let plan = client.grpc().plan_release(request(asked.clone())).await;
+    let plan = answer(plan)?;
+    let what = format!("Release of {}/{}", asked.namespace, asked.name);
+    if wanted.dry_run {
+        output.document(view::Plan::from(&plan), |_| summary::plan(&what, &plan))?;
+        return Ok(Exit::Ok);
+    }
+    if !wanted.yes {
+        confirm(&what, &plan)?;
+    }
     let quarantine = answer(client.grpc().release_quarantine(request(asked)).await)?;
     let program = output.program().to_owned();
     output.document(view::Quarantine::from(&quarantine), |_| {
         summary::releasing(&quarantine, &program)
     })?;
     Ok(Exit::Ok)
+}
+
+/// Says what a release leads to and asks. Without a terminal nobody can answer, so nothing is done.
+fn confirm(what: &str, plan: &wire::Plan) -> Result<(), Failure> {
+    let mut err = std::io::stderr();
+    err.write_all(summary::question(what, plan).as_bytes())?;
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(
+            "nothing was released: nobody can be asked here; say --yes, or see the calls with --dry-run"
+                .to_owned(),
+        ));
+    }
+    write!(err, "\nGo on? [y/N] ")?;
+    err.flush()?;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    match line.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::Interrupted("nothing was released".to_owned())),
+    }
 }
 
 /// `impound status`

@@ -28,10 +28,21 @@ pub(crate) struct Quarantine {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     attempts: Vec<Attempt>,
     warnings: Vec<String>,
+    neighbours: Vec<Neighbour>,
     #[serde(skip_serializing_if = "String::is_empty")]
     collection: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     created: Option<String>,
+}
+
+/// Another pod of the suspect's node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Neighbour {
+    namespace: String,
+    pod: String,
+    state: String,
+    message: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -220,6 +231,7 @@ impl From<&wire::Quarantine> for Quarantine {
             isolation: q.isolation.as_ref().map(NodeIsolation::from),
             attempts: q.attempts.iter().map(Attempt::from).collect(),
             warnings: q.warnings.clone(),
+            neighbours: q.evictions.iter().map(Neighbour::from).collect(),
             collection: q.collection.clone(),
             created: exact(q.created.as_ref()),
         }
@@ -273,6 +285,17 @@ impl From<&wire::Step> for Step {
             started: exact(step.started.as_ref()),
             finished: exact(step.finished.as_ref()),
             attempts: step.attempts,
+        }
+    }
+}
+
+impl From<&wire::Eviction> for Neighbour {
+    fn from(eviction: &wire::Eviction) -> Self {
+        Self {
+            namespace: eviction.namespace.clone(),
+            pod: eviction.pod.clone(),
+            state: eviction.state.clone(),
+            message: eviction.message.clone(),
         }
     }
 }

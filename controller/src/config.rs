@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::contain::guard;
-use crate::contain::settings::Settings;
+use crate::contain::settings::{Settings, StorePods};
 
 /// Contains suspect pods through the Kubernetes API and collects their evidence.
 #[derive(Debug, Parser)]
@@ -116,9 +116,23 @@ pub struct Serve {
     /// a pod's own liveness and startup probes may allow less
     #[arg(long, env = "IMPOUND_FREEZE_LIMIT", value_parser = seconds, default_value = "60", value_name = "SECONDS")]
     pub freeze_limit: Duration,
+    /// Namespace that this process runs in (downward API, metadata.namespace). With it, only pods of this
+    /// namespace are taken for parts of Impound.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    pub pod_namespace: Option<String>,
+    /// Name of the pod that this process runs in (downward API, metadata.name): never evicted
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub pod_name: Option<String>,
+    /// Pods of the evidence store, which are never evicted, e.g. storage/app=seaweedfs
+    #[arg(long, env = "IMPOUND_STORE_PODS", value_parser = store_pods, value_name = "NAMESPACE/KEY=VALUE,...")]
+    pub store_pods: Option<StorePods>,
     /// Seconds that a collection waits for an agent that can't be reached, before it goes on without [default: 120]
     #[arg(long, env = "IMPOUND_AGENT_PATIENCE", value_parser = seconds, value_name = "SECONDS")]
     pub agent_patience: Option<Duration>,
+    /// Seconds that blocked evictions are tried before they are reported as failed; each is then asked for
+    /// again as often as that
+    #[arg(long, env = "IMPOUND_EVICTION_PATIENCE", value_parser = seconds, default_value = "300", value_name = "SECONDS")]
+    pub eviction_patience: Duration,
     /// Format of the log on standard error.
     #[arg(long, env = "IMPOUND_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -193,6 +207,9 @@ impl Serve {
             isolate: !self.no_node_isolation,
             agent_port: self.agent_port,
             freeze_limit: self.freeze_limit,
+            own_namespace: self.pod_namespace.clone(),
+            own_pod: self.pod_name.clone(),
+            store_pods: self.store_pods.clone(),
         }
     }
 }
@@ -204,6 +221,18 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
+fn store_pods(text: &str) -> Result<StorePods, String> {
+    let (namespace, labels) = text
+        .split_once('/')
+        .filter(|(namespace, _)| !namespace.is_empty())
+        .ok_or_else(|| format!("expected NAMESPACE/KEY=VALUE,..., came {text:?}"))?;
+    let labels = labels.split(',').map(label).collect::<Result<_, _>>()?;
+    Ok(StorePods {
+        namespace: namespace.to_owned(),
+        labels,
+    })
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => {
@@ -212,5 +241,20 @@ fn label(text: &str) -> Result<(String, String), String> {
         _ => Err(format!(
             "expected KEY=VALUE, e.g. status=suspectpod, came {text:?}"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stores_pods_are_named_by_namespace_and_labels() {
+        let read = store_pods("storage/app=weed,tier=s3").unwrap();
+        assert_eq!(read.namespace, "storage");
+        assert_eq!(read.labels.len(), 2);
+        for wrong in ["app=weed", "/app=weed", "storage/", "storage/app"] {
+            assert!(store_pods(wrong).is_err(), "{wrong}");
+        }
     }
 }

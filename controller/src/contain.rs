@@ -16,6 +16,7 @@ pub mod node;
 pub mod observe;
 pub mod owner;
 pub mod plan;
+pub mod plugin;
 pub mod pod;
 pub mod policy;
 pub mod proof;

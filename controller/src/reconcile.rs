@@ -35,6 +35,7 @@ use tokio::sync::{Mutex, OnceCell};
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
 use crate::contain::observe::ObserveError;
+use crate::contain::plugin::Discovery;
 use crate::contain::settings::{PART_OF_LABEL, PROTECTED_NODE_LABEL, QUARANTINE_LABEL, Settings};
 use crate::describe::describe;
 use crate::kubernetes::ApiError;
@@ -50,6 +51,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// Names and labels of this installation.
     pub settings: Settings,
+    /// Which policy kinds the cluster serves beyond NetworkPolicy.
+    pub plugins: Discovery,
     /// How agents are reached.
     pub agents: AgentConnector,
     /// Takes evidence off nodes.
@@ -69,6 +72,9 @@ pub struct Context {
     pub user: OnceCell<String>,
     /// Reconciliations that failed last time.
     pub failures: Failures,
+    /// How long blocked evictions are tried before they are reported as failed, and how long then until
+    /// each is asked for again.
+    pub eviction_patience: SignedDuration,
     /// How long a collection waits for an agent; the default if none.
     pub agent_patience: Option<SignedDuration>,
 }
@@ -165,7 +171,8 @@ impl Backoff for Steady {
 }
 
 /// Watches what a quarantine has changed, so that whoever changes it back is noticed at once. Only
-/// objects that carry our labels are watched: a label that is taken off arrives as a deletion.
+/// objects that carry our labels are watched: a label that is taken off arrives as a deletion. Policies
+/// are watched whatever they carry, because any of them can let the suspect's traffic through.
 fn guarded_objects(
     controller: Controller<Quarantine>,
     client: &Client,
@@ -206,7 +213,7 @@ fn guarded_objects(
         )
         .watches(
             Api::<NetworkPolicy>::all(client.clone()),
-            ours.clone(),
+            watcher::Config::default(),
             move |policy| in_namespace(by_policy.clone(), policy.namespace()),
         )
         .watches(
@@ -220,9 +227,13 @@ fn references(
     known: &Store<Quarantine>,
     wanted: impl Fn(&Quarantine) -> bool,
 ) -> Vec<ObjectRef<Quarantine>> {
+    let in_force = |quarantine: &Quarantine| {
+        let status = quarantine.status.as_ref();
+        status.is_none_or(|status| !status.phase.is_over())
+    };
     let all = known.state();
     all.iter()
-        .filter(|quarantine| wanted(quarantine))
+        .filter(|quarantine| in_force(quarantine) && wanted(quarantine))
         .map(|quarantine| ObjectRef::from_obj(&**quarantine))
         .collect()
 }

@@ -14,9 +14,9 @@ pub use isolation::{
     IsolationSpec, IsolationStatus, TableState, Verdict, WeaknessStatus,
 };
 pub use quarantine::{
-    ApiCall, Before, Credential, Drift, EvictionState, EvictionStatus, Fact, FactState, NodeUndo,
-    PodUndo, Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec, StepName,
-    StepState, StepStatus, TaintRecord, Undo,
+    ApiCall, Before, Credential, DenyUndo, Drift, EvictionState, EvictionStatus, Fact, FactState,
+    NodeUndo, PodUndo, PolicyUndo, Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus,
+    ReleaseSpec, StepName, StepState, StepStatus, TaintRecord, Undo,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

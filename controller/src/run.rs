@@ -28,6 +28,7 @@ use zeroize::Zeroizing;
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
 use crate::config::{Issuing, LogFormat, Serve};
+use crate::contain::plugin::Discovery;
 use crate::health::Health;
 use crate::issue::{self, AgentIssuer, Rules};
 use crate::kubernetes;
@@ -138,6 +139,7 @@ async fn run(config: Serve) -> Result<()> {
         recorder: Recorder::new(client.clone(), Reporter::from("impound-controller")),
         client,
         settings: config.settings(),
+        plugins: Discovery::default(),
         agents,
         collector: Arc::new(collector),
         custody,
@@ -146,6 +148,10 @@ async fn run(config: Serve) -> Result<()> {
         isolation: isolating::Memory::default(),
         user: OnceCell::new(),
         failures: reconcile::Failures::default(),
+        eviction_patience: config
+            .eviction_patience
+            .try_into()
+            .context("the eviction patience")?,
         agent_patience: config
             .agent_patience
             .and_then(|limit| limit.try_into().ok()),

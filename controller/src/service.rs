@@ -106,6 +106,16 @@ impl Controller for Service {
         self.noted(&who, "release", &case, answer).await
     }
 
+    async fn plan_release(
+        &self,
+        request: Request<wire::ReleaseQuarantineRequest>,
+    ) -> Result<Response<wire::Plan>, Status> {
+        requester(&request, Need::Respond)?;
+        quarantines::plan_release(self, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
     async fn create_collection(
         &self,
         request: Request<wire::CreateCollectionRequest>,

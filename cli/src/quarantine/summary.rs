@@ -11,14 +11,11 @@ use crate::human::{self, clean};
 use crate::output::Table;
 use crate::view;
 
-/// The plan of a dry run.
-pub(super) fn plan(pod: &str, plan: &wire::Plan) -> String {
+/// The plan of a dry run of `what`, e.g. "Release of shop/web".
+pub(super) fn plan(what: &str, plan: &wire::Plan) -> String {
     let mut text = match plan.calls.len() {
-        1 => format!("Quarantine of pod {} would make 1 call:\n", clean(pod)),
-        n => format!(
-            "Quarantine of pod {} would make {n} calls, in this order:\n",
-            clean(pod)
-        ),
+        1 => format!("{} would make 1 call:\n", clean(what)),
+        n => format!("{} would make {n} calls, in this order:\n", clean(what)),
     };
     for (at, call) in plan.calls.iter().enumerate() {
         let method = clean(&call.method);
@@ -42,6 +39,16 @@ pub(super) fn plan(pod: &str, plan: &wire::Plan) -> String {
     }
     text.push_str(&warnings(&plan.warnings));
     text.push_str("\nNothing was changed.\n");
+    text
+}
+
+/// What a release is about to do, and what follows from it.
+pub(super) fn question(what: &str, plan: &wire::Plan) -> String {
+    let mut text = format!("{}:\n", clean(what));
+    for call in &plan.calls {
+        let _ = writeln!(text, "  {}: {}", clean(&call.step), clean(&call.purpose));
+    }
+    text.push_str(&warnings(&plan.warnings));
     text
 }
 
@@ -137,6 +144,16 @@ pub(super) fn status(quarantine: &wire::Quarantine, program: &str) -> String {
             "\nConnections, before and after\n{}",
             attempts(&q.attempts)
         );
+    }
+    let stay = q.evictions.iter();
+    let stay = stay.filter(|one| !["Gone", "Pending"].contains(&one.state.as_str()));
+    let mut neighbours = Table::inset();
+    for one in stay.clone() {
+        let pod = format!("{}/{}", one.namespace, one.pod);
+        neighbours.row([pod, one.state.clone(), one.message.clone()]);
+    }
+    if stay.count() > 0 {
+        let _ = write!(text, "\nStill on the node\n{neighbours}");
     }
     text.push_str(&warnings(&q.warnings));
     if !q.collection.is_empty() {

@@ -241,6 +241,15 @@ impl Controller for State {
         )))
     }
 
+    async fn plan_release(&self, request: Request<ReleaseQuarantineRequest>) -> Answer<Plan> {
+        if !request.into_inner().force {
+            return Err(Status::failed_precondition(
+                "the evidence of default/web-5d4f-x7 is not sealed; wait for it, or release with force",
+            ));
+        }
+        Ok(Response::new(story::release()))
+    }
+
     async fn release_quarantine(
         &self,
         request: Request<ReleaseQuarantineRequest>,

@@ -210,7 +210,7 @@ fn release_is_refused_until_it_is_forced() {
         ran.err,
         "error: refused by the controller: the evidence of default/web-5d4f-x7 is not sealed; wait for it, or release with force\n"
     );
-    let ran = fake.run(&[&base[..], &["--force"]].concat());
+    let ran = fake.run(&[&base[..], &["--force", "--yes"]].concat());
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(
         ran.out
@@ -219,6 +219,34 @@ fn release_is_refused_until_it_is_forced() {
         ran.out
     );
     assert_eq!(fake.state.releases.lock().unwrap()[0].reason, "false alarm");
+}
+
+#[test]
+fn what_a_release_leads_to_is_said_before_it_happens() {
+    let fake = Fake::start();
+    let base = ["release", "web-5d4f-x7", "--force"];
+    let ran = fake.run(&[&base[..], &["--dry-run"]].concat());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(
+        ran.out
+            .contains("Release of default/web-5d4f-x7 would make 1 call:")
+            && ran
+                .out
+                .contains("PATCH /api/v1/namespaces/default/pods/web-5d4f-x7")
+            && ran.out.contains("deletes one of its pods")
+            && ran.out.ends_with("Nothing was changed.\n"),
+        "{}",
+        ran.out
+    );
+    // Nobody can be asked in a test: no answer is no consent.
+    let ran = fake.run(&[&base[..], &["--reason", "false alarm"]].concat());
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(
+        ran.err.contains("deletes one of its pods") && ran.err.contains("say --yes"),
+        "{}",
+        ran.err
+    );
+    assert!(fake.state.releases.lock().unwrap().is_empty());
 }
 
 #[test]

@@ -211,6 +211,24 @@ pub(crate) fn collection(pod: &str) -> Vec<Collection> {
     updates
 }
 
+/// The plan of a release.
+pub(crate) fn release() -> Plan {
+    Plan {
+        calls: vec![ApiCall {
+            step: "UndoStrip".to_owned(),
+            method: "PATCH".to_owned(),
+            path: "/api/v1/namespaces/default/pods/web-5d4f-x7".to_owned(),
+            content_type: "application/merge-patch+json".to_owned(),
+            body: r#"{"metadata":{"labels":{"app":"web","status":null}}}"#.to_owned(),
+            purpose: "the original labels are back".to_owned(),
+        }],
+        warnings: vec![
+            "Deployment web adopts the pod again and deletes one of its pods.".to_owned(),
+        ],
+    }
+}
+
+/// The plan of a quarantine.
 pub(crate) fn plan() -> Plan {
     let call =
         |step: &str, method: &str, path: &str, content_type: &str, body: &str, purpose: &str| {

@@ -172,7 +172,7 @@ fn no_policy_allows(labels: &Labels, policies: &[NetworkPolicy]) -> Fact {
             NO_POLICY_ALLOWS,
             false,
             &format!(
-                "{}; policies add up, so this traffic flows: change or delete that policy",
+                "{}; policies add up, so this traffic flows: quarantine with --exclude-from-policies, or change that policy",
                 allowing.join("; ")
             ),
         )

@@ -1,6 +1,6 @@
 //! Reads everything that a plan depends on, in two rounds of parallel calls.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::{try_join, try_join_all};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
+use super::plugin::Plugin;
 use super::refusal::Refusal;
 use crate::kubernetes::{ApiError, read};
 
@@ -34,8 +35,13 @@ pub struct Observed {
     pub services: Vec<Service>,
     /// NetworkPolicies of the namespace.
     pub policies: Vec<NetworkPolicy>,
+    /// Policies of other kinds, where the cluster serves them.
+    pub plugin: Plugin,
     /// Every pod on the node, the suspect included.
     pub pods_on_node: Vec<Pod>,
+    /// uids of the DaemonSets that exist, if any pod on the node belongs to one; `None` if they could not be
+    /// read.
+    pub daemon_sets: Option<BTreeSet<String>>,
 }
 
 /// The controller of a pod.
@@ -145,6 +151,7 @@ pub async fn observe(
         node: node_name,
     })?;
     let node = typed(&node_path, "Node", node_raw.clone())?;
+    let daemon_sets = daemon_sets(client, &pods_on_node).await;
     Ok(Observed {
         pod,
         pod_raw,
@@ -154,8 +161,27 @@ pub async fn observe(
         adopters,
         services,
         policies,
+        plugin: Plugin::default(),
         pods_on_node,
+        daemon_sets,
     })
+}
+
+/// uids of the DaemonSets that exist, read only if one of the pods belongs to one: a pod whose DaemonSet is
+/// gone is an orphan, which nothing starts again.
+pub async fn daemon_sets(client: &Client, pods: &[Pod]) -> Option<BTreeSet<String>> {
+    let owned = pods.iter().any(|pod| {
+        controller_of(pod.metadata.owner_references.as_ref())
+            .is_some_and(|owner| owner.kind == "DaemonSet")
+    });
+    if !owned {
+        return Some(BTreeSet::new());
+    }
+    let all = list::<Value>(client, "/apis/apps/v1/daemonsets")
+        .await
+        .ok()?;
+    let uid = |item: &Value| item.pointer("/metadata/uid")?.as_str().map(str::to_owned);
+    Some(all.iter().filter_map(uid).collect())
 }
 
 /// Reads the suspect pod alone.

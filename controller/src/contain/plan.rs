@@ -3,16 +3,19 @@
 
 use impound_evidence::{CaseId, CollectionName};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 
 use super::evict;
 use super::observe::{Observed, phase};
 use super::owner::{Ownership, ownership};
+use super::plugin::{deny, foreign};
 use super::refusal::Refusal;
 use super::settings::{FIELD_MANAGER, QUARANTINE_LABEL, Settings};
 use super::{isolation, node, pod, policy, protect};
 use crate::resources::{
-    ApiCall, EvictionState, EvictionStatus, NodeUndo, Quarantine, QuarantineSpec, StepName, Undo,
+    ApiCall, EvictionState, EvictionStatus, NodeUndo, PodUndo, PolicyUndo, Quarantine,
+    QuarantineSpec, StepName, Undo,
 };
 
 /// Longest name of a Quarantine: it becomes a label value (63 characters at most).
@@ -62,18 +65,31 @@ pub fn plan(
 
     let isolated =
         isolation::is_wanted(spec, settings) && isolation::hindrance(&observed.pod).is_none();
+    let pod_undo = pod::undo(observed, quarantine, settings)?;
+    let (denies, deny_warnings) = deny::wanted(&observed.plugin, namespace, settings);
     let undo = Undo {
         isolated,
-        pod: pod::undo(observed, quarantine, settings)?,
+        policies: excluded_policies(observed, &pod_undo, quarantine, spec, others, settings),
+        denies,
+        pod: pod_undo,
         node: shared_node_undo(observed, quarantine, others)
             .unwrap_or_else(|| node::undo(&observed.node, settings)),
     };
-    let evictions = evict::candidates(observed, spec);
+    let evictions = evict::candidates(observed, spec, settings);
     let mut calls = Vec::new();
     calls.extend(node::cordon(&observed.node));
     calls.push(protect::create(namespace, quarantine));
     calls.extend(policy::deny_all(namespace, &observed.policies, settings)?);
+    calls.extend(policy::exclude::exclude(
+        namespace,
+        &observed.policies,
+        &undo.policies,
+        settings,
+    ));
     calls.extend(pod::strip(&observed.pod, &undo.pod));
+    calls.extend(deny::create(&undo.denies, |deny| {
+        observed.plugin.at(namespace, &deny.path).is_some()
+    }));
     calls.extend(node::label(&observed.node, settings));
     if isolated {
         let node = observed.node.metadata.name.as_deref().unwrap_or_default();
@@ -90,6 +106,8 @@ pub fn plan(
         calls,
         warnings: {
             consequences.extend(warnings(observed, &undo, &evictions));
+            consequences.extend(deny_warnings);
+            consequences.extend(plugin_warnings(observed, namespace, &undo));
             consequences
         },
         undo,
@@ -225,6 +243,36 @@ fn shared_node_undo(
         .map(|undo| undo.node.clone())
 }
 
+/// The policies that the suspect is to be taken out of; also those that another quarantine of the
+/// namespace has taken its own suspect out of: whoever is released last puts them back.
+fn excluded_policies(
+    observed: &Observed,
+    pod: &PodUndo,
+    quarantine: &str,
+    spec: &QuarantineSpec,
+    others: &[Quarantine],
+    settings: &Settings,
+) -> Vec<PolicyUndo> {
+    if !spec.exclude_from_policies {
+        return Vec::new();
+    }
+    let mut excluded = policy::exclude::undo(&observed.policies, &pod::labels_after(pod), settings);
+    let shared = others
+        .iter()
+        .filter(|other| {
+            other.metadata.name.as_deref() != Some(quarantine)
+                && other.metadata.namespace == observed.pod.metadata.namespace
+        })
+        .filter_map(|other| other.status.as_ref()?.undo.as_ref())
+        .flat_map(|undo| &undo.policies);
+    for policy in shared {
+        if !excluded.iter().any(|known| known.uid == policy.uid) {
+            excluded.push(policy.clone());
+        }
+    }
+    excluded
+}
+
 fn warnings(observed: &Observed, undo: &Undo, evictions: &[EvictionStatus]) -> Vec<String> {
     let mut warnings = vec![
         "A NetworkPolicy holds only as far as the cluster's network plugin enforces it; traffic to \
@@ -232,10 +280,7 @@ fn warnings(observed: &Observed, undo: &Undo, evictions: &[EvictionStatus]) -> V
             .to_owned(),
     ];
     warnings.extend(state_warnings(&observed.pod));
-    warnings.extend(policy::still_allowing(
-        &observed.policies,
-        &pod::labels_after(&undo.pod),
-    ));
+    warnings.extend(policy_warnings(observed, undo));
     if undo.node.unschedulable {
         warnings.push("The node was unschedulable before; release leaves it so.".to_owned());
     }
@@ -252,6 +297,69 @@ fn warnings(observed: &Observed, undo: &Undo, evictions: &[EvictionStatus]) -> V
             }),
     );
     warnings
+}
+
+/// What other policies go on allowing, and what is done about those that don't.
+fn policy_warnings(observed: &Observed, undo: &Undo) -> Vec<String> {
+    let mut warnings: Vec<String> = undo
+        .pod
+        .for_policies
+        .iter()
+        .map(|(key, policy)| {
+            format!(
+                "The label {key} is taken off too, because NetworkPolicy {policy} allows traffic to pods with it; \
+                 neither an owner nor a Service selects by its absence."
+            )
+        })
+        .collect();
+    warnings.extend(undo.policies.iter().map(|policy| {
+        format!(
+            "NetworkPolicy {} is changed: it no longer selects pods with the suspect label. For all other pods it \
+             stays as it is; what manages it may put it back, which is then restored and reported.",
+            policy.name
+        )
+    }));
+    let excluded = |policy: &NetworkPolicy| {
+        let uid = policy.metadata.uid.as_deref();
+        undo.policies
+            .iter()
+            .any(|undo| Some(undo.uid.as_str()) == uid)
+    };
+    let others: Vec<NetworkPolicy> = observed
+        .policies
+        .iter()
+        .filter(|policy| !excluded(policy))
+        .cloned()
+        .collect();
+    let allowed = policy::still_allowing(&others, &pod::labels_after(&undo.pod));
+    warnings.extend(allowed.into_iter().map(|allowed| {
+        format!(
+            "{allowed}. Policies add up, so this traffic flows: --exclude-from-policies takes the suspect out \
+             of the policy."
+        )
+    }));
+    warnings
+}
+
+/// What policies of other kinds would let through once our denials in those kinds are in place.
+fn plugin_warnings(observed: &Observed, namespace: &str, undo: &Undo) -> Vec<String> {
+    let planned = |family| {
+        deny::strongest(&observed.plugin)
+            .filter(|kind| kind.family == family)
+            .any(|kind| {
+                let collection = kind.path(namespace);
+                undo.denies
+                    .iter()
+                    .any(|deny| deny.path.starts_with(&collection))
+            })
+    };
+    let labels = pod::labels_after(&undo.pod);
+    let foreign::Findings { allowing, open } =
+        foreign::judge(&observed.plugin, namespace, &labels, planned);
+    let allowing = allowing.into_iter().map(|allowed| {
+        format!("{allowed}: change or delete that policy, or the pod is not cut off.")
+    });
+    allowing.chain(open).collect()
 }
 
 /// States in which less can be done than for a running pod on its own network.

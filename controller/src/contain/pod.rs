@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
 use super::observe::Observed;
+use super::policy::leave::leave;
 use super::refusal::Refusal;
 use super::selector::{Labels, demanded_keys, selects, service_selects};
 use super::settings::{POD_ANNOTATIONS, QUARANTINE_LABEL, Settings};
@@ -14,7 +15,7 @@ use crate::resources::{ApiCall, PodUndo, StepName};
 /// What the strip will do to the pod's metadata, and what it was before.
 ///
 /// The labels that go are exactly those that the owner's selector and the Services that select
-/// the pod demand.
+/// the pod demand, and those without which NetworkPolicies that allow it traffic let go of it.
 ///
 /// # Errors
 /// [`Refusal::StillSelected`] if the owner, a Service, or anything that adopts pods would select
@@ -35,7 +36,7 @@ pub fn undo(
         .into_iter()
         .filter(|key| labels.contains_key(key) && !added.contains_key(key))
         .collect();
-    let undo = PodUndo {
+    let mut undo = PodUndo {
         owner_references: metadata.owner_references.clone().unwrap_or_default(),
         annotations: POD_ANNOTATIONS
             .iter()
@@ -43,9 +44,21 @@ pub fn undo(
             .collect(),
         labels,
         removed,
+        for_policies: BTreeMap::new(),
         added,
     };
-    refuse_if_still_selected(observed, &undo)?;
+    let after = labels_after(&undo);
+    if let Some(selected_by) = selected_by(observed, &after) {
+        return Err(Refusal::StillSelected {
+            pod: super::plan::full_name(&observed.pod),
+            selected_by,
+            stripped: undo.removed.join(", "),
+        });
+    }
+    undo.for_policies = leave(&observed.policies, &after, &undo.added, |labels| {
+        selected_by(observed, labels).is_some()
+    });
+    undo.removed.extend(undo.for_policies.keys().cloned());
     Ok(undo)
 }
 
@@ -156,37 +169,66 @@ fn keys_to_strip(observed: &Observed, labels: &Labels) -> BTreeSet<String> {
     owners.chain(services).collect()
 }
 
-fn refuse_if_still_selected(observed: &Observed, undo: &PodUndo) -> Result<(), Refusal> {
-    let after = labels_after(undo);
+/// What release leaves as it is in the pod's metadata, because others changed it since the strip.
+#[must_use]
+pub fn changed_by_others(pod: &Pod, undo: &PodUndo) -> Vec<String> {
+    let labels = pod.metadata.labels.clone().unwrap_or_default();
+    let annotations = pod.metadata.annotations.clone().unwrap_or_default();
+    // What is as it was before needs no word, whoever made it so.
+    let put_on = undo
+        .added
+        .iter()
+        .filter(|(key, value)| {
+            let now = labels.get(*key);
+            now != Some(*value) && now != undo.labels.get(*key)
+        })
+        .map(|(key, _)| ("label", key.clone(), labels.get(key)));
+    let taken_off = undo
+        .removed
+        .iter()
+        .filter(|key| {
+            labels
+                .get(*key)
+                .is_some_and(|now| undo.labels.get(*key) != Some(now))
+        })
+        .map(|key| ("label", key.clone(), labels.get(key)));
+    let annotated = POD_ANNOTATIONS
+        .iter()
+        .filter(|(key, value)| {
+            let now = annotations.get(*key);
+            let before = undo.annotations.get(*key).cloned().flatten();
+            now.map(String::as_str) != Some(*value) && now != before.as_ref()
+        })
+        .map(|(key, _)| ("annotation", (*key).to_owned(), annotations.get(*key)));
+    put_on
+        .chain(taken_off)
+        .chain(annotated)
+        .map(|(kind, key, now)| {
+            let now = now.map_or_else(|| "taken off".to_owned(), |now| format!("set to {now}"));
+            format!("{kind} {key} was {now} by somebody and stays so")
+        })
+        .collect()
+}
+
+/// Kind and name of an owner or a Service that would take up a pod with these labels.
+fn selected_by(observed: &Observed, labels: &Labels) -> Option<String> {
     let owner = observed
         .adopters
         .iter()
-        .find(|adopter| selects(&adopter.selector, &after))
+        .find(|adopter| selects(&adopter.selector, labels))
         .map(|adopter| format!("{} {}", adopter.kind, adopter.name));
-    let service = observed
-        .services
-        .iter()
-        .find(|service| {
-            let selector = service
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.selector.as_ref());
-            service_selects(selector, &after)
-        })
-        .map(|service| {
-            format!(
-                "Service {}",
-                service.metadata.name.as_deref().unwrap_or_default()
-            )
-        });
-    match owner.or(service) {
-        None => Ok(()),
-        Some(selected_by) => Err(Refusal::StillSelected {
-            pod: super::plan::full_name(&observed.pod),
-            selected_by,
-            stripped: undo.removed.join(", "),
-        }),
-    }
+    let mut services = observed.services.iter();
+    let service = services.find(|service| {
+        let selector = service
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.selector.as_ref());
+        service_selects(selector, labels)
+    });
+    owner.or_else(|| {
+        let name = service?.metadata.name.as_deref().unwrap_or_default();
+        Some(format!("Service {name}"))
+    })
 }
 
 fn patch(

@@ -1,7 +1,12 @@
 //! The deny-all NetworkPolicy, and other policies that would still let traffic through.
 //!
 //! Policies are additive: whatever any policy that selects the pod allows is allowed. One
-//! deny-all object serves every quarantined pod of a namespace.
+//! deny-all object serves every quarantined pod of a namespace. A policy that allows is left by taking
+//! labels off (`leave`) or, if the responder says so, is narrowed (`exclude`).
+
+pub mod exclude;
+pub mod leave;
+mod words;
 
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -94,31 +99,48 @@ pub fn denies_all(policy: &NetworkPolicy, settings: &Settings) -> bool {
     let (key, value) = &settings.pod_label;
     let suspect = Labels::from([(key.clone(), value.clone())]);
     selects(&pod_selector(spec), &suspect)
-        && allows(spec, "Ingress") == Direction::Denied
-        && allows(spec, "Egress") == Direction::Denied
+        && ingress(spec) == Direction::Denied
+        && egress(spec) == Direction::Denied
 }
 
 /// What other policies let through for a pod with these labels: one sentence per policy and
 /// direction.
 #[must_use]
 pub fn still_allowing(policies: &[NetworkPolicy], labels: &Labels) -> Vec<String> {
-    let mut found = Vec::new();
-    for policy in policies {
-        let Some(spec) = &policy.spec else { continue };
-        if !selects(&pod_selector(spec), labels) {
-            continue;
-        }
-        let name = policy.metadata.name.as_deref().unwrap_or_default();
-        for direction in ["Ingress", "Egress"] {
-            if let Direction::Allowed(rules) = allows(spec, direction) {
-                found.push(format!(
-                    "NetworkPolicy {name} still allows {} for the pod: {rules}",
-                    direction.to_lowercase()
-                ));
+    let allowing = allowing(policies, labels);
+    allowing.flat_map(what_it_allows).collect()
+}
+
+/// The policies that select the labels and allow them something.
+pub fn allowing<'p>(
+    policies: &'p [NetworkPolicy],
+    labels: &Labels,
+) -> impl Iterator<Item = &'p NetworkPolicy> {
+    policies.iter().filter(|policy| {
+        policy.spec.as_ref().is_some_and(|spec| {
+            selects(&pod_selector(spec), labels)
+                && [ingress(spec), egress(spec)]
+                    .iter()
+                    .any(|direction| matches!(direction, Direction::Allowed(_)))
+        })
+    })
+}
+
+/// What a policy allows the pods that it selects: one sentence per direction.
+fn what_it_allows(policy: &NetworkPolicy) -> Vec<String> {
+    let name = policy.metadata.name.as_deref().unwrap_or_default();
+    let directions = policy
+        .spec
+        .iter()
+        .flat_map(|spec| [("ingress", ingress(spec)), ("egress", egress(spec))]);
+    directions
+        .filter_map(|(word, direction)| match direction {
+            Direction::Allowed(rules) => {
+                Some(format!("NetworkPolicy {name} still allows {word} {rules}"))
             }
-        }
-    }
-    found
+            Direction::Unaffected | Direction::Denied => None,
+        })
+        .collect()
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -127,29 +149,39 @@ enum Direction {
     Unaffected,
     /// The policy covers the direction and allows nothing.
     Denied,
-    /// The policy allows something; its rules as JSON.
+    /// The policy allows something; its rules in words.
     Allowed(String),
 }
 
-fn allows(spec: &NetworkPolicySpec, direction: &str) -> Direction {
-    let egress = direction == "Egress";
-    // Without policyTypes: Ingress always, Egress if there are egress rules (API reference).
-    let covered = match spec.policy_types.as_deref() {
-        Some(types) if !types.is_empty() => types.iter().any(|kind| kind == direction),
-        _ => !egress || spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
-    };
-    let rules = if egress {
-        spec.egress.as_ref().map(serde_json::to_string)
-    } else {
-        spec.ingress.as_ref().map(serde_json::to_string)
-    };
-    match rules {
-        _ if !covered => Direction::Unaffected,
-        Some(Ok(rules)) if rules != "[]" => Direction::Allowed(rules),
-        _ => Direction::Denied,
+fn ingress(spec: &NetworkPolicySpec) -> Direction {
+    // Without policyTypes: Ingress always (API reference).
+    let rules = spec.ingress.as_deref().unwrap_or_default();
+    match covers(spec, "Ingress").unwrap_or(true) {
+        false => Direction::Unaffected,
+        true if rules.is_empty() => Direction::Denied,
+        true => Direction::Allowed(words::ingress(rules)),
     }
+}
+
+fn egress(spec: &NetworkPolicySpec) -> Direction {
+    // Without policyTypes: Egress if there are egress rules (API reference).
+    let rules = spec.egress.as_deref().unwrap_or_default();
+    match covers(spec, "Egress").unwrap_or(!rules.is_empty()) {
+        false => Direction::Unaffected,
+        true if rules.is_empty() => Direction::Denied,
+        true => Direction::Allowed(words::egress(rules)),
+    }
+}
+
+/// Whether policyTypes names the direction; `None` if there are no policyTypes.
+fn covers(spec: &NetworkPolicySpec, direction: &str) -> Option<bool> {
+    let types = spec.policy_types.as_deref().unwrap_or_default();
+    (!types.is_empty()).then(|| types.iter().any(|kind| kind == direction))
 }
 
 fn pod_selector(spec: &NetworkPolicySpec) -> LabelSelector {
     spec.pod_selector.clone().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

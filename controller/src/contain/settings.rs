@@ -1,10 +1,15 @@
 //! Names and labels that containment uses; the defaults are those of the manual procedure.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Label on a quarantined pod that names its Quarantine object: selected by the suspect's own
 /// disruption budget.
 pub const QUARANTINE_LABEL: &str = "impound.dev/quarantine";
+
+/// Label on a Quarantine that is released or refused, so that planning need not read it. Those without
+/// it are read and judged by their status: also objects of versions that did not set the label.
+pub const OVER_LABEL: (&str, &str) = ("impound.dev/over", "true");
 
 /// Label on pods that an eviction by Impound must leave alone: agent, controller, store.
 pub const PART_OF_LABEL: (&str, &str) = ("app.kubernetes.io/part-of", "impound");
@@ -55,6 +60,21 @@ pub struct Settings {
     pub agent_port: u16,
     /// Longest time for which a pod without liveness and startup probes is paused.
     pub freeze_limit: Duration,
+    /// Namespace that the controller itself runs in, if it runs in the cluster.
+    pub own_namespace: Option<String>,
+    /// Name of the controller's own pod, if it is one.
+    pub own_pod: Option<String>,
+    /// Pods of the evidence store, which are never evicted.
+    pub store_pods: Option<StorePods>,
+}
+
+/// Which pods the evidence store runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorePods {
+    /// Their namespace.
+    pub namespace: String,
+    /// Labels that each of them has; at least one.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Default for Settings {
@@ -66,6 +86,9 @@ impl Default for Settings {
             isolate: true,
             agent_port: 7443,
             freeze_limit: Duration::from_secs(60),
+            own_namespace: None,
+            own_pod: None,
+            store_pods: None,
         }
     }
 }

@@ -9,13 +9,15 @@ use super::record::{Record, manager};
 use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::{self, ObserveError, Observed, observe};
 use crate::contain::plan::{self, Plan, plan};
+use crate::contain::plugin::deny;
 use crate::contain::refusal::Refusal;
-use crate::contain::settings::FINALIZER;
+use crate::contain::settings::{FINALIZER, OVER_LABEL};
 use crate::contain::{node, pod, policy, protect};
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube, read, send};
 use crate::resources::{
-    ApiCall, Before, Quarantine, QuarantinePhase, QuarantineSpec, StepName, StepState, Undo,
+    ApiCall, Before, DenyUndo, Quarantine, QuarantinePhase, QuarantineSpec, StepName, StepState,
+    Undo,
 };
 
 /// Tries of one call within one attempt: conflicts with somebody else's writes end quickly.
@@ -27,6 +29,9 @@ const MERCY: Duration = Duration::from_secs(5);
 /// Attempts before a step that only helps containment is given up and reported as failed.
 const HELPER_ATTEMPTS: u32 = 5;
 
+/// The same for the steps that go beyond the procedure: the first of them comes before the strip.
+const EXTRA_ATTEMPTS: u32 = 3;
+
 /// Observes a pod and plans its containment; changes nothing.
 ///
 /// # Errors
@@ -37,22 +42,22 @@ pub async fn prepare(
     quarantine: &str,
     spec: &QuarantineSpec,
 ) -> Result<(Observed, Plan), ObserveError> {
-    let (observed, others) = futures::try_join!(
+    let (mut observed, others, plugin) = futures::try_join!(
         observe(&context.client, namespace, &spec.pod),
-        in_force(context)
+        in_force(context),
+        async { Ok(context.plugins.observe(&context.client, namespace).await) },
     )?;
+    observed.plugin = plugin;
     let plan = plan(&observed, quarantine, spec, &others, &context.settings)?;
     Ok((observed, plan))
 }
 
-/// Records plan, undo data and the untouched objects, before anything is changed.
+/// Records plan, undo data and the untouched objects, before anything is changed. Tells whether there
+/// is a plan now.
 ///
 /// # Errors
 /// If the API does not answer. A refusal is no error: it is recorded as the phase.
-pub async fn record_plan(
-    record: &mut Record,
-    context: &Context,
-) -> Result<Option<Observed>, ReconcileError> {
+pub async fn record_plan(record: &mut Record, context: &Context) -> Result<bool, ReconcileError> {
     hold(record, context).await?;
     // Node and policy are shared: nobody releases them between our look and our record.
     let _alone = context.shared.lock().await;
@@ -68,7 +73,7 @@ pub async fn record_plan(
         Err(ObserveError::Refused(refusal)) => {
             record.enter(QuarantinePhase::Refused, refusal.to_string());
             record.save().await?;
-            return Ok(None);
+            return Ok(false);
         }
         Err(error) => {
             record.status.message =
@@ -93,10 +98,11 @@ pub async fn record_plan(
     isolating::try_before(record, context, &observed.pod);
     record.enter(QuarantinePhase::Containing, "containment is under way");
     record.save().await?;
-    Ok(Some(observed))
+    Ok(true)
 }
 
-/// Carries one step out. `fresh` is what planning has just seen; it saves a read on the first try.
+/// Carries one step out. With `planned` the recorded plan has just been made, and its calls are sent as
+/// they are; without (after a crash, or a pause) what is still to be done is looked at first.
 ///
 /// Returns a delay if the step has to be tried again.
 ///
@@ -106,15 +112,18 @@ pub async fn carry_out(
     record: &mut Record,
     context: &Context,
     step: StepName,
-    fresh: Option<&Observed>,
+    planned: bool,
 ) -> Result<Option<Duration>, ReconcileError> {
     let attempts = record.begin(step);
     let undo = record.status.undo.clone().unwrap_or_default();
-    match attempt(record, context, step, fresh, &undo).await {
+    match attempt(record, context, step, planned, &undo).await {
         Ok(message) => record.end(step, StepState::Done, message),
         Err(StepError::Hopeless(message)) => record.end(step, StepState::Failed, message),
+        Err(StepError::Refused(message)) if is_extra(step) => {
+            record.end(step, StepState::Failed, message);
+        }
         Err(StepError::Refused(message) | StepError::Transient(message))
-            if is_helper(step) && attempts >= HELPER_ATTEMPTS =>
+            if patience(step).is_some_and(|limit| attempts >= limit) =>
         {
             let message = format!("given up after {attempts} attempts: {message}");
             record.end(step, StepState::Failed, message);
@@ -133,11 +142,27 @@ pub async fn carry_out(
 /// # Errors
 /// If the API does not answer.
 pub async fn in_force(context: &Context) -> Result<Vec<Quarantine>, ObserveError> {
+    let not_over = not_over(context).await?;
+    Ok(not_over.into_iter().filter(is_in_force).collect())
+}
+
+/// Quarantines that are not over, planned or not. Those that are marked as over are not even read, so
+/// that what was released over the years does not slow a containment down.
+///
+/// # Errors
+/// If the API does not answer.
+pub async fn not_over(context: &Context) -> Result<Vec<Quarantine>, ObserveError> {
+    let (over, _) = OVER_LABEL;
     let list = Api::<Quarantine>::all(context.client.clone())
-        .list(&ListParams::default())
+        .list(&ListParams::default().labels(&format!("!{over}")))
         .await
         .map_err(|error| from_kube("GET", "/apis/impound.dev/v1alpha1/quarantines", error))?;
-    Ok(list.items.into_iter().filter(is_in_force).collect())
+    let mut open = list.items;
+    open.retain(|quarantine| {
+        let status = quarantine.status.as_ref();
+        status.is_none_or(|status| !status.phase.is_over())
+    });
+    Ok(open)
 }
 
 /// Delay before the next attempt: 0.2 s, doubled up to 30 s.
@@ -148,22 +173,26 @@ pub fn backoff(attempts: u32) -> Duration {
 }
 
 fn is_in_force(quarantine: &Quarantine) -> bool {
-    quarantine.status.as_ref().is_some_and(|status| {
-        status.undo.is_some()
-            && !matches!(
-                status.phase,
-                QuarantinePhase::Refused | QuarantinePhase::Released
-            )
-    })
+    quarantine
+        .status
+        .as_ref()
+        .is_some_and(|status| status.undo.is_some() && !status.phase.is_over())
 }
 
-/// Steps without which the pod is still contained: they are given up at last, so that they never
-/// keep policy and strip waiting.
-fn is_helper(step: StepName) -> bool {
-    matches!(
-        step,
-        StepName::Cordon | StepName::Protect | StepName::LabelNode
-    )
+/// Steps without which the pod is still contained are given up after so many attempts, so that they
+/// never keep policy and strip waiting.
+fn patience(step: StepName) -> Option<u32> {
+    match step {
+        StepName::Cordon | StepName::Protect | StepName::LabelNode => Some(HELPER_ATTEMPTS),
+        step if is_extra(step) => Some(EXTRA_ATTEMPTS),
+        _ => None,
+    }
+}
+
+/// Steps beyond the procedure: a right that is missing for them ends them at once. The watch over what
+/// is in force goes on trying.
+fn is_extra(step: StepName) -> bool {
+    matches!(step, StepName::Exclude | StepName::Deny)
 }
 
 /// Why a step did not succeed.
@@ -209,24 +238,24 @@ async fn attempt(
     record: &Record,
     context: &Context,
     step: StepName,
-    mut fresh: Option<&Observed>,
+    planned: bool,
     undo: &Undo,
 ) -> Result<String, StepError> {
+    let plan = record.status.plan.iter();
+    let mut stored: Option<Vec<ApiCall>> =
+        planned.then(|| plan.filter(|call| call.step == step).cloned().collect());
+    let mut done = Vec::new();
     let mut last = None;
     for _ in 0..TRIES {
-        let call = match next_call(record, context, step, fresh.take(), undo).await? {
-            Effect::There(message) => return Ok(message),
-            Effect::Needs(call) => call,
+        let calls = match stored.take() {
+            Some(calls) => calls,
+            None => next_calls(record, context, step, undo).await?,
         };
-        match send(&context.client, &call).await {
-            Ok(_) => return Ok(call.purpose),
-            // Somebody else wrote in between, or (422) the object is another one: look again.
-            Err(error) if error.is_conflict() || error.code() == 422 => last = Some(error),
-            Err(error) => {
-                // What the server asked for is kept within this attempt; longer pauses are the caller's.
-                tokio::time::sleep(error.retry_after().min(MERCY)).await;
-                return Err(error.into());
-            }
+        let conflict = send_all(context, calls, &mut done).await?;
+        match conflict {
+            None if done.is_empty() => return Ok("it was so already".into()),
+            None => return Ok(done.join("; ")),
+            conflict => last = conflict,
         }
     }
     Err(last.map_or_else(
@@ -235,89 +264,94 @@ async fn attempt(
     ))
 }
 
-enum Effect {
-    /// Seen to be there already.
-    There(String),
-    /// One call brings it about.
-    Needs(ApiCall),
-}
-
-impl Effect {
-    fn of(call: Option<ApiCall>, already: &str) -> Self {
-        call.map_or_else(|| Self::There(already.into()), Self::Needs)
+/// Sends the calls of one step and notes what each did. One that fails does not keep the others back.
+/// Gives a conflict if there was one: then it is to be looked again.
+async fn send_all(
+    context: &Context,
+    calls: Vec<ApiCall>,
+    done: &mut Vec<String>,
+) -> Result<Option<ApiError>, StepError> {
+    let (mut conflict, mut failure) = (None, None);
+    for call in calls {
+        match send(&context.client, &call).await {
+            Ok(_) => done.push(call.purpose),
+            // Somebody else wrote in between, or (422) the object is another one: look again.
+            Err(error) if error.is_conflict() || error.code() == 422 => conflict = Some(error),
+            Err(error) => {
+                // What the server asked for is kept within this attempt; longer pauses are the caller's.
+                tokio::time::sleep(error.retry_after().min(MERCY)).await;
+                failure = Some(error);
+            }
+        }
+    }
+    match failure {
+        Some(failure) => Err(failure.into()),
+        None => Ok(conflict),
     }
 }
 
-async fn next_call(
+/// What is still to be sent for a step; nothing if its effect is there.
+async fn next_calls(
     record: &Record,
     context: &Context,
     step: StepName,
-    fresh: Option<&Observed>,
     undo: &Undo,
-) -> Result<Effect, StepError> {
+) -> Result<Vec<ApiCall>, StepError> {
     let namespace = record.namespace();
     let settings = &context.settings;
-    match step {
-        StepName::Cordon | StepName::LabelNode => {
-            let read_again;
-            let node = match fresh {
-                // The cordon has changed the node since the observation.
-                Some(observed) if step == StepName::Cordon => &observed.node,
-                _ => {
-                    read_again = current_node(record, context).await?;
-                    &read_again
-                }
-            };
-            Ok(if step == StepName::Cordon {
-                Effect::of(
-                    node::cordon(node),
-                    "the node was cordoned and tainted already",
-                )
-            } else {
-                Effect::of(node::label(node, settings), "the node was labelled already")
-            })
-        }
+    let calls = match step {
+        StepName::Cordon => node::cordon(&current_node(record, context).await?),
+        StepName::LabelNode => node::label(&current_node(record, context).await?, settings),
         StepName::Protect => {
             let quarantine = record.name();
-            // Created without looking first: on a first attempt it can't exist yet.
-            if fresh.is_none() {
-                let path = protect::budget_path(&namespace, &quarantine);
-                if read(&context.client, &path).await?.is_some() {
-                    return Ok(Effect::There("the budget existed already".into()));
-                }
-            }
-            Ok(Effect::Needs(protect::create(&namespace, &quarantine)))
+            let path = protect::budget_path(&namespace, &quarantine);
+            let budget = read(&context.client, &path).await?;
+            budget
+                .is_none()
+                .then(|| protect::create(&namespace, &quarantine))
         }
         StepName::Policy => {
-            let read_again;
-            let policies = match fresh {
-                Some(observed) => &observed.policies,
-                None => {
-                    read_again = observe::policies(&context.client, &namespace).await?;
-                    &read_again
-                }
-            };
-            let call = policy::deny_all(&namespace, policies, settings)?;
-            Ok(Effect::of(call, "the deny-all policy existed already"))
+            let policies = observe::policies(&context.client, &namespace).await?;
+            policy::deny_all(&namespace, &policies, settings)?
         }
-        StepName::Strip => {
-            let read_again;
-            let suspect = match fresh {
-                Some(observed) => &observed.pod,
-                None => {
-                    read_again = current_pod(record, context).await?;
-                    &read_again
-                }
-            };
-            Ok(Effect::of(
-                pod::strip(suspect, &undo.pod),
-                "the pod was stripped and labelled already",
-            ))
+        StepName::Exclude => {
+            let policies = observe::policies(&context.client, &namespace).await?;
+            return Ok(policy::exclude::exclude(
+                &namespace,
+                &policies,
+                &undo.policies,
+                settings,
+            ));
         }
-        other => Err(StepError::Hopeless(format!(
-            "{other} is not a containment step"
-        ))),
+        StepName::Deny => {
+            let missing = missing_denies(context, &undo.denies).await?;
+            return Ok(deny::create(&missing, |_| false));
+        }
+        StepName::Strip => pod::strip(&current_pod(record, context).await?, &undo.pod),
+        other => {
+            return Err(StepError::Hopeless(format!(
+                "{other} is not a containment step"
+            )));
+        }
+    };
+    Ok(calls.into_iter().collect())
+}
+
+/// Those of our policies in the network plugin's own kinds that are not there.
+///
+/// # Errors
+/// If the API does not answer.
+pub async fn missing_denies(
+    context: &Context,
+    denies: &[DenyUndo],
+) -> Result<Vec<DenyUndo>, ApiError> {
+    let mut missing = Vec::new();
+    for deny in denies {
+        if read(&context.client, &deny.path).await?.is_none() {
+            missing.push(deny.clone());
+        }
     }
+    Ok(missing)
 }
 
 /// The suspect as it is now, provided that it is still the same pod.
@@ -354,56 +388,64 @@ async fn current_node(
         .ok_or_else(|| StepError::Hopeless(format!("node {name} does not exist any more")))
 }
 
-/// Puts the finalizer on before anything is changed.
-async fn hold(record: &Record, context: &Context) -> Result<(), ReconcileError> {
+/// Puts the finalizer on before anything is changed. An object made from a copy of one that is over does
+/// not stay marked so.
+async fn hold(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
     let metadata = &record.object.metadata;
     let mut finalizers = metadata.finalizers.clone().unwrap_or_default();
-    if finalizers.iter().any(|finalizer| finalizer == FINALIZER)
-        || metadata.deletion_timestamp.is_some()
-    {
+    let held = finalizers.iter().any(|finalizer| finalizer == FINALIZER);
+    let marked = is_marked(record);
+    if metadata.deletion_timestamp.is_some() || (held && !marked) {
         return Ok(());
     }
-    finalizers.push(FINALIZER.into());
-    patch_finalizers(record, context, &json!(finalizers)).await
+    if !held {
+        finalizers.push(FINALIZER.into());
+    }
+    patch_metadata(record, context, &json!(finalizers), Value::Null).await
 }
 
-/// Takes the finalizer off once nothing is left to undo.
+/// Takes the finalizer off once nothing is left to undo, and marks the object as over.
 ///
 /// # Errors
 /// If the API does not take the change.
-pub async fn let_go(record: &Record, context: &Context) -> Result<(), ReconcileError> {
-    let finalizers = record
-        .object
-        .metadata
-        .finalizers
-        .clone()
-        .unwrap_or_default();
-    if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+pub async fn let_go(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
+    let finalizers = record.object.metadata.finalizers.clone();
+    let mut left = finalizers.unwrap_or_default();
+    let before = left.len();
+    left.retain(|finalizer| finalizer != FINALIZER);
+    if left.len() == before && is_marked(record) {
         return Ok(());
     }
-    let left: Vec<String> = finalizers
-        .into_iter()
-        .filter(|finalizer| finalizer != FINALIZER)
-        .collect();
-    patch_finalizers(record, context, &json!(left)).await
+    patch_metadata(record, context, &json!(left), json!(OVER_LABEL.1)).await
 }
 
-async fn patch_finalizers(
-    record: &Record,
+fn is_marked(record: &Record) -> bool {
+    let labels = record.object.metadata.labels.as_ref();
+    labels.is_some_and(|labels| labels.contains_key(OVER_LABEL.0))
+}
+
+async fn patch_metadata(
+    record: &mut Record,
     context: &Context,
     finalizers: &Value,
+    over: Value,
 ) -> Result<(), ReconcileError> {
     // The list is written whole: the version guards what others put into it.
     let patch = json!({ "metadata": {
         "uid": record.object.metadata.uid,
         "resourceVersion": record.object.metadata.resource_version,
         "finalizers": finalizers,
+        "labels": { OVER_LABEL.0: over },
     } });
     let api = Api::<Quarantine>::namespaced(context.client.clone(), &record.namespace());
     let name = record.name();
     let patched = api.patch(&name, &manager(), &Patch::Merge(patch)).await;
     match patched.map_err(|error| from_kube("PATCH", &format!("quarantines/{name}"), error)) {
+        Ok(object) => {
+            record.take_over(object);
+            Ok(())
+        }
         Err(error) if error.code() == 404 => Ok(()),
-        other => other.map(drop).map_err(Into::into),
+        Err(error) => Err(error.into()),
     }
 }

@@ -1,28 +1,34 @@
 //! Evicts the node's other pods, one round at a time, and says what blocks them.
+//!
+//! What is still there after a while ([`Context::eviction_patience`]) is reported as failed, so that the quarantine comes to an end, and
+//! is asked for again now and then for as long as the quarantine is in force.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
 
+use super::containing::not_over;
+use super::next_step;
 use super::record::Record;
 use super::{Context, ReconcileError};
+use crate::contain::evict::Rules;
 use crate::contain::observe::ObserveError;
 use crate::contain::{evict, observe};
-use crate::kubernetes::{from_kube, send};
-use crate::resources::{EvictionState, EvictionStatus, Quarantine, StepName, StepState, now};
-
-/// How long blocked evictions are tried before they are reported as failed.
-const DEADLINE: SignedDuration = SignedDuration::from_secs(300);
+use crate::kubernetes::{ApiError, send};
+use crate::resources::{EvictionState, EvictionStatus, StepName, StepState, now};
 
 /// Pause while granted evictions are terminating, and while a budget blocks one. A budget that is
 /// exhausted answers 429 without Retry-After.
 const TERMINATING_PAUSE: Duration = Duration::from_millis(500);
 const BLOCKED_PAUSE: Duration = Duration::from_secs(5);
+
+/// Longest Retry-After that is followed to the letter.
+const MERCY: u32 = 60;
 
 /// One round over the pods that are not gone yet; returns a delay if another is needed.
 ///
@@ -38,21 +44,24 @@ pub async fn round(
         observe::pods_on_node(&context.client, &node),
         quarantined(context)
     )?;
+    let daemon_sets = observe::daemon_sets(&context.client, &present).await;
+    let rules = Rules {
+        spec: &record.object.spec.clone(),
+        settings: &context.settings,
+        daemon_sets: daemon_sets.as_ref(),
+    };
     let mut evictions = std::mem::take(&mut record.status.evictions);
     mark_gone(&mut evictions, &present);
-    add_new(&mut evictions, &present, record);
+    add_new(&mut evictions, &present, record, rules);
     for eviction in evictions
         .iter_mut()
         .filter(|eviction| is_open(eviction.state))
     {
-        let Some(pod) = present
-            .iter()
-            .find(|pod| pod.metadata.uid.as_deref() == Some(&eviction.uid))
-        else {
+        let Some(pod) = on_node(&present, eviction) else {
             continue;
         };
         let suspect = quarantined.contains(&(eviction.namespace.clone(), eviction.pod.clone()));
-        let stays = evict::reason_to_keep(pod, &record.object.spec)
+        let stays = evict::reason_to_keep(pod, rules)
             .or_else(|| suspect.then(|| "it is quarantined itself".to_owned()));
         if let Some(why) = stays {
             (eviction.state, eviction.message) = (EvictionState::Kept, why);
@@ -61,34 +70,131 @@ pub async fn round(
                 (EvictionState::Evicting, "the pod is terminating".into());
         } else if is_due(eviction) {
             // Also one that was granted, or met a conflict, without the pod's ending: nothing came of it.
-            let answer = send(&context.client, &evict::call(eviction)).await;
-            (eviction.state, eviction.message) = evict::outcome(answer.as_ref().map(|_| ()));
-            eviction.tried = Some(now());
-            tracing::info!(
-                case = record.object.spec.case,
-                pod = eviction.pod,
-                namespace = eviction.namespace,
-                state = ?eviction.state,
-                message = eviction.message,
-                "eviction answered"
-            );
+            ask(record, context, eviction).await;
         }
     }
-    if is_overdue(record) {
+    say_what_blocks(context, &mut evictions, &present).await;
+    let patience = context.eviction_patience;
+    if is_overdue(record, patience) {
         for eviction in evictions
             .iter_mut()
             .filter(|eviction| is_open(eviction.state))
         {
-            eviction.state = EvictionState::Failed;
-            eviction.message = format!(
-                "given up after {} s: {}",
-                DEADLINE.as_secs(),
-                eviction.message
-            );
+            give_up(eviction, patience);
         }
     }
     record.status.evictions = evictions;
     Ok(conclude(record))
+}
+
+/// Looks after what was given up, as long as the quarantine is in force: asks again now and then, and
+/// notices what is gone. Returns when to look again, if at all.
+///
+/// # Errors
+/// If the node's pods can't be read.
+pub async fn again(
+    record: &mut Record,
+    context: &Context,
+) -> Result<Option<Duration>, ReconcileError> {
+    let failed = next_step::state(&record.status, StepName::Evict) == Some(StepState::Failed);
+    let open = |eviction: &EvictionStatus| eviction.state == EvictionState::Evicting;
+    let patience = context.eviction_patience;
+    let mut asked = record.status.evictions.iter();
+    if !failed || !asked.any(|eviction| open(eviction) || is_due_again(eviction, patience)) {
+        return Ok(until_due_again(&record.status.evictions, patience));
+    }
+    let node = record.status.node.clone().unwrap_or_default();
+    let present = observe::pods_on_node(&context.client, &node).await?;
+    let mut evictions = std::mem::take(&mut record.status.evictions);
+    for eviction in &mut evictions {
+        let asked_for = open(eviction) || eviction.state == EvictionState::Failed;
+        if asked_for && on_node(&present, eviction).is_none() {
+            (eviction.state, eviction.message) = (EvictionState::Gone, String::new());
+        } else if is_due_again(eviction, patience) {
+            ask(record, context, eviction).await;
+        }
+    }
+    say_what_blocks(context, &mut evictions, &present).await;
+    for eviction in &mut evictions {
+        if eviction.state == EvictionState::Blocked {
+            give_up(eviction, patience);
+        }
+    }
+    let terminating = evictions.iter().any(open);
+    let left = evictions
+        .iter()
+        .any(|eviction| open(eviction) || eviction.state == EvictionState::Failed);
+    record.status.evictions = evictions;
+    if !left {
+        let summary = summary(&record.status.evictions);
+        record.end(StepName::Evict, StepState::Done, summary);
+    }
+    Ok(terminating
+        .then_some(TERMINATING_PAUSE)
+        .or_else(|| until_due_again(&record.status.evictions, patience)))
+}
+
+async fn ask(record: &Record, context: &Context, eviction: &mut EvictionStatus) {
+    let answer = send(&context.client, &evict::call(eviction)).await;
+    let answer = answer.as_ref().map(|_| ());
+    eviction.retry_after = answer
+        .err()
+        .map(ApiError::retry_after)
+        .and_then(|wait| u32::try_from(wait.as_secs()).ok())
+        .filter(|seconds| *seconds > 0)
+        .map(|seconds| seconds.min(MERCY));
+    (eviction.state, eviction.message) = evict::outcome(answer);
+    eviction.tried = Some(now());
+    tracing::info!(
+        case = record.object.spec.case,
+        pod = eviction.pod,
+        namespace = eviction.namespace,
+        state = ?eviction.state,
+        message = eviction.message,
+        "eviction answered"
+    );
+}
+
+/// Names the budgets behind the refusals of this round. What can't be read leaves the API's own words.
+async fn say_what_blocks(context: &Context, evictions: &mut [EvictionStatus], present: &[Pod]) {
+    let mut known: BTreeMap<String, Vec<PodDisruptionBudget>> = BTreeMap::new();
+    let just_asked = |eviction: &EvictionStatus| {
+        let tried = eviction.tried.as_ref();
+        eviction.state == EvictionState::Blocked
+            && tried.is_some_and(|tried| since(tried.0) < SignedDuration::from_secs(1))
+    };
+    for eviction in evictions.iter_mut().filter(|eviction| just_asked(eviction)) {
+        let Some(pod) = on_node(present, eviction) else {
+            continue;
+        };
+        let namespace = &eviction.namespace;
+        if !known.contains_key(namespace) {
+            let path = format!("/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets");
+            let budgets = observe::list(&context.client, &path).await;
+            known.insert(namespace.clone(), budgets.unwrap_or_default());
+        }
+        let budgets = known.get(namespace).map(Vec::as_slice).unwrap_or_default();
+        if let Some(why) = evict::blocking(pod, budgets) {
+            eviction.message = format!("waiting: {why}");
+        }
+    }
+}
+
+/// Says why, and what a responder can do now.
+fn give_up(eviction: &mut EvictionStatus, patience: SignedDuration) {
+    let EvictionStatus {
+        namespace,
+        pod,
+        message,
+        ..
+    } = eviction;
+    let why = message.strip_prefix("waiting: ").unwrap_or(message);
+    eviction.message = format!(
+        "given up after {seconds} s: {why}. It is asked for again every {seconds} s; to be done with it at once, \
+         past every budget: kubectl delete pod {pod} -n {namespace}",
+        seconds = patience.as_secs(),
+    );
+    eviction.state = EvictionState::Failed;
 }
 
 fn conclude(record: &mut Record) -> Option<Duration> {
@@ -123,7 +229,10 @@ fn conclude(record: &mut Record) -> Option<Duration> {
     None
 }
 
-/// E.g. "2 gone, 1 kept; default/db-0 blocked: waiting: …".
+/// Pods that stay and are named in the step's message; all are in the status.
+const NAMED: usize = 8;
+
+/// E.g. "2 evicted, default/db-0 not evicted: waiting: …, kube-system/logs-x stays: its DaemonSet …".
 fn summary(evictions: &[EvictionStatus]) -> String {
     let count = |state| {
         evictions
@@ -134,7 +243,6 @@ fn summary(evictions: &[EvictionStatus]) -> String {
     let counts = [
         (count(EvictionState::Gone), "evicted"),
         (count(EvictionState::Evicting), "terminating"),
-        (count(EvictionState::Kept), "kept"),
     ];
     let mut parts: Vec<String> = counts
         .into_iter()
@@ -157,6 +265,21 @@ fn summary(evictions: &[EvictionStatus]) -> String {
                 )
             }),
     );
+    let stay = evictions
+        .iter()
+        .filter(|eviction| eviction.state == EvictionState::Kept)
+        .map(|eviction| {
+            format!(
+                "{}/{} stays: {}",
+                eviction.namespace, eviction.pod, eviction.message
+            )
+        });
+    let stay: Vec<String> = stay.collect();
+    let more = stay.len().saturating_sub(NAMED);
+    parts.extend(stay.into_iter().take(NAMED));
+    if more > 0 {
+        parts.push(format!("{more} more stay, see the warnings"));
+    }
     if parts.is_empty() {
         return "no other pod is on the node".into();
     }
@@ -166,45 +289,69 @@ fn summary(evictions: &[EvictionStatus]) -> String {
 /// Pods that somebody asked to quarantine, planned or not: they must never be evicted, also in the
 /// moment before they carry a label that says so.
 async fn quarantined(context: &Context) -> Result<HashSet<(String, String)>, ObserveError> {
-    let list = Api::<Quarantine>::all(context.client.clone())
-        .list(&ListParams::default())
-        .await
-        .map_err(|error| from_kube("GET", "/apis/impound.dev/v1alpha1/quarantines", error))?;
-    let open = list.items.into_iter().filter(|quarantine| {
-        quarantine
-            .status
-            .as_ref()
-            .is_none_or(|status| !status.phase.is_over())
+    let open = not_over(context).await?.into_iter();
+    let pods = open.map(|quarantine| {
+        (
+            quarantine.namespace().unwrap_or_default(),
+            quarantine.spec.pod,
+        )
     });
-    Ok(open
-        .map(|quarantine| {
-            (
-                quarantine.namespace().unwrap_or_default(),
-                quarantine.spec.pod,
-            )
-        })
-        .collect())
+    Ok(pods.collect())
 }
 
 /// Pods that came to the node between the plan and the cordon.
-fn add_new(evictions: &mut Vec<EvictionStatus>, present: &[Pod], record: &Record) {
+fn add_new(
+    evictions: &mut Vec<EvictionStatus>,
+    present: &[Pod],
+    record: &Record,
+    rules: Rules<'_>,
+) {
     for pod in present {
         let uid = pod.metadata.uid.as_deref();
         let known = uid == record.status.pod_uid.as_deref()
             || evictions.iter().any(|eviction| uid == Some(&eviction.uid));
         if !known {
-            evictions.push(evict::candidate(pod, &record.object.spec));
+            evictions.push(evict::candidate(pod, rules));
         }
     }
 }
 
-/// A blocked eviction is asked for again after a while, however often there is another reason to look.
+/// A blocked eviction is asked for again after a while, however often there is another reason to look, and
+/// not before the API server's Retry-After.
 fn is_due(eviction: &EvictionStatus) -> bool {
     let pause = SignedDuration::try_from(BLOCKED_PAUSE).unwrap_or_default();
-    eviction
-        .tried
-        .as_ref()
-        .is_none_or(|tried| Timestamp::now().duration_since(tried.0) >= pause)
+    let asked = SignedDuration::from_secs(eviction.retry_after.unwrap_or_default().into());
+    let tried = eviction.tried.as_ref();
+    tried.is_none_or(|tried| since(tried.0) >= pause.max(asked))
+}
+
+fn is_due_again(eviction: &EvictionStatus, patience: SignedDuration) -> bool {
+    let tried = eviction.tried.as_ref();
+    eviction.state == EvictionState::Failed && tried.is_none_or(|tried| since(tried.0) >= patience)
+}
+
+fn until_due_again(evictions: &[EvictionStatus], patience: SignedDuration) -> Option<Duration> {
+    let failed = evictions
+        .iter()
+        .filter(|eviction| eviction.state == EvictionState::Failed);
+    let left = failed.map(|eviction| {
+        let waited = eviction
+            .tried
+            .as_ref()
+            .map_or(patience, |tried| since(tried.0));
+        Duration::try_from(patience - waited).unwrap_or_default()
+    });
+    left.min()
+}
+
+fn since(time: Timestamp) -> SignedDuration {
+    Timestamp::now().duration_since(time)
+}
+
+fn on_node<'p>(present: &'p [Pod], eviction: &EvictionStatus) -> Option<&'p Pod> {
+    present
+        .iter()
+        .find(|pod| pod.metadata.uid.as_deref() == Some(&eviction.uid))
 }
 
 /// A pod that is not on the node any more, or whose name belongs to another uid, is gone.
@@ -213,10 +360,7 @@ fn mark_gone(evictions: &mut [EvictionStatus], present: &[Pod]) {
         .iter_mut()
         .filter(|eviction| is_open(eviction.state))
     {
-        let still_there = present
-            .iter()
-            .any(|pod| pod.metadata.uid.as_deref() == Some(&eviction.uid));
-        if !still_there {
+        if on_node(present, eviction).is_none() {
             eviction.state = EvictionState::Gone;
             eviction.message.clear();
         }
@@ -230,11 +374,11 @@ fn is_open(state: EvictionState) -> bool {
     )
 }
 
-fn is_overdue(record: &Record) -> bool {
+fn is_overdue(record: &Record, patience: SignedDuration) -> bool {
     let steps = &record.status.steps;
     let started = steps
         .iter()
         .find(|step| step.name == StepName::Evict)
         .and_then(|step| step.started.clone());
-    started.is_some_and(|started| Timestamp::now().duration_since(started.0) > DEADLINE)
+    started.is_some_and(|started| since(started.0) > patience)
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
 
+use super::containing::missing_denies;
 use super::record::Record;
 use super::{Context, ReconcileError, isolating, verifying};
 use crate::contain::observe::{self, ObserveError};
+use crate::contain::plugin::deny;
 use crate::contain::refusal::Refusal;
 use crate::contain::{node, pod, policy, protect};
 use crate::describe::describe;
@@ -116,7 +118,7 @@ fn too_soon(record: &Record, call: &ApiCall) -> Option<Duration> {
 }
 
 fn restored(call: &ApiCall) -> String {
-    format!("{}: taken away by somebody, put back", call.purpose)
+    format!("{}: was not so any more, put back", call.purpose)
 }
 
 async fn missing(
@@ -128,13 +130,19 @@ async fn missing(
     let undo = record.status.undo.clone().unwrap_or_default();
     let node_name = record.status.node.clone().unwrap_or_default();
     let budget_path = protect::budget_path(&namespace, &record.name());
-    let (node, policies, budget) = futures::try_join!(
+    let (node, policies, budget, denies) = futures::try_join!(
         observe::node(&context.client, &node_name),
         observe::policies(&context.client, &namespace),
         async {
             read(&context.client, &budget_path)
                 .await
                 .map_err(|error: ApiError| error.into())
+        },
+        async {
+            // Where the right to read them is missing, so is that to make them: the facts say so.
+            Ok(missing_denies(context, &undo.denies)
+                .await
+                .unwrap_or_default())
         },
     )?;
     let mut calls = Vec::new();
@@ -150,7 +158,14 @@ async fn missing(
         // It may be somebody's own by now: it is told, and left alone.
         Err(refusal) => note(record, "PolicyChanged", refusal.to_string()),
     }
+    calls.extend(policy::exclude::exclude(
+        &namespace,
+        &policies,
+        &undo.policies,
+        &context.settings,
+    ));
     calls.extend(pod::strip(suspect, &undo.pod));
+    calls.extend(deny::create(&denies, |_| false));
     Ok(calls)
 }
 

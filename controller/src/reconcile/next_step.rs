@@ -1,6 +1,7 @@
 //! Decides what a quarantine needs next, from nothing but what is recorded. Pure.
 
 use crate::contain::facts::{NO_POLICY_ALLOWS, TRAFFIC_BLOCKED};
+use crate::contain::plugin::facts::NO_PLUGIN_POLICY_ALLOWS;
 use crate::contain::proof::{INCOMING_BLOCKED, NO_WAY_PAST, NODE_ISOLATED, OUTGOING_BLOCKED};
 use crate::resources::{
     CollectionPhase, CollectionStatus, FactState, QuarantinePhase, QuarantineSpec,
@@ -8,20 +9,25 @@ use crate::resources::{
 };
 
 /// Steps that contain the pod, in their safe order: the node takes no new pods before the
-/// replacement is made, and the policy exists before the label that it selects.
-pub const CONTAINMENT: [StepName; 5] = [
+/// replacement is made, and every policy is as it must be before the label that it selects. What the
+/// network plugin's own policies add never keeps the strip waiting.
+pub const CONTAINMENT: [StepName; 7] = [
     StepName::Cordon,
     StepName::Protect,
     StepName::Policy,
+    StepName::Exclude,
     StepName::Strip,
+    StepName::Deny,
     StepName::LabelNode,
 ];
 
 /// Steps of a release: containment in reverse.
-pub const RELEASE: [StepName; 6] = [
+pub const RELEASE: [StepName; 8] = [
     StepName::UndoIsolate,
     StepName::UndoLabelNode,
+    StepName::UndoDeny,
     StepName::UndoStrip,
+    StepName::UndoExclude,
     StepName::UndoPolicy,
     StepName::UndoProtect,
     StepName::UndoCordon,
@@ -74,7 +80,7 @@ pub fn next(
     if status.phase == Phase::Releasing || (release_is_due(spec, status, collection)) {
         return RELEASE
             .into_iter()
-            .find(|step| !ended(status, *step))
+            .find(|step| is_wanted(status, *step) && !ended(status, *step))
             .map_or(Next::FinishRelease, Next::Undo);
     }
     let work = work(spec, status, collection);
@@ -104,7 +110,8 @@ pub fn is_contained(status: &QuarantineStatus) -> bool {
     if flows.iter().any(|name| is(name, FactState::False)) {
         return false;
     }
-    if is(&NO_POLICY_ALLOWS, FactState::False) && !is_proved_at_node(status) {
+    let allowing = [NO_POLICY_ALLOWS, NO_PLUGIN_POLICY_ALLOWS];
+    if allowing.iter().any(|name| is(name, FactState::False)) && !is_proved_at_node(status) {
         return false;
     }
     let needed = [
@@ -160,7 +167,8 @@ fn work(
     if status.undo.is_none() {
         return Next::Plan;
     }
-    if let Some(step) = CONTAINMENT.into_iter().find(|step| !ended(status, *step)) {
+    let mut steps = CONTAINMENT.into_iter();
+    if let Some(step) = steps.find(|step| is_wanted(status, *step) && !ended(status, *step)) {
         return Next::Contain(step);
     }
     // An agent that does not answer keeps nobody waiting: what failed once is tried again later.
@@ -204,6 +212,19 @@ fn work(
     Next::Rest
 }
 
+/// Steps about which the plan says nothing don't exist for this quarantine.
+#[must_use]
+pub fn is_wanted(status: &QuarantineStatus, step: StepName) -> bool {
+    let undo = status.undo.as_ref();
+    match step {
+        StepName::Exclude | StepName::UndoExclude => {
+            undo.is_some_and(|undo| !undo.policies.is_empty())
+        }
+        StepName::Deny | StepName::UndoDeny => undo.is_some_and(|undo| !undo.denies.is_empty()),
+        _ => true,
+    }
+}
+
 fn ended(status: &QuarantineStatus, step: StepName) -> bool {
     state(status, step).is_some_and(StepState::is_final)
 }
@@ -221,11 +242,17 @@ pub fn state(status: &QuarantineStatus, step: StepName) -> Option<StepState> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::{Fact, ReleaseSpec, StepStatus, Undo};
+    use crate::resources::{DenyUndo, Fact, PolicyUndo, ReleaseSpec, StepStatus, Undo};
 
+    /// A quarantine whose plan has every step.
     fn status(done: &[StepName]) -> QuarantineStatus {
+        let undo = Undo {
+            policies: vec![PolicyUndo::default()],
+            denies: vec![DenyUndo::default()],
+            ..Undo::default()
+        };
         QuarantineStatus {
-            undo: Some(Undo::default()),
+            undo: Some(undo),
             steps: done
                 .iter()
                 .map(|name| step(*name, StepState::Done))
@@ -287,6 +314,19 @@ mod tests {
         assert_eq!(next(&spec, &status(&done), Some(&sealed())), Next::Collect);
         done.push(StepName::Collect);
         assert_eq!(next(&spec, &status(&done), Some(&sealed())), Next::Finish);
+    }
+
+    #[test]
+    fn steps_of_which_the_plan_says_nothing_do_not_exist() {
+        let mut status = status(&[StepName::Cordon, StepName::Protect, StepName::Policy]);
+        status.undo = Some(Undo::default());
+        let spec = QuarantineSpec::default();
+        assert_eq!(next(&spec, &status, None), Next::Contain(StepName::Strip));
+        status.steps.push(step(StepName::Strip, StepState::Done));
+        assert_eq!(
+            next(&spec, &status, None),
+            Next::Contain(StepName::LabelNode)
+        );
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub async fn reconcile(
     };
     let mut record = Record::new(object, context.clone());
     withdraw(&mut record);
-    let mut fresh = None;
+    let mut planned = false;
     loop {
         let collection = collection(&record, &context).await?;
         let status = collection
@@ -59,7 +59,7 @@ pub async fn reconcile(
             .and_then(|collection| collection.status.clone());
         let delay = match next_step::next(&record.object.spec, &record.status, status.as_ref()) {
             Next::Plan => {
-                fresh = containing::record_plan(&mut record, &context).await?;
+                planned = containing::record_plan(&mut record, &context).await?;
                 if let Err(problem) = log_request(&record, &context).await {
                     tracing::error!(
                         quarantine = record.name(),
@@ -70,8 +70,7 @@ pub async fn reconcile(
                 None
             }
             Next::Contain(step) => {
-                let delay =
-                    containing::carry_out(&mut record, &context, step, fresh.as_ref()).await?;
+                let delay = containing::carry_out(&mut record, &context, step, planned).await?;
                 if delay.is_some() || Some(&step) == CONTAINMENT.last() {
                     record.save().await?;
                 }
@@ -174,11 +173,12 @@ pub async fn reconcile(
             Next::Rest => {
                 let mut again = None;
                 if guarding::applies(record.status.phase) {
-                    again = Some(
-                        guarding::look(&mut record, &context)
-                            .await?
-                            .unwrap_or(WATCH_OVER),
-                    );
+                    let looked = guarding::look(&mut record, &context).await?;
+                    let evicting = evicting::again(&mut record, &context).await?;
+                    again = [looked, evicting, Some(WATCH_OVER)]
+                        .into_iter()
+                        .flatten()
+                        .min();
                     // What is called contained, complete or failed follows the facts of now.
                     finish(&mut record);
                     withdraw(&mut record);
@@ -188,7 +188,7 @@ pub async fn reconcile(
                     record.status.phase,
                     QuarantinePhase::Released | QuarantinePhase::Refused
                 ) {
-                    containing::let_go(&record, &context).await?;
+                    containing::let_go(&mut record, &context).await?;
                 }
                 return Ok(again.map_or_else(Action::await_change, Action::requeue));
             }

@@ -152,25 +152,19 @@ impl Record {
 
     /// Makes the status durable, if it changed, and publishes the events of what was saved.
     ///
-    /// The patch carries the uid, so a quarantine re-created under the same name is never touched.
+    /// The patch carries the uid, so a quarantine re-created under the same name is never touched, and
+    /// the resourceVersion, so a replica that has lost its lease without knowing it never overwrites what
+    /// its successor wrote. Server-side apply would not do: both replicas write under one field manager,
+    /// which never conflicts with itself, and a manager for each would leave its fields behind.
     ///
     /// # Errors
-    /// If the API does not take it; the work is then begun again from what was saved before.
+    /// If the API does not take it, or somebody else wrote the status since it was read; the work is then
+    /// begun again from what is saved.
     pub async fn save(&mut self) -> Result<(), ReconcileError> {
         self.status.observed_generation = self.object.metadata.generation;
         let status = json!(self.status);
         if status != self.saved {
-            let patch = json!({
-                "metadata": { "uid": self.object.metadata.uid },
-                "status": changed_fields(&self.saved, &status),
-            });
-            let api = Api::<Quarantine>::namespaced(self.context.client.clone(), &self.namespace());
-            let name = self.name();
-            api.patch_status(&name, &manager(), &Patch::Merge(patch))
-                .await
-                .map_err(|error| {
-                    from_kube("PATCH", &format!("quarantines/{name}/status"), error)
-                })?;
+            self.write(&changed_fields(&self.saved, &status)).await?;
             self.saved = status;
         }
         self.publish();
@@ -185,6 +179,53 @@ impl Record {
             // The API server's clock, in whole seconds, against ours: good to a second.
             let since = Timestamp::now().duration_since(created.0).as_secs_f64();
             metrics.contained_after(since.max(0.0));
+        }
+    }
+
+    /// Takes over metadata and wishes as the API has just given them; the status stays.
+    pub fn take_over(&mut self, object: Quarantine) {
+        self.object.metadata = object.metadata;
+        self.object.spec = object.spec;
+    }
+
+    async fn write(&mut self, changed: &Value) -> Result<(), ReconcileError> {
+        let api = Api::<Quarantine>::namespaced(self.context.client.clone(), &self.namespace());
+        let name = self.name();
+        let path = format!("quarantines/{name}/status");
+        loop {
+            let patch = json!({
+                "metadata": {
+                    "uid": self.object.metadata.uid,
+                    "resourceVersion": self.object.metadata.resource_version,
+                },
+                "status": changed,
+            });
+            let answer = api
+                .patch_status(&name, &manager(), &Patch::Merge(patch))
+                .await
+                .map_err(|error| from_kube("PATCH", &path, error));
+            match answer {
+                Ok(object) => {
+                    self.take_over(object);
+                    return Ok(());
+                }
+                Err(error) if error.is_conflict() => {
+                    let now = api
+                        .get(&name)
+                        .await
+                        .map_err(|error| from_kube("GET", &path, error))?;
+                    let unchanged =
+                        now.metadata.resource_version == self.object.metadata.resource_version;
+                    if unchanged
+                        || without_nulls(json!(now.status)) != without_nulls(self.saved.clone())
+                    {
+                        return Err(error.into());
+                    }
+                    // Only the wish or the metadata changed, e.g. a release was asked for.
+                    self.take_over(now);
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
@@ -254,6 +295,19 @@ pub fn manager() -> PatchParams {
     PatchParams {
         field_manager: Some(FIELD_MANAGER.into()),
         ..Default::default()
+    }
+}
+
+/// A merge patch drops what is null, so what was saved and what is read back differ in it.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key, without_nulls(value)))
+            .collect(),
+        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
+        value => value,
     }
 }
 

@@ -2,14 +2,21 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+
 use super::containing::{StepError, backoff, in_force};
+use super::next_step::{self, RELEASE};
 use super::record::Record;
 use super::{Context, ReconcileError, isolating};
-use crate::contain::observe::{self, ObserveError};
+use crate::contain::observe::{self, ObserveError, controller_of};
+use crate::contain::plugin::deny;
 use crate::contain::refusal::Refusal;
+use crate::contain::settings::Settings;
 use crate::contain::{node, pod, policy, protect};
 use crate::kubernetes::{read, send};
-use crate::resources::{ApiCall, Quarantine, QuarantinePhase, StepName, StepState, Undo};
+use crate::resources::{
+    ApiCall, DenyUndo, EvictionState, Quarantine, QuarantinePhase, StepName, StepState, Undo,
+};
 
 /// Tries of one call within one attempt, as in containment.
 const TRIES: usize = 5;
@@ -64,36 +71,144 @@ pub(super) enum Undone {
 async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<Undone, StepError> {
     // Node and policy are shared: nobody plans with them between our look and our write.
     let _alone = context.shared.lock().await;
-    let others: Vec<Quarantine> = in_force(context)
-        .await?
-        .into_iter()
-        .filter(|other| other.metadata.uid != record.object.metadata.uid)
-        .filter(|other| {
-            other
-                .status
-                .as_ref()
-                .is_some_and(|status| status.phase != QuarantinePhase::Releasing)
-        })
-        .collect();
-    if let Some(message) = still_needed(record, &others, step) {
-        return Ok(Undone::NotNeeded(message));
-    }
+    let others = others(record, context).await?;
+    let mut done = Vec::new();
     let mut last = StepError::Transient("no attempt was made".into());
-    for _ in 0..TRIES {
-        let call = match next_call(record, context, step).await? {
-            Ok(call) => call,
-            Err(message) => return Ok(Undone::NotNeeded(message)),
-        };
-        match send(&context.client, &call).await {
-            Ok(_) => return Ok(Undone::Now(call.purpose)),
-            Err(error) if error.code() == 404 => {
-                return Ok(Undone::NotNeeded("it is gone already".into()));
+    'tries: for _ in 0..TRIES {
+        let Undoing { calls, left } = undoing(record, context, step, &others).await?;
+        for call in calls {
+            match send(&context.client, &call).await {
+                Ok(_) => done.push(call.purpose),
+                Err(error) if error.code() == 404 => {}
+                Err(error) if error.is_conflict() || error.code() == 422 => {
+                    last = error.into();
+                    continue 'tries;
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) if error.is_conflict() || error.code() == 422 => last = error.into(),
-            Err(error) => return Err(error.into()),
         }
+        let undone = !done.is_empty();
+        done.extend(left);
+        let message = done.join("; ");
+        return Ok(match (undone, message.is_empty()) {
+            (true, _) => Undone::Now(message),
+            (false, false) => Undone::NotNeeded(message),
+            (false, true) => Undone::NotNeeded("nothing of ours was left".into()),
+        });
     }
     Err(last)
+}
+
+/// What a release would send now, in order, and what it leads to. The resourceVersions are those of now;
+/// each is read again just before its call is made.
+///
+/// # Errors
+/// If the API can't be read.
+pub async fn plan(record: &Record, context: &Context) -> Result<Release, ObserveError> {
+    let _alone = context.shared.lock().await;
+    let others = others(record, context).await?;
+    let mut planned = Release {
+        calls: Vec::new(),
+        warnings: consequences(record),
+    };
+    let status = &record.status;
+    for step in RELEASE {
+        let ended = next_step::state(status, step).is_some_and(StepState::is_final);
+        if ended || !next_step::is_wanted(status, step) {
+            continue;
+        }
+        if step == StepName::UndoIsolate && status.undo.as_ref().is_some_and(|undo| undo.isolated) {
+            let node = status.node.clone().unwrap_or_default();
+            planned.warnings.push(format!(
+                "{step}: the agent of node {node} lifts the isolation."
+            ));
+        }
+        let undoing = undoing(record, context, step, &others).await?;
+        planned.calls.extend(undoing.calls);
+        let left = undoing.left.into_iter();
+        planned
+            .warnings
+            .extend(left.map(|why| format!("{step}: {why}.")));
+    }
+    Ok(planned)
+}
+
+/// What a release does.
+pub struct Release {
+    /// Calls in the order in which they are made.
+    pub calls: Vec<ApiCall>,
+    /// Consequences, and what is left as it is, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// What follows from putting the labels back, by the kind of the pod's controller (recorded on
+/// Kubernetes 1.36).
+fn consequences(record: &Record) -> Vec<String> {
+    let status = &record.status;
+    let Some(undo) = &status.undo else {
+        return vec!["Nothing was changed yet: the quarantine is withdrawn.".into()];
+    };
+    let owner = status.owner.clone().unwrap_or_default();
+    let kind = controller_of(Some(&undo.pod.owner_references)).map(|owner| owner.kind.as_str());
+    let mut consequences = Vec::new();
+    consequences.extend(match kind {
+        None => None,
+        Some("StatefulSet") => Some(format!(
+            "{owner} adopts the pod again at once; it wanted a pod of this name, so none is deleted."
+        )),
+        Some("DaemonSet") => Some(format!(
+            "{owner} adopts the pod again at once; if it has started another one on the node, it deletes one of \
+             the two, perhaps this one."
+        )),
+        Some("Job") => Some(format!(
+            "{owner} takes the pod up again at once and counts it; if it has as many as it wants, it deletes \
+             one, perhaps this one."
+        )),
+        Some(_) => Some(format!(
+            "{owner} adopts the pod again within milliseconds and, having started a replacement, deletes one of \
+             its pods, perhaps this one: what of it is not collected is lost."
+        )),
+    });
+    consequences.push(
+        "The suspect's traffic is let through again, and the Services that selected it send it requests."
+            .into(),
+    );
+    let moved = status.evictions.iter();
+    let moved = moved.filter(|eviction| eviction.state == EvictionState::Gone);
+    match moved.count() {
+        0 => {}
+        moved => consequences.push(format!(
+            "The {moved} pods that were evicted stay where their controllers started them anew."
+        )),
+    }
+    consequences
+}
+
+/// The other quarantines in force; those that are being undone need nothing any more.
+async fn others(record: &Record, context: &Context) -> Result<Vec<Quarantine>, ObserveError> {
+    let mut others = in_force(context).await?;
+    others.retain(|other| {
+        let phase = other.status.as_ref().map(|status| status.phase);
+        other.metadata.uid != record.object.metadata.uid
+            && phase != Some(QuarantinePhase::Releasing)
+    });
+    Ok(others)
+}
+
+/// The calls of one step, and why something is left as it is.
+#[derive(Default)]
+struct Undoing {
+    calls: Vec<ApiCall>,
+    left: Vec<String>,
+}
+
+impl Undoing {
+    fn left(why: impl Into<String>) -> Self {
+        Self {
+            left: vec![why.into()],
+            ..Self::default()
+        }
+    }
 }
 
 /// Node and namespace are shared: the last quarantine that is released undoes them.
@@ -106,55 +221,69 @@ fn still_needed(record: &Record, others: &[Quarantine], step: StepName) -> Optio
                 .and_then(|status| status.node.as_ref())
                 == record.status.node.as_ref()
         }
-        StepName::UndoPolicy => other.metadata.namespace == record.object.metadata.namespace,
+        StepName::UndoPolicy | StepName::UndoDeny => {
+            other.metadata.namespace == record.object.metadata.namespace
+        }
         _ => false,
     })?;
-    Some(format!(
-        "left as it is: quarantine {}/{} still needs it",
-        sharing.metadata.namespace.as_deref().unwrap_or_default(),
-        sharing.metadata.name.as_deref().unwrap_or_default()
-    ))
+    Some(needed_by(sharing))
 }
 
-/// The call of a step, or why none is needed.
-async fn next_call(
+fn needed_by(other: &Quarantine) -> String {
+    format!(
+        "left as it is: quarantine {}/{} still needs it",
+        other.metadata.namespace.as_deref().unwrap_or_default(),
+        other.metadata.name.as_deref().unwrap_or_default()
+    )
+}
+
+/// What a step has to send, as things are now.
+async fn undoing(
     record: &Record,
     context: &Context,
     step: StepName,
-) -> Result<Result<ApiCall, String>, StepError> {
-    let Undo {
-        pod: pod_undo,
-        node: node_undo,
-        ..
-    } = record.status.undo.clone().unwrap_or_default();
+    others: &[Quarantine],
+) -> Result<Undoing, ObserveError> {
+    if let Some(why) = still_needed(record, others, step) {
+        return Ok(Undoing::left(why));
+    }
+    let undo = record.status.undo.clone().unwrap_or_default();
     let namespace = record.namespace();
+    let settings = &context.settings;
     let call = match step {
         StepName::UndoLabelNode | StepName::UndoCordon => {
             let name = record.status.node.clone().unwrap_or_default();
             let Some(node) = observe::node(&context.client, &name).await? else {
-                return Ok(Err(format!("node {name} is gone")));
+                return Ok(Undoing::left(format!("node {name} is gone")));
             };
             if step == StepName::UndoCordon {
-                node::uncordon(&node, &node_undo)
+                node::uncordon(&node, &undo.node)
             } else {
-                node::unlabel(&node, &node_undo, &context.settings)
+                node::unlabel(&node, &undo.node, settings)
             }
         }
         StepName::UndoStrip => {
             let pod = &record.object.spec.pod;
             match observe::suspect(&context.client, &namespace, pod).await {
                 Ok((_, pod)) if pod.metadata.uid == record.status.pod_uid => {
-                    pod::restore(&pod, &pod_undo)
+                    let left = pod::changed_by_others(&pod, &undo.pod);
+                    let calls = pod::restore(&pod, &undo.pod).into_iter().collect();
+                    return Ok(Undoing { calls, left });
                 }
                 Ok(_) | Err(ObserveError::Refused(Refusal::NoSuchPod { .. })) => {
-                    return Ok(Err("the pod is gone".into()));
+                    return Ok(Undoing::left("the pod is gone"));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
+        StepName::UndoExclude => {
+            let policies = observe::policies(&context.client, &namespace).await?;
+            return Ok(include_again(record, &policies, &undo, others, settings));
+        }
+        StepName::UndoDeny => return remove_denies(context, &undo.denies).await,
         StepName::UndoPolicy => {
             let policies = observe::policies(&context.client, &namespace).await?;
-            policy::remove(&namespace, &policies, &context.settings)
+            policy::remove(&namespace, &policies, settings)
         }
         StepName::UndoProtect => {
             let path = protect::budget_path(&namespace, &record.name());
@@ -166,13 +295,59 @@ async fn next_call(
                 protect::remove(&namespace, &record.name(), uid)
             })
         }
-        other => {
-            return Err(StepError::Hopeless(format!(
-                "{other} is not a release step"
-            )));
-        }
+        _ => None,
     };
-    Ok(call.ok_or_else(|| "nothing of ours was left".into()))
+    Ok(Undoing {
+        calls: call.into_iter().collect(),
+        left: Vec::new(),
+    })
+}
+
+async fn remove_denies(context: &Context, denies: &[DenyUndo]) -> Result<Undoing, ObserveError> {
+    let mut undoing = Undoing::default();
+    for deny in denies {
+        let present = read(&context.client, &deny.path).await?;
+        match deny::remove(deny, present.as_ref()) {
+            Ok(call) => undoing.calls.extend(call),
+            Err(why) => undoing.left.push(why),
+        }
+    }
+    Ok(undoing)
+}
+
+/// Policies that another quarantine of the namespace has narrowed too stay so until that one is released.
+fn include_again(
+    record: &Record,
+    policies: &[NetworkPolicy],
+    undo: &Undo,
+    others: &[Quarantine],
+    settings: &Settings,
+) -> Undoing {
+    let needs = |other: &Quarantine, uid: &str| {
+        let theirs = other
+            .status
+            .as_ref()
+            .and_then(|status| status.undo.as_ref());
+        other.metadata.namespace == record.object.metadata.namespace
+            && theirs.is_some_and(|undo| undo.policies.iter().any(|policy| policy.uid == uid))
+    };
+    let mut left = Vec::new();
+    let mut mine = Vec::new();
+    for policy in &undo.policies {
+        match others.iter().find(|other| needs(other, &policy.uid)) {
+            Some(other) => left.push(format!(
+                "NetworkPolicy {} is {}",
+                policy.name,
+                needed_by(other)
+            )),
+            None => mine.push(policy.clone()),
+        }
+    }
+    left.extend(policy::exclude::left_alone(policies, &mine, settings));
+    Undoing {
+        calls: policy::exclude::include_again(&record.namespace(), policies, &mine, settings),
+        left,
+    }
 }
 
 /// Every step has ended well; the objects that undoing needed are not kept any longer.

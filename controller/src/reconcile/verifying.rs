@@ -8,7 +8,8 @@ use super::next_step::is_contained;
 use super::record::Record;
 use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::ObserveError;
-use crate::contain::{credentials, facts, guard};
+use crate::contain::plugin::facts as plugin_facts;
+use crate::contain::{credentials, facts, guard, pod};
 use crate::resources::{Fact, FactState, QuarantinePhase, StepName, StepState, Verdict};
 
 /// The API's own controllers release a pod and rewrite EndpointSlices within about 100 ms on an
@@ -49,8 +50,20 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));
     }
+    let mut facts = std::mem::take(&mut record.status.facts);
+    add_plugin_facts(record, context, &mut facts).await;
+    record.state(facts);
     conclude(record);
     Ok(())
+}
+
+/// What policies of other kinds mean for the pod; nothing where the cluster serves none.
+async fn add_plugin_facts(record: &Record, context: &Context, facts: &mut Vec<Fact>) {
+    let namespace = record.namespace();
+    let plugin = context.plugins.observe(&context.client, &namespace).await;
+    let undo = record.status.undo.clone().unwrap_or_default();
+    let labels = pod::labels_after(&undo.pod);
+    plugin_facts::add(facts, &plugin, &namespace, &labels, &context.settings);
 }
 
 /// Reports what the suspect could act with. After containment, which must not wait for it.
@@ -68,6 +81,7 @@ pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), R
     let facts = match check(record, context).await {
         Ok(mut facts) => {
             facts.push(guarded(context).await);
+            add_plugin_facts(record, context, &mut facts).await;
             facts
         }
         Err(ObserveError::Refused(_)) => return Ok(()),

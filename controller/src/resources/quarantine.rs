@@ -84,6 +84,11 @@ pub struct QuarantineSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub delete_empty_dir_data: bool,
+    /// Also take the suspect out of NetworkPolicies that allow it traffic and that it can't leave by
+    /// its labels: their podSelector is narrowed so that it selects no pod with the suspect label.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
+    pub exclude_from_policies: bool,
     /// Contain only, collect nothing.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
@@ -282,8 +287,12 @@ pub enum StepName {
     Protect,
     /// NetworkPolicy that denies all traffic of pods with the suspect label.
     Policy,
+    /// Pods with the suspect label taken out of NetworkPolicies that would allow them traffic.
+    Exclude,
     /// Labels that owner and Services select by taken off and the suspect label put on, in one patch.
     Strip,
+    /// The same denial in the network plugin's own policy kinds, which win over its allow rules.
+    Deny,
     /// Node labelled as suspect.
     LabelNode,
     /// Pod isolated in its own network namespace, by its node's agent.
@@ -302,8 +311,12 @@ pub enum StepName {
     UndoIsolate,
     /// Node labels taken off.
     UndoLabelNode,
+    /// The network plugin's policies removed, if no other quarantine needs them.
+    UndoDeny,
     /// Suspect label taken off and the original labels put back.
     UndoStrip,
+    /// NetworkPolicies select pods with the suspect label again, if no other quarantine needs it.
+    UndoExclude,
     /// NetworkPolicy removed, if no other quarantine needs it.
     UndoPolicy,
     /// Disruption budget removed.
@@ -396,6 +409,38 @@ pub struct Undo {
     /// Whether the pod is to be isolated at its node, which release has to lift.
     #[serde(default)]
     pub isolated: bool,
+    /// NetworkPolicies that the suspect is taken out of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyUndo>,
+    /// Policies of the network plugin's own kinds that are made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denies: Vec<DenyUndo>,
+}
+
+/// A NetworkPolicy of the pod's namespace before its podSelector is narrowed.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyUndo {
+    /// Object name.
+    pub name: String,
+    /// metadata.uid: a policy re-created under the same name is another one.
+    pub uid: String,
+    /// Its spec.podSelector as it was, for the record: release takes out what was put in and leaves
+    /// the rest as it is by then.
+    #[schemars(schema_with = "any_object")]
+    pub pod_selector: serde_json::Value,
+}
+
+/// A policy of a network plugin's own kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DenyUndo {
+    /// Kind, e.g. `CiliumNetworkPolicy`.
+    pub kind: String,
+    /// Path of the object below the API server.
+    pub path: String,
+    /// The object as it is made, as JSON text.
+    pub body: String,
 }
 
 /// The pod's metadata before the change.
@@ -412,6 +457,10 @@ pub struct PodUndo {
     /// Label keys that the strip removes.
     #[serde(default)]
     pub removed: Vec<String>,
+    /// Those of them that neither owner nor Services need gone: by key the NetworkPolicy that lets go of
+    /// the pod without it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub for_policies: BTreeMap<String, String>,
     /// Labels that the strip sets.
     #[serde(default)]
     pub added: BTreeMap<String, String>,
@@ -485,6 +534,9 @@ pub struct EvictionStatus {
     /// When eviction was last asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tried: Option<MicroTime>,
+    /// Seconds from `tried` on during which the API server asked not to be asked again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u32>,
 }
 
 /// What became of a pod that shared the suspect's node.

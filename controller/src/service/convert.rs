@@ -77,6 +77,16 @@ pub(super) fn quarantine(object: &Quarantine) -> wire::Quarantine {
                 what: drift.what,
             })
             .collect(),
+        evictions: status
+            .evictions
+            .into_iter()
+            .map(|eviction| wire::Eviction {
+                namespace: eviction.namespace,
+                pod: eviction.pod,
+                state: format!("{:?}", eviction.state),
+                message: eviction.message,
+            })
+            .collect(),
     }
 }
 
@@ -120,9 +130,13 @@ pub(super) fn collection(
 }
 
 pub(super) fn plan(plan: &Plan) -> wire::Plan {
+    calls(&plan.calls, &plan.warnings)
+}
+
+pub(super) fn calls(calls: &[ApiCall], warnings: &[String]) -> wire::Plan {
     wire::Plan {
-        calls: plan.calls.iter().map(call).collect(),
-        warnings: plan.warnings.clone(),
+        calls: calls.iter().map(call).collect(),
+        warnings: warnings.to_vec(),
     }
 }
 

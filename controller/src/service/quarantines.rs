@@ -16,7 +16,7 @@ use crate::kubernetes::from_kube;
 use crate::reconcile::containing::prepare;
 use crate::reconcile::custody;
 use crate::reconcile::next_step::evidence_is_safe;
-use crate::reconcile::record::manager;
+use crate::reconcile::record::{Record, manager};
 use crate::reconcile::releasing;
 use crate::resources::{
     Collection, Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec,
@@ -235,6 +235,22 @@ pub(super) async fn release(
     Ok(convert::quarantine(&released))
 }
 
+/// What a release would do, without doing it. Refused where the release would be.
+pub(super) async fn plan_release(
+    service: &Service,
+    request: wire::ReleaseQuarantineRequest,
+) -> Result<wire::Plan, Status> {
+    let found = find(service, &request.namespace, &request.name).await?;
+    let name = found.metadata.name.clone().unwrap_or_default();
+    let recorded = found.status.clone().unwrap_or_default();
+    refuse_release(service, &found, &recorded, &name, request.force).await?;
+    let record = Record::new(found, service.context.clone());
+    let release = releasing::plan(&record, &service.context)
+        .await
+        .map_err(|error| status::of_observe(&error))?;
+    Ok(convert::calls(&release.calls, &release.warnings))
+}
+
 async fn refuse_release(
     service: &Service,
     found: &Quarantine,
@@ -297,6 +313,7 @@ fn checked(
         keep_neighbours: request.keep_neighbours,
         evict_unmanaged: request.evict_unmanaged,
         delete_empty_dir_data: request.delete_empty_dir_data,
+        exclude_from_policies: request.exclude_from_policies,
         skip_collection: request.skip_collection,
         pause: request.pause,
         isolation: isolation::spec(request.isolation)?,

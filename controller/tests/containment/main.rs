@@ -12,15 +12,21 @@
     reason = "a test that finds something else than it expects is to panic"
 )]
 
+#[path = "../collection/agent.rs"]
+#[allow(dead_code, reason = "its faults are for the tests of collecting")]
+mod agent;
 mod crashes;
 mod drift;
+mod evictions;
 mod faults;
 mod guard;
 mod health;
 mod isolation;
 mod kinds;
 mod outcome;
+mod policies;
 mod procedure;
+mod races;
 mod refusals;
 mod release;
 mod replicas;

@@ -139,6 +139,31 @@ async fn a_dry_run_changes_nothing_and_says_what_the_real_run_sends() {
 }
 
 #[tokio::test]
+async fn what_is_sent_is_the_plan_that_was_stored() {
+    let world = World::start_in_memory().await;
+    let pods = world.deployment("nginx", 2, None).await;
+    let suspect = pods.first().unwrap();
+    world.deployment("tomcat", 1, Some(&node_of(suspect))).await;
+    world.quarantine(&name(suspect)).await;
+    let requests = world.requests();
+    let stored = requests
+        .iter()
+        .filter_map(|request| request.body.as_ref()?["status"]["plan"].as_array())
+        .find(|plan| !plan.is_empty())
+        .unwrap();
+    for call in stored {
+        let body: serde_json::Value = serde_json::from_str(call["body"].as_str().unwrap()).unwrap();
+        let sent = requests.iter().filter(|request| {
+            request.method == call["method"]
+                && request.path == call["path"].as_str().unwrap()
+                && request.body.as_ref() == Some(&body)
+        });
+        assert_eq!(sent.count(), 1, "{call:#}");
+    }
+    assert!(stored.len() >= 5, "{stored:#?}");
+}
+
+#[tokio::test]
 async fn undo_data_and_untouched_objects_are_recorded_before_the_first_change() {
     let world = World::start_in_memory().await;
     let pods = world.deployment("nginx", 1, None).await;
@@ -185,7 +210,12 @@ async fn an_exhausted_budget_blocks_an_eviction_visibly_and_nothing_else() {
         let now = world.current(&quarantine).await;
         let step = now.steps.iter().find(|step| step.name == "Evict").cloned();
         match step {
-            Some(step) if step.state == "Waiting" && step.message.contains("disruption budget") => {
+            Some(step)
+                if step.state == "Waiting"
+                    && step
+                        .message
+                        .contains("/tomcat allows 0 disruptions now: 1 of 1 pods are healthy") =>
+            {
                 Ok(now)
             }
             step => Err(format!("{step:?}")),

@@ -36,7 +36,9 @@ pub(crate) struct World {
     pub(crate) health_port: u16,
     controller: Option<Child>,
     /// What the controller is told about agents.
-    about_agents: Vec<String>,
+    pub(crate) about_agents: Vec<String>,
+    /// Further arguments of the controller.
+    pub(crate) arguments: Vec<String>,
 }
 
 /// User of the controller in the in-memory cluster.
@@ -72,6 +74,19 @@ impl World {
         world.about_agents = vec!["--agent-port".into(), port.to_string()];
         world.start_controller().await;
         world
+    }
+
+    /// As `start_in_memory`, with further arguments of the controller.
+    pub(crate) async fn start_with(arguments: &[&str]) -> Self {
+        let mut world = Self::prepared(None, ClusterConfig::default()).await;
+        world.arguments = arguments.iter().map(|one| (*one).to_owned()).collect();
+        world.start_controller().await;
+        world
+    }
+
+    /// The in-memory cluster, without a controller yet.
+    pub(crate) async fn in_memory_without_controller() -> Self {
+        Self::prepared(None, ClusterConfig::default()).await
     }
 
     pub(crate) async fn without_controller() -> Self {
@@ -137,6 +152,7 @@ impl World {
             ]
             .map(String::from)
             .to_vec(),
+            arguments: Vec::new(),
         };
         world.furnish().await;
         world
@@ -180,6 +196,7 @@ impl World {
             .arg(pki.join("signing/evidence.key"))
             .arg("--store")
             .arg(self.dir.path().join("store"))
+            .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -33,6 +33,10 @@ pub struct CreateQuarantineRequest {
     /// Pause each container while its image is committed.
     #[prost(bool, tag = "11")]
     pub pause: bool,
+    /// Also take the suspect out of NetworkPolicies that allow it traffic and that it can't leave by its
+    /// labels: their podSelector is narrowed.
+    #[prost(bool, tag = "20")]
+    pub exclude_from_policies: bool,
     /// How the pod is isolated by its node's agent. Unset: as the controller was started, with nothing
     /// allowed but what the kubelet's probes need.
     #[prost(message, optional, tag = "12")]
@@ -163,6 +167,9 @@ pub struct Quarantine {
     /// What others took away since containment, what was put back, and what was lost. Oldest first.
     #[prost(message, repeated, tag = "18")]
     pub drift: ::prost::alloc::vec::Vec<Drift>,
+    /// The node's other pods and what became of them.
+    #[prost(message, repeated, tag = "30")]
+    pub evictions: ::prost::alloc::vec::Vec<Eviction>,
     /// "NotContained", "Contained" (at the Kubernetes API), "Isolated" (proved by the facts: also at the
     /// node, with connection attempts that succeeded before and fail now). Empty: not known yet.
     #[prost(string, tag = "19")]
@@ -235,6 +242,19 @@ pub struct ConnectionAttempt {
     pub permitted: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Eviction {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub pod: ::prost::alloc::string::String,
+    /// Pending, Blocked, Evicting, Gone, Kept, Failed
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    /// Why it waits or stays, and what would change that.
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Credential {
     /// Token, RoleBinding, ClusterRoleBinding, Secret; Bindings if they could not be read
     #[prost(string, tag = "1")]
@@ -261,7 +281,8 @@ pub struct Drift {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Step {
-    /// Cordon, Protect, Policy, Strip, LabelNode, Isolate, Verify, Prove, Neighbours, Evict, Collect; Release ones have the prefix "Undo".
+    /// Cordon, Protect, Policy, Exclude, Strip, Deny, LabelNode, Isolate, Verify, Prove, Neighbours, Evict, Collect; Release ones
+    /// have the prefix "Undo".
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     /// Pending, Running, Waiting, Done, Failed, Skipped
@@ -828,6 +849,30 @@ pub mod controller_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// What a release would do now: its calls in order, and what they lead to. Changes nothing.
+        pub async fn plan_release(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseQuarantineRequest>,
+        ) -> std::result::Result<tonic::Response<super::Plan>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.controller.v1.Controller/PlanRelease",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("impound.controller.v1.Controller", "PlanRelease"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Collects a pod's evidence without containing it.
         pub async fn create_collection(
             &mut self,
@@ -1102,6 +1147,11 @@ pub mod controller_server {
             &self,
             request: tonic::Request<super::ReleaseQuarantineRequest>,
         ) -> std::result::Result<tonic::Response<super::Quarantine>, tonic::Status>;
+        /// What a release would do now: its calls in order, and what they lead to. Changes nothing.
+        async fn plan_release(
+            &self,
+            request: tonic::Request<super::ReleaseQuarantineRequest>,
+        ) -> std::result::Result<tonic::Response<super::Plan>, tonic::Status>;
         /// Collects a pod's evidence without containing it.
         async fn create_collection(
             &self,
@@ -1460,6 +1510,51 @@ pub mod controller_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReleaseQuarantineSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.controller.v1.Controller/PlanRelease" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlanReleaseSvc<T: Controller>(pub Arc<T>);
+                    impl<
+                        T: Controller,
+                    > tonic::server::UnaryService<super::ReleaseQuarantineRequest>
+                    for PlanReleaseSvc<T> {
+                        type Response = super::Plan;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseQuarantineRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Controller>::plan_release(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlanReleaseSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

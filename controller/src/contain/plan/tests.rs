@@ -1,5 +1,7 @@
 //! What is planned for a pod, by what was observed of it.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -8,6 +10,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::contain::observe::{Adopter, Owner};
+use crate::contain::plugin::Plugin;
+use crate::contain::settings::StorePods;
 use crate::resources::{NodeUndo, QuarantinePhase, QuarantineStatus};
 
 const POD_UID: &str = "f70964d0-fd3f-4ec8-b288-6e53f78a34bb";
@@ -62,6 +66,8 @@ fn deployment_pod() -> Observed {
             json!({ "metadata": { "name": "web" }, "spec": { "selector": { "app": "nginx" } } }),
         )],
         policies: vec![],
+        plugin: Plugin::default(),
+        daemon_sets: Some(BTreeSet::from(["o".to_owned()])),
         node: from(node.clone()),
         node_raw: node,
         pod_raw: pod,
@@ -168,16 +174,183 @@ fn what_another_policy_still_allows_is_said_before_anything_is_done() {
     let mut observed = deployment_pod();
     observed.policies = vec![from::<NetworkPolicy>(json!({
         "metadata": { "name": "allow-blue" },
-        "spec": { "podSelector": { "matchLabels": { "team": "blue" } }, "ingress": [{}] },
+        "spec": { "podSelector": {}, "ingress": [{}] },
     }))];
     let plan = planned(&observed).unwrap();
     assert!(
-        plan.warnings
-            .iter()
-            .any(|warning| warning.starts_with("NetworkPolicy allow-blue still allows ingress")),
+        plan.warnings.iter().any(|warning| warning
+            .starts_with("NetworkPolicy allow-blue still allows ingress")
+            && warning.contains("--exclude-from-policies")),
         "{:?}",
         plan.warnings
     );
+    assert!(plan.undo.policies.is_empty(), "only on demand");
+}
+
+#[test]
+fn a_label_that_only_a_policy_selects_by_is_stripped_with_the_reason() {
+    let mut observed = deployment_pod();
+    observed.policies = vec![from::<NetworkPolicy>(json!({
+        "metadata": { "name": "allow-blue" },
+        "spec": { "podSelector": { "matchLabels": { "team": "blue" } }, "ingress": [{}] },
+    }))];
+    let plan = planned(&observed).unwrap();
+    assert_eq!(
+        body(&plan, StepName::Strip)["metadata"]["labels"]["team"],
+        Value::Null
+    );
+    assert_eq!(plan.undo.pod.for_policies["team"], "allow-blue");
+    let said = |word: &str| plan.warnings.iter().any(|warning| warning.contains(word));
+    assert!(
+        said("label team is taken off too") && !said("still allows"),
+        "{:?}",
+        plan.warnings
+    );
+}
+
+#[test]
+fn a_label_whose_absence_an_owner_selects_by_stays_and_the_policy_is_told() {
+    let mut observed = deployment_pod();
+    observed.policies = vec![from::<NetworkPolicy>(json!({
+        "metadata": { "name": "allow-blue" },
+        "spec": { "podSelector": { "matchLabels": { "team": "blue" } }, "ingress": [{}] },
+    }))];
+    observed.adopters.push(Adopter {
+        kind: "ReplicaSet",
+        name: "teamless".into(),
+        uid: "other".into(),
+        selector: selector(
+            json!({ "matchExpressions": [{ "key": "team", "operator": "DoesNotExist" }] }),
+        ),
+    });
+    let plan = planned(&observed).unwrap();
+    assert!(!plan.undo.pod.removed.contains(&"team".to_owned()));
+    assert!(
+        plan.warnings
+            .iter()
+            .any(|warning| warning.contains("allow-blue still allows ingress"))
+    );
+}
+
+#[test]
+fn a_policy_is_narrowed_between_the_denial_and_the_strip() {
+    let mut observed = deployment_pod();
+    observed.policies = vec![from::<NetworkPolicy>(json!({
+        "metadata": { "name": "open", "uid": "p", "resourceVersion": "3" },
+        "spec": { "podSelector": {}, "ingress": [{}] },
+    }))];
+    let spec = QuarantineSpec {
+        exclude_from_policies: true,
+        ..spec()
+    };
+    let plan = plan(&observed, "q", &spec, &[], &Settings::default()).unwrap();
+    let steps: Vec<StepName> = plan.calls.iter().map(|call| call.step).collect();
+    assert_eq!(
+        steps,
+        [
+            StepName::Cordon,
+            StepName::Protect,
+            StepName::Policy,
+            StepName::Exclude,
+            StepName::Strip,
+            StepName::LabelNode
+        ]
+    );
+    assert!(
+        !plan
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("still allows"))
+    );
+    assert!(
+        plan.warnings
+            .iter()
+            .any(|warning| warning.contains("NetworkPolicy open is changed"))
+    );
+}
+
+#[test]
+fn finished_pods_and_orphans_of_a_daemonset_are_told_apart_from_its_pods() {
+    let daemon = |name: &str, owner: &str, phase: &str| -> Pod {
+        from(json!({
+            "metadata": { "name": name, "namespace": "shop", "uid": name, "ownerReferences": [
+                { "apiVersion": "apps/v1", "kind": "DaemonSet", "name": "o", "uid": owner, "controller": true }] },
+            "spec": { "containers": [] }, "status": { "phase": phase },
+        }))
+    };
+    let mut observed = deployment_pod();
+    observed.pods_on_node.extend([
+        daemon("runs", "o", "Running"),
+        daemon("finished", "o", "Failed"),
+        daemon("orphan", "gone", "Running"),
+    ]);
+    let state = |plan: &Plan, pod: &str| {
+        let mut found = plan.evictions.iter().filter(|eviction| eviction.pod == pod);
+        found
+            .next()
+            .map(|eviction| (eviction.state, eviction.message.clone()))
+            .unwrap()
+    };
+    let careful = planned(&observed).unwrap();
+    assert_eq!(state(&careful, "runs").0, EvictionState::Kept);
+    assert_eq!(state(&careful, "finished").0, EvictionState::Pending);
+    let (kept, why) = state(&careful, "orphan");
+    assert!(
+        kept == EvictionState::Kept && why.contains("is gone") && why.contains("--evict-unmanaged"),
+        "{why}"
+    );
+    let spec = QuarantineSpec {
+        evict_unmanaged: true,
+        ..spec()
+    };
+    let forced = plan(&observed, "q", &spec, &[], &Settings::default()).unwrap();
+    assert_eq!(state(&forced, "orphan").0, EvictionState::Pending);
+    assert_eq!(
+        state(&forced, "runs").0,
+        EvictionState::Kept,
+        "it would come back at once"
+    );
+    // Which DaemonSets there are could not be read: none is taken for an orphan.
+    observed.daemon_sets = None;
+    let unknown = plan(&observed, "q", &spec, &[], &Settings::default()).unwrap();
+    assert_eq!(state(&unknown, "orphan").0, EvictionState::Kept);
+}
+
+#[test]
+fn impounds_own_pods_stay_and_strangers_with_its_label_do_not() {
+    let pod = |namespace: &str, name: &str, labels: Value| -> Pod {
+        from(json!({
+            "metadata": { "name": name, "namespace": namespace, "uid": name, "labels": labels, "ownerReferences": [
+                { "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "o", "uid": "o", "controller": true }] },
+            "spec": { "containers": [] }, "status": { "phase": "Running" },
+        }))
+    };
+    let part = json!({ "app.kubernetes.io/part-of": "impound" });
+    let mut observed = deployment_pod();
+    observed.pods_on_node.extend([
+        pod("impound", "agent", part.clone()),
+        pod("impound", "controller-1", json!({})),
+        pod("storage", "weed-0", json!({ "app": "weed" })),
+        pod("shop", "in-disguise", part),
+        pod("shop", "no-store", json!({ "app": "weed" })),
+    ]);
+    let settings = Settings {
+        own_namespace: Some("impound".into()),
+        own_pod: Some("controller-1".into()),
+        store_pods: Some(StorePods {
+            namespace: "storage".into(),
+            labels: [("app".to_owned(), "weed".to_owned())].into(),
+        }),
+        ..Settings::default()
+    };
+    let plan = plan(&observed, "q", &spec(), &[], &settings).unwrap();
+    let stay: Vec<&str> = plan
+        .evictions
+        .iter()
+        .filter(|eviction| eviction.state == EvictionState::Kept)
+        .map(|eviction| eviction.pod.as_str())
+        .collect();
+    assert_eq!(stay, ["agent", "controller-1", "weed-0"]);
 }
 
 #[test]
