@@ -3,7 +3,8 @@
 # controller, all over mutual TLS. Sourced by other scripts, after machine.sh.
 #
 #   cluster_build              builds the programs, unless IMPOUND_BIN names a directory that has them; sets BIN
-#   cluster_start DIR [keep]   starts everything; keys, store, kubeconfig and logs are in DIR
+#   cluster_start DIR [keep]   starts everything; keys, store, kubeconfig and logs are in DIR; with CLUSTER_S3 set
+#                              the evidence goes to a bucket of an object store that is started too
 #   cluster_stop               stops what cluster_start started
 #   cluster_stop_kept DIR      stops what `cluster_start DIR keep` left running
 # After cluster_start: NODES, NODE_ADDRESS[node], CONTROLLER, STORE, CLUSTER_ID, KUBECONFIG (exported).
@@ -101,6 +102,16 @@ cluster_start() {
     exec {DIR_LOCK}>"$CLUSTER_DIR/lock"
     flock -n "$DIR_LOCK" || fail "a cluster is running in $CLUSTER_DIR" "deploy/demo.sh --stop $CLUSTER_DIR stops it; or give another DEMO_DIR."
     cluster_number
+    local store=(--store "$CLUSTER_DIR/store") run=()
+    if [ -n "${CLUSTER_S3:-}" ]; then
+        local objects=$CLUSTER_DIR/object-store
+        "$REPOSITORY/deploy/object-store.sh" start "$objects"
+        "$REPOSITORY/deploy/object-store.sh" bucket "$objects" evidence
+        store=(--store s3://evidence/impound --store-lock compliance --store-retain-days 1
+            --store-endpoint "$("$REPOSITORY/deploy/object-store.sh" env "$objects" | sed -n 's/.*IMPOUND_TEST_S3=//p')")
+        # Only the controller gets the credential, as a file.
+        run=(env AWS_SHARED_CREDENTIALS_FILE="$objects/credentials")
+    fi
     # Settings of somebody's own installation must not reach the programs of this one.
     unset "${!IMPOUND_@}"
     STORE=$CLUSTER_DIR/store
@@ -133,8 +144,8 @@ cluster_start() {
         launch "agent-$node" "$BIN/impound-agent" --node "$node" --listen "${NODE_ADDRESS[$node]}:$AGENT_PORT" \
             --tls-dir "$KEYS/agents/$node" --disk-reserve-percent 1 --allow-isolation --state-dir "$CLUSTER_DIR/agent-state"
     done
-    launch controller "$BIN/impound-controller" --listen "$CONTROLLER" --tls-dir "$KEYS/controller" \
-        --store "$STORE" --signing-key "$KEYS/signing/evidence.key" --agent-port "$AGENT_PORT"
+    launch controller "${run[@]}" "$BIN/impound-controller" --listen "$CONTROLLER" --tls-dir "$KEYS/controller" \
+        "${store[@]}" --signing-key "$KEYS/signing/evidence.key" --agent-port "$AGENT_PORT"
     for node in "${NODES[@]}"; do
         await "the agent of $node" "agent-$node" port_taken "${NODE_ADDRESS[$node]}" $AGENT_PORT
     done
@@ -146,12 +157,14 @@ cluster_stop() {
     [ ${#CLUSTER_PIDS[@]} -gt 0 ] || return 0
     stop_processes "$CLUSTER_DIR/processes"
     wait "${CLUSTER_PIDS[@]}" 2>/dev/null || true
+    [ ! -e "$CLUSTER_DIR/object-store" ] || "$REPOSITORY/deploy/object-store.sh" stop "$CLUSTER_DIR/object-store"
     CLUSTER_PIDS=()
 }
 
 cluster_stop_kept() {
     [ -s "$1/processes" ] || fail "no cluster was left running in $1"
     stop_processes "$1/processes"
+    [ ! -e "$1/object-store" ] || "$REPOSITORY/deploy/object-store.sh" stop "$1/object-store"
 }
 
 # The kubelet first, which removes the containers it made; the API, which all others talk to, last.

@@ -2,10 +2,11 @@
 # The main job on real containers, on one machine, in one command: a tampered nginx pod is quarantined,
 # its neighbour evicted, its evidence taken off the node and verified. Every claim is checked.
 #
-# Usage: deploy/demo.sh [--keep]       as root on Debian
+# Usage: deploy/demo.sh [--keep] [--s3] as root on Debian
 #        deploy/demo.sh --stop DIR     stops what `--keep` left running
 #
 #   DEMO_DIR=DIR  keep the store, keys, kubeconfig and logs in DIR (otherwise a temporary directory, removed at the end)
+#   --s3          keep the evidence in a bucket with Object Lock, of an S3 server that is started for it
 #   --keep        leave everything running and print how to talk to it
 #
 # What it installs when missing: Debian's docker.io, kubernetes-client and a few small tools.
@@ -24,6 +25,7 @@ KEEP=
 while [ $# -gt 0 ]; do
     case $1 in
         --keep) KEEP=keep ;;
+        --s3) CLUSTER_S3=yes ;;
         --stop)
             [ $# = 2 ] || fail "--stop needs the directory of the demo that was kept"
             cluster_stop_kept "$2"
@@ -240,6 +242,16 @@ check "the pod $NEIGHBOUR is gone from $SUSPECT_NODE" no kubectl get pod "$NEIGH
 
 step "The evidence in the store, as the controller wrote it"
 EVIDENCE=$STORE/$CASE/$COLLECTION
+if [ -n "${CLUSTER_S3:-}" ]; then
+    say "A copy of the bucket, made without Impound; the custody log lies there in pieces:"
+    show "$HERE/object-store.sh" get "$CLUSTER_DIR/object-store" evidence "impound/$CASE/$COLLECTION/" "$EVIDENCE"
+    cat "$EVIDENCE"/custody/*.jsonl >"$EVIDENCE/custody.jsonl" && rm -r "$EVIDENCE/custody"
+    check "that copy is what was signed" "$REPOSITORY/evidence/verify.sh" "$EVIDENCE" "$KEYS/signing/evidence.pub"
+    check "the bucket was tried at start and refused to delete, replace and unlock" is \
+        "$(jq -r .predicate.storage.write_once "$EVIDENCE/manifest.json")" proven
+    check "every file has a version there and is locked in compliance mode" jq -e \
+        '[.predicate.artifacts[].receipt | .version != null and .lock.mode == "compliance"] | all' "$EVIDENCE/manifest.json"
+fi
 show impound evidence ls "$CASE"
 ARTIFACTS=$EVIDENCE/artifacts/$SUSPECT_NODE/default_$POD/nginx
 SHORT=${CONTAINER:0:12}

@@ -73,12 +73,22 @@ fuzzing() {
 
 step "Preparing the machine"
 need_root "tests/run.sh (it starts containers and reads what belongs to them)"
-trap stop_docker EXIT
+OBJECTS=$(mktemp -d "${TMPDIR:-/tmp}/impound-objects.XXXXXX")
+stop_all() {
+    deploy/object-store.sh stop "$OBJECTS" || true
+    rm -rf "$OBJECTS"
+    stop_docker
+}
+trap stop_all EXIT
 need_packages jq=jq openssl=openssl curl=curl kubectl=kubernetes-client setpriv=util-linux busybox=busybox-static \
     nft=nftables ip=iproute2 chromium=chromium mactime=sleuthkit node=nodejs npm=npm python3=python3-venv
 need_docker
 need_rust "$REPOSITORY"
 deploy/images.sh
+deploy/object-store.sh start "$OBJECTS"
+deploy/object-store.sh bucket "$OBJECTS" evidence
+deploy/object-store.sh bucket "$OBJECTS" plain plain
+eval "$(deploy/object-store.sh env "$OBJECTS")"
 
 run "format" cargo fmt --all --check
 run "scripts" scripts
@@ -99,6 +109,7 @@ run "fuzzing" fuzzing
 run "independent tools" tests/independent.sh
 # With the programs that the tests were built with: a second, optimised build would double the time.
 run "demo" env IMPOUND_PROFILE=dev INDEPENDENT=yes deploy/demo.sh
+run "demo into an object store" env IMPOUND_PROFILE=dev deploy/demo.sh --s3
 
 step "Summary"
 printf '%s\n' "${SUMMARY[@]}"

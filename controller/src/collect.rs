@@ -122,6 +122,8 @@ pub struct SealedCollection {
     pub manifest_sha256: Sha256,
     /// Where the collection is, as a URL.
     pub location: String,
+    /// Whether the store keeps what it has, for people.
+    pub storage: String,
     /// What is not there or incomplete, one line each with the path and why.
     pub missing: Vec<String>,
     /// What somebody should look after, e.g. an image that could not be removed from the node.
@@ -244,20 +246,10 @@ impl CollectError {
     /// Whether another `run` may succeed without anybody doing something.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        let store = |error: &StoreError| {
-            matches!(
-                error,
-                StoreError::Busy { .. }
-                    | StoreError::Full { .. }
-                    | StoreError::Io { .. }
-                    | StoreError::LogMoved { .. }
-                    | StoreError::WriterLost { .. }
-            )
-        };
         match self {
-            Self::Store { source, .. } => store(source),
+            Self::Store { source, .. } => source.is_transient(),
             Self::Seal { source, .. } => match source.as_ref() {
-                SealError::Store(source) => store(source),
+                SealError::Store(source) => source.is_transient(),
                 source => matches!(source, SealError::Contended { .. }),
             },
             _ => false,

@@ -8,6 +8,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::contain::guard;
 use crate::contain::settings::{Settings, StorePods};
+use store::StoreConfig;
+
+mod store;
 
 /// Contains suspect pods through the Kubernetes API and collects their evidence.
 #[derive(Debug, Parser)]
@@ -56,14 +59,9 @@ pub struct Serve {
         value_name = "DIR"
     )]
     pub tls_dir: PathBuf,
-    /// Directory that the evidence is written to.
-    #[arg(
-        long,
-        env = "IMPOUND_STORE",
-        default_value = "/var/lib/impound",
-        value_name = "DIR"
-    )]
-    pub store: PathBuf,
+    /// Where evidence is kept.
+    #[command(flatten)]
+    pub store: StoreConfig,
     /// PKCS#8 PEM file of the P-256 key that manifests are signed with.
     #[arg(
         long,

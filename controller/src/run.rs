@@ -39,8 +39,6 @@ use crate::reconcile::{self, Context, collection::Running, isolating};
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
 use crate::service::{Counted, Service};
-use crate::store::Store;
-use crate::store::directory::DirectoryStore;
 
 /// Threads of the runtime: the work is waiting, copying and hashing, and hashing has its own.
 const WORKERS: usize = 2;
@@ -77,10 +75,7 @@ async fn run(config: Serve) -> Result<()> {
         .await
         .context("no way to the Kubernetes API")?;
     let key: Arc<dyn Signer> = Arc::new(signing_key(&config)?);
-    let store: Arc<dyn Store> = Arc::new(
-        DirectoryStore::open(&config.store)
-            .with_context(|| format!("evidence store {}", config.store.display()))?,
-    );
+    let store = config.store.open().await?;
 
     let (agent_credentials, agent_reloader) = tls::client_credentials(
         TlsFiles::in_dir(&config.tls_dir, "agent-ca.crt"),

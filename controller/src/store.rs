@@ -6,7 +6,8 @@
 //! that says so comes out of nothing else, so an unfinished object can't enter a manifest. The
 //! custody log and its checkpoint are the only names that grow, and only forwards.
 //!
-//! One implementation so far: [`directory`], a directory on a volume.
+//! Two implementations: [`directory`], a directory on a volume, and [`s3`], a bucket of an object
+//! store.
 
 use std::any::Any;
 use std::fmt;
@@ -17,11 +18,12 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use impound_evidence::{
     CaseId, CollectionName, Digests, EvidencePath, EvidenceSource, Listing, OpenFile, Sha256,
-    StorageReceipt,
+    StorageClaim, StorageReceipt,
 };
 
 pub mod directory;
 mod error;
+pub mod s3;
 
 pub use error::StoreError;
 
@@ -123,8 +125,45 @@ pub trait Store: Send + Sync {
     /// Where the collection is, as a URL for people.
     fn location(&self, at: &CollectionId) -> String;
 
-    /// Bytes that can still be written.
+    /// Bytes that can still be written; the largest number if the store has no such limit.
     async fn free_bytes(&self) -> Result<u64, StoreError>;
+
+    /// Whether stored objects can be changed or removed behind our back, as it was found at start.
+    fn write_once(&self) -> WriteOnce;
+}
+
+/// Whether a store keeps what it has whoever asks it not to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteOnce {
+    /// An object was written under lock; deleting it, replacing it and shortening its lock were all
+    /// tried, with these credentials, and refused.
+    Proven,
+    /// It may well be, but that was not seen; why, for people.
+    NotProven(String),
+}
+
+impl From<WriteOnce> for StorageClaim {
+    fn from(found: WriteOnce) -> Self {
+        match found {
+            WriteOnce::Proven => Self {
+                write_once: impound_evidence::WriteOnce::Proven,
+                reason: None,
+            },
+            WriteOnce::NotProven(why) => Self {
+                write_once: impound_evidence::WriteOnce::NotProven,
+                reason: Some(why),
+            },
+        }
+    }
+}
+
+impl fmt::Display for WriteOnce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Proven => f.write_str("write-once: tried at start, and refused"),
+            Self::NotProven(why) => write!(f, "not proven to be write-once: {why}"),
+        }
+    }
 }
 
 /// A new object on its way. Dropping it leaves the bytes behind, as a crash would: see
@@ -332,4 +371,14 @@ pub fn partial_path(of: &EvidencePath, n: u32) -> Result<EvidencePath, StoreErro
             at: of.to_string(),
             source: Box::new(source),
         })
+}
+
+/// The number of entries in a checkpoint: its second line.
+fn checkpoint_entries(checkpoint: &[u8]) -> Option<u64> {
+    std::str::from_utf8(checkpoint)
+        .ok()?
+        .lines()
+        .nth(1)?
+        .parse()
+        .ok()
 }

@@ -149,6 +149,7 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
         missing: Vec::new(),
         alterations: Vec::new(),
         omissions: Vec::new(),
+        storage: None,
         custody: CustodyLog::new("bench").head(),
     };
     let key = SigningKey::generate().unwrap();

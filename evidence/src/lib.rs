@@ -48,8 +48,8 @@ pub use keyring::{KEYRING_LIMIT, Keyring};
 pub use manifest::{
     Agent, Alteration, AlterationKind, ArtifactRecord, Build, Consistency, Container,
     ContainerRole, LockMode, MANIFEST_LIMIT, Manifest, ManifestError, Method, Missing, Node,
-    OMISSIONS, Omission, Outcome, PREDICATE_TYPE, Pod, STATEMENT_TYPE, StorageLock, StorageReceipt,
-    superseded,
+    OMISSIONS, Omission, Outcome, PREDICATE_TYPE, Pod, STATEMENT_TYPE, StorageClaim, StorageLock,
+    StorageReceipt, WriteOnce, superseded,
 };
 pub use merkle::{verify_consistency, verify_inclusion};
 pub use names::{

@@ -18,7 +18,8 @@ use crate::timestamp::Timestamp;
 
 pub use record::{
     Agent, Alteration, AlterationKind, ArtifactRecord, Build, Consistency, Container,
-    ContainerRole, LockMode, Method, Node, Omission, Pod, StorageLock, StorageReceipt,
+    ContainerRole, LockMode, Method, Node, Omission, Pod, StorageClaim, StorageLock,
+    StorageReceipt, WriteOnce,
 };
 pub use statement::{ManifestError, PREDICATE_TYPE, STATEMENT_TYPE};
 
@@ -69,6 +70,9 @@ pub struct Manifest {
     pub alterations: Vec<Alteration>,
     /// What this way of collecting can't see, see [`OMISSIONS`]; of each artifact, see [`Omission`].
     pub omissions: Vec<String>,
+    /// Whether the store was seen to keep what it has; none if the controller did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageClaim>,
     /// The custody log when this manifest was made: its first `size` entries have this root.
     pub custody: LogHead,
 }

@@ -97,6 +97,7 @@ impl Collection {
             missing: Vec::new(),
             alterations: Vec::new(),
             omissions: Vec::new(),
+            storage: None,
             custody: CustodyLog::new("").head(),
         };
         manifest.artifacts.sort_by(|a, b| a.path.cmp(&b.path));

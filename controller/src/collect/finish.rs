@@ -69,6 +69,7 @@ impl Session<'_> {
             custody,
             claimed: logged.iter().any(claimed),
             missing,
+            storage: Some(self.collector.store.write_once().into()),
             controller: self.collector.build.clone(),
         };
         self.note(|note| note.sealing = Some(sealing)).await
@@ -152,6 +153,7 @@ impl Session<'_> {
             missing: sealing.missing.clone(),
             alterations: note.alterations.clone(),
             omissions: OMISSIONS.iter().map(|text| (*text).to_owned()).collect(),
+            storage: sealing.storage.clone(),
             custody: sealing.custody,
         })
     }
@@ -175,6 +177,7 @@ impl Session<'_> {
             outcome: manifest.outcome,
             manifest_sha256: seal.manifest_sha256,
             location: self.collector.store.location(&self.at),
+            storage: self.collector.store.write_once().to_string(),
             missing: missing
                 .chain(manifest.artifacts.iter().filter_map(incomplete))
                 .collect(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use impound_evidence::{
     Agent, Alteration, ArtifactRecord, Build, Completeness, Consistency, Container, EvidencePath,
-    LogHead, Method, Missing, Timestamp,
+    LogHead, Method, Missing, StorageClaim, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +115,9 @@ pub(super) struct Sealing {
     /// Whether the requester is only claimed.
     pub(super) claimed: bool,
     pub(super) missing: Vec<Missing>,
+    /// What the store was found to be at this controller's start.
+    #[serde(default)]
+    pub(super) storage: Option<StorageClaim>,
     /// The controller that ended collecting; another build may write the signature.
     pub(super) controller: Build,
 }

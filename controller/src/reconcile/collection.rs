@@ -240,6 +240,7 @@ fn conclude(
                 status.message.push_str(&warning);
             }
             status.location = Some(sealed.location);
+            status.storage = Some(sealed.storage);
             status.manifest_sha256 = Some(sealed.manifest_sha256.to_string());
             status.finished = Some(now());
             None

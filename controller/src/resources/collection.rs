@@ -109,6 +109,9 @@ pub struct CollectionStatus {
     /// Where the evidence is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<String>,
+    /// Whether the store keeps what it has, as it was found when the controller started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<String>,
     /// SHA-256 of manifest.json, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_sha256: Option<String>,

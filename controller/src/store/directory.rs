@@ -17,7 +17,7 @@ use impound_evidence::{CaseId, CollectionName, EvidencePath};
 
 use super::{
     CollectionId, CollectionLock, Content, ObjectReader, ObjectWriter, Receipt, Store, StoreError,
-    StoredEvidence, StoredFile, Unfinished,
+    StoredEvidence, StoredFile, Unfinished, WriteOnce,
 };
 use source::Source;
 use tree::Tree;
@@ -236,5 +236,12 @@ impl Store for DirectoryStore {
             .map_err(|_| StoreError::WriterLost {
                 at: "the store".to_owned(),
             })?
+    }
+
+    fn write_once(&self) -> WriteOnce {
+        WriteOnce::NotProven(
+            "it is a directory: whoever may write to its volume can change or remove files"
+                .to_owned(),
+        )
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use impound_evidence::NameError;
 
 use super::Content;
+use super::s3::S3Error;
 
 /// A store's refusal or failure.
 #[derive(Debug, thiserror::Error)]
@@ -175,6 +176,34 @@ pub enum StoreError {
         /// Why it failed.
         source: io::Error,
     },
+    /// An object store can't be used as it is set up.
+    #[error("the evidence store {place} can't be used: {reason}")]
+    Unusable {
+        /// `s3://bucket/prefix`
+        place: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// An object store failed or refused.
+    #[error("{at}: the object store failed to {step}")]
+    Remote {
+        /// `<case>/<collection>/<path>`
+        at: String,
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        source: S3Error,
+    },
+    /// An object store's multipart upload has no more parts.
+    #[error(
+        "{at} has more than {limit} bytes, which is what the object store can take in one object; collect it into a directory store"
+    )]
+    Endless {
+        /// `<case>/<collection>/<path>`
+        at: String,
+        /// Bytes that fit.
+        limit: u64,
+    },
     /// A writer's thread ended without saying why.
     #[error("{at}: the thread that writes it ended unexpectedly")]
     WriterLost {
@@ -188,6 +217,20 @@ impl StoreError {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::NoCollection { .. })
+    }
+
+    /// Whether the same may succeed later without anybody doing something.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Busy { .. }
+            | Self::Full { .. }
+            | Self::Io { .. }
+            | Self::LogMoved { .. }
+            | Self::WriterLost { .. } => true,
+            Self::Remote { source, .. } => source.is_passing(),
+            _ => false,
+        }
     }
 
     /// Whether the volume is full.

@@ -181,6 +181,10 @@ impl Store for Interrupted {
         self.inner.location(at)
     }
 
+    fn write_once(&self) -> WriteOnce {
+        self.inner.write_once()
+    }
+
     async fn free_bytes(&self) -> Result<u64, StoreError> {
         self.inner.free_bytes().await
     }

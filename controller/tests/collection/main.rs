@@ -11,6 +11,7 @@
 
 mod agent;
 mod breaking;
+mod bucket;
 mod crashing;
 mod docker;
 mod fixture;

@@ -71,6 +71,28 @@ pub enum Consistency {
     Frozen,
 }
 
+/// What the store was found to be when the controller started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageClaim {
+    /// Whether it keeps what it has.
+    pub write_once: WriteOnce,
+    /// Why that was not seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Whether a store keeps what it has whoever asks it not to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WriteOnce {
+    /// An object was written under lock; deleting it, replacing it and shortening its lock were
+    /// tried, with the controller's credentials, and refused.
+    Proven,
+    /// That was not tried, or not refused.
+    NotProven,
+}
+
 /// What the store said of an artifact once it had its name, its bytes were re-read and fit.
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

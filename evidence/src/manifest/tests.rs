@@ -56,6 +56,10 @@ pub(crate) fn sample(artifacts: Vec<ArtifactRecord>) -> Manifest {
         missing: Vec::new(),
         alterations: Vec::new(),
         omissions: OMISSIONS.iter().map(|text| (*text).to_owned()).collect(),
+        storage: Some(StorageClaim {
+            write_once: WriteOnce::NotProven,
+            reason: Some("it is a directory".into()),
+        }),
         custody: LogHead {
             size: 2,
             root: Sha256::of(b"root"),

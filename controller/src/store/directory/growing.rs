@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::reader;
 use super::tree::{TEMPORARY, Tree};
-use crate::store::{CollectionId, StoreError};
+use crate::store::{CollectionId, StoreError, checkpoint_entries};
 
 /// A note holds some hundred bytes for each container.
 const NOTE_LIMIT: u64 = 16 << 20;
@@ -69,7 +69,7 @@ pub(super) fn checkpoint(
 ) -> Result<(), StoreError> {
     let name = format!("{at}/{CHECKPOINT}");
     let entries = |bytes: &[u8], which| {
-        entries(bytes).ok_or_else(|| StoreError::NotACheckpoint {
+        checkpoint_entries(bytes).ok_or_else(|| StoreError::NotACheckpoint {
             at: at.to_string(),
             which,
         })
@@ -178,16 +178,6 @@ fn is_torn(log: &OwnedFd, size: u64, found: u64) -> rustix::io::Result<bool> {
     let mut bytes = vec![0; usize::try_from(found - size).unwrap_or(0)];
     let read = rustix::io::pread(log, bytes.as_mut_slice(), size)?;
     Ok(read == bytes.len() && !bytes.contains(&b'\n'))
-}
-
-/// The number of entries in a checkpoint: its second line.
-fn entries(checkpoint: &[u8]) -> Option<u64> {
-    std::str::from_utf8(checkpoint)
-        .ok()?
-        .lines()
-        .nth(1)?
-        .parse()
-        .ok()
 }
 
 fn length(file: &OwnedFd) -> rustix::io::Result<u64> {
