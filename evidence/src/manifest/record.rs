@@ -72,6 +72,7 @@ pub enum Consistency {
 }
 
 /// What the store was found to be when the controller started.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StorageClaim {
@@ -83,6 +84,7 @@ pub struct StorageClaim {
 }
 
 /// Whether a store keeps what it has whoever asks it not to.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WriteOnce {
