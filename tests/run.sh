@@ -64,7 +64,8 @@ scripts() {
 fuzzing() {
     local log
     log=$(mktemp)
-    IMPOUND_FUZZ_SECONDS=${IMPOUND_FUZZ_SECONDS:-60} cargo test --quiet --locked -p impound-evidence -p impound-agent fuzz_ \
+    # The whole workspace: with one package the dependencies would be built again with other features.
+    IMPOUND_FUZZ_SECONDS=${IMPOUND_FUZZ_SECONDS:-60} cargo test --quiet --workspace --lib --bins --tests --locked fuzz_ \
         -- --nocapture --test-threads 16 >"$log" 2>&1 || { cat "$log"; rm -f "$log"; return 1; }
     grep "^fuzz " "$log"
     say "$(grep -c "^fuzz .* inputs in " "$log") parsers, $(awk '/^fuzz .* inputs in / { n += $3 } END { print n }' "$log") inputs, none that panics or breaks a rule"
@@ -107,9 +108,10 @@ else
 fi
 run "fuzzing" fuzzing
 run "independent tools" tests/independent.sh
-# With the programs that the tests were built with: a second, optimised build would double the time.
-run "demo" env IMPOUND_PROFILE=dev INDEPENDENT=yes deploy/demo.sh
-run "demo into an object store" env IMPOUND_PROFILE=dev deploy/demo.sh --s3
+# With the programs that the tests were built with: a second build would double the time.
+PROGRAMS=${CARGO_TARGET_DIR:-target}/debug
+run "demo" env IMPOUND_BIN="$PROGRAMS" INDEPENDENT=yes deploy/demo.sh
+run "demo into an object store" env IMPOUND_BIN="$PROGRAMS" deploy/demo.sh --s3
 
 step "Summary"
 printf '%s\n' "${SUMMARY[@]}"
