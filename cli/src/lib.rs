@@ -60,6 +60,12 @@ pub fn main(name: &'static str) -> ExitCode {
             };
         }
     };
+    // It holds a responder's key.
+    if let Err(error) = impound_proto::hardening::protect_memory() {
+        let failure = Failure::failed("memory can't be kept out of core dumps", &error);
+        let _ = writeln!(std::io::stderr(), "error: {failure}");
+        return failure.exit().into();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

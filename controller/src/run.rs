@@ -56,6 +56,8 @@ const ISSUE_LIMIT: Duration = Duration::from_secs(30);
 /// If something that is needed is missing or wrong at start, or a part ends by itself.
 pub fn serve(config: Serve) -> Result<()> {
     start_log(config.log_format);
+    impound_proto::hardening::protect_memory()
+        .context("memory could not be kept out of core dumps")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
@@ -328,6 +330,7 @@ fn signing_key(config: &Serve) -> Result<SigningKey> {
             file.display()
         )
     })?;
+    let pem = Zeroizing::new(pem);
     SigningKey::from_pem(&pem).with_context(|| format!("the signing key {}", file.display()))
 }
 

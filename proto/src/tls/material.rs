@@ -16,7 +16,7 @@ use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::verify::IdentityVerifier;
 use super::{ALPN, Peers, TlsFiles};
@@ -83,17 +83,19 @@ impl Snapshot {
             source,
         };
         verify_chain(&chain, &identity).map_err(refused)?;
-        let key =
+        let mut der =
             PrivateKeyDer::from_pem_slice(&self.key).map_err(|source| MaterialError::Pem {
                 path: files.key.clone(),
                 source,
             })?;
-        let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|source| {
-            MaterialError::Refused {
-                path: files.key.clone(),
-                source,
-            }
-        })?;
+        let signing = rustls::crypto::ring::sign::any_supported_type(&der);
+        der.zeroize();
+        let unfit = |source| MaterialError::Refused {
+            path: files.key.clone(),
+            source,
+        };
+        let key = CertifiedKey::new(chain, signing.map_err(unfit)?);
+        key.keys_match().map_err(unfit)?;
         let roots = root_store(&self.roots, &files.roots)?;
         Ok(Material {
             own: identity,
@@ -206,9 +208,12 @@ fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {
         path: path.to_owned(),
         source,
     };
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+    let file = File::open(path).map_err(failed)?;
+    // Room for all of it and a little more: a buffer that grows leaves its old bytes, a key's too, behind.
+    let length = file.metadata().map_err(failed)?.len().min(MAX_FILE);
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 64);
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
         .map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(failed(io::Error::other(format!(

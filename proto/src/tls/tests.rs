@@ -131,6 +131,27 @@ async fn a_client_without_a_certificate_is_refused() {
 }
 
 #[tokio::test]
+async fn no_session_is_resumed_past_the_verifier() {
+    let world = World::new();
+    let address = world.serve().await;
+    let issued = world.issue(
+        &world.controller,
+        &PeerId::Controller,
+        Validity::from_now(LEAF_LIFE),
+    );
+    // rustls resumes whenever the server let it: one configuration is one memory of sessions.
+    let config = raw(&world.agent, Some(&issued));
+    for _ in 0..3 {
+        let mut tls = handshake_raw(address, Arc::clone(&config)).await;
+        // The server's first bytes: tickets, if there were any, came before.
+        assert_eq!(tls.read(&mut [0]).await.unwrap(), 1);
+        let (_, session) = tls.get_ref();
+        assert_eq!(session.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        assert_eq!(session.tls13_tickets_received(), 0);
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_an_error_of_connecting() {
     let world = World::new();
     let address = world.serve().await;
@@ -561,6 +582,25 @@ async fn call(channel: Channel) -> Code {
 
 /// A client that checks nothing about itself, as an attacker's would: what it reads first.
 async fn connect_raw(address: std::net::SocketAddr, roots: &Ca, issued: Option<&Issued>) -> String {
+    let mut tls = handshake_raw(address, raw(roots, issued)).await;
+    let mut byte = [0];
+    match tls.read(&mut byte).await {
+        Ok(read) => format!("{read} bytes"),
+        Err(error) => error.to_string(),
+    }
+}
+
+async fn handshake_raw(
+    address: std::net::SocketAddr,
+    config: Arc<rustls::ClientConfig>,
+) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from(agent().dns_name().unwrap()).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(config);
+    connector.connect(name, tcp).await.unwrap()
+}
+
+fn raw(roots: &Ca, issued: Option<&Issued>) -> Arc<rustls::ClientConfig> {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     let mut store = rustls::RootCertStore::empty();
@@ -582,15 +622,7 @@ async fn connect_raw(address: std::net::SocketAddr, roots: &Ca, issued: Option<&
             .unwrap(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let tcp = TcpStream::connect(address).await.unwrap();
-    let name = rustls::pki_types::ServerName::try_from(agent().dns_name().unwrap()).unwrap();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let mut tls = connector.connect(name, tcp).await.unwrap();
-    let mut byte = [0];
-    match tls.read(&mut byte).await {
-        Ok(read) => format!("{read} bytes"),
-        Err(error) => error.to_string(),
-    }
+    Arc::new(config)
 }
 
 fn two_names(ca: &Ca) -> Issued {
