@@ -116,7 +116,7 @@ def differences(left, right, path=""):
         ]
     if isinstance(left, list) and isinstance(right, list):
         key = next((k for k in ("mountPath", "name") if all(isinstance(one, dict) and k in one for one in left + right)), None)
-        if key:
+        if key and len({one[key] for one in left}) == len(left):
             return differences({one[key]: one for one in left}, {one[key]: one for one in right}, path)
     return [] if left == right else [f"{path}: {left!r} in the chart, {right!r} in the overlay"]
 
@@ -125,8 +125,7 @@ def overlay_matches(chart, name, directory, given):
     ours = objects(chart, given)
     theirs = kustomized(directory)
     problems = [f"{key} is only in the chart" for key in ours if key not in theirs]
-    extra = {"Secret impound/impound-controller-tls", "Secret impound/impound-signing-key"} if name == "static-certificates" else set()
-    problems += [f"{key} is only in the overlay" for key in theirs if key not in ours and key not in extra]
+    problems += [f"{key} is only in the overlay" for key in theirs if key not in ours]
     for key in ours:
         if key in theirs:
             problems += [f"{key}{one}" for one in differences(ours[key], theirs[key])]
@@ -158,7 +157,7 @@ def confined(name, found):
     """What every container is denied, and who may have what."""
     problems = []
     added = {"isolator": ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"]}
-    hosts = {"front": {"tls"}, "collector": {"runtime", "images"}, "isolator": {"runtime"}, "controller": set()}
+    hosts = {"front": {"tls"} if name == "static-certificates" else set(), "collector": {"runtime", "images", "state"}, "isolator": {"runtime"}, "controller": set()}
     for where, spec, container in containers(found):
         def want(is_so, what):
             if not is_so:
@@ -268,10 +267,6 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         copy = pathlib.Path(directory) / "kustomize"
         shutil.copytree(KUSTOMIZE, copy)
-        for file in ("controller/tls.crt", "controller/tls.key", "controller/agent-ca.crt", "controller/responder-ca.crt", "signing/evidence.key"):
-            path = copy / "overlays/static-certificates/pki" / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("stands for what impound pki makes\n")
         isolating = copy / "isolating"
         isolating.mkdir()
         (isolating / "kustomization.yaml").write_text("resources: [../base]\ncomponents: [../components/isolation]\n")
@@ -286,6 +281,10 @@ def main():
             if len(sys.argv) > 1:
                 target = pathlib.Path(sys.argv[1]) / f"{name}.yaml"
                 target.write_text(yaml.safe_dump_all(found.values()))
+    monitored = objects(chart, {"podMonitor": {"enabled": True}})
+    ports = {port["name"] for port in monitored["Deployment impound/impound-controller"]["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    monitor = monitored["PodMonitor impound/impound-controller"]["spec"]["podMetricsEndpoints"][0]
+    check("the PodMonitor scrapes a port that the controller has", [] if monitor["port"] in ports else [f"{monitor['port']} is not in {ports}"])
     # For Helm, the namespace is there before.
     valid("chart", objects(chart, {}))
     print(f"\nmanifests: {passed} passed, {failed} failed")
