@@ -1,0 +1,45 @@
+# A CycloneDX 1.5 bill of materials of one program, out of `cargo metadata --filter-platform TARGET`.
+#   jq --arg package NAME --argjson checksums '{"name version": "sha256", …}' -f deploy/sbom.jq
+# The same input gives the same bytes: no time, no random number.
+
+# What the program is made of: dependencies that are linked, not those of tests, build scripts or macros' builds.
+def closure($nodes):
+  until(.todo == [];
+    . as $state
+    | [.todo[] | $nodes[.].deps[] | select(any(.dep_kinds[]; .kind == null)) | .pkg] | unique
+    | map(select(. as $id | $state.seen | index([$id]) | not)) as $new
+    | {seen: ($state.seen + $new), todo: $new})
+  | .seen;
+
+def purl: "pkg:cargo/\(.name)@\(.version)";
+
+def licences:
+  if .license == null then [] else [{expression: (.license | gsub("(?<=[^ ])/(?=[^ ])"; " OR "))}] end;
+
+. as $metadata
+| ($metadata.packages | map({key: .id, value: .}) | from_entries) as $packages
+| ($metadata.resolve.nodes | map({key: .id, value: .}) | from_entries) as $nodes
+| ($metadata.packages[] | select(.name == $package and .source == null)) as $root
+| ({seen: [$root.id], todo: [$root.id]} | closure($nodes)) as $used
+| {
+    bomFormat: "CycloneDX",
+    specVersion: "1.5",
+    version: 1,
+    metadata: {
+      component: ($root | {type: "application", "bom-ref": purl, name, version, purl: purl, licenses: licences})
+    },
+    components: [
+      $used[] | select(. != $root.id) | $packages[.]
+      | $checksums["\(.name) \(.version)"] as $sha256
+      | {type: "library", "bom-ref": purl, name, version, purl: purl, licenses: licences}
+        + (if $sha256 then {hashes: [{alg: "SHA-256", content: $sha256}]} else {} end)
+    ] | sort_by(.purl),
+    dependencies: [
+      $used[] | . as $id
+      | {
+          ref: ($packages[$id] | purl),
+          dependsOn: [$nodes[$id].deps[] | select(any(.dep_kinds[]; .kind == null)) | .pkg
+            | select(. as $one | $used | index([$one])) | $packages[.] | purl] | unique
+        }
+    ] | sort_by(.ref)
+  }
