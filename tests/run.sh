@@ -91,6 +91,10 @@ deploy/object-store.sh bucket "$OBJECTS" evidence
 deploy/object-store.sh bucket "$OBJECTS" plain plain
 eval "$(deploy/object-store.sh env "$OBJECTS")"
 
+# What the controller calls in the Kubernetes API, in the tests and in the demo.
+KUBE_MEMORY_AUDIT_DIR=$(mktemp -d)
+export KUBE_MEMORY_AUDIT_DIR
+
 run "format" cargo fmt --all --check
 run "scripts" scripts
 if command -v cargo-deny >/dev/null; then
@@ -112,6 +116,9 @@ run "independent tools" tests/independent.sh
 PROGRAMS=${CARGO_TARGET_DIR:-target}/debug
 run "demo" env IMPOUND_BIN="$PROGRAMS" INDEPENDENT=yes deploy/demo.sh
 run "demo into an object store" env IMPOUND_BIN="$PROGRAMS" deploy/demo.sh --s3
+
+run "manifests" env IMPOUND_BIN="${CARGO_TARGET_DIR:-target}/debug" tests/manifests.sh
+rm -rf "$KUBE_MEMORY_AUDIT_DIR"
 
 step "Summary"
 printf '%s\n' "${SUMMARY[@]}"

@@ -442,3 +442,38 @@ fn foreign() -> Value {
     pod["metadata"]["ownerReferences"] = json!([{ "apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "s", "uid": "1", "controller": true }]);
     pod
 }
+
+#[tokio::test]
+async fn a_replication_controllers_pod_is_planned_as_one_that_is_replaced() {
+    // Nobody plays its controller here, which would delete a pod that it did not make.
+    let world = World::start_in_memory().await;
+    let template = json!({
+        "metadata": { "labels": { "app": "old" } },
+        "spec": { "containers": [{ "name": "c", "image": "busybox:1" }] },
+    });
+    let owner = world
+        .create(json!({
+            "apiVersion": "v1", "kind": "ReplicationController", "metadata": { "name": "old" },
+            "spec": { "replicas": 1, "selector": { "app": "old" }, "template": template.clone() },
+        }))
+        .await;
+    let reference = json!({
+        "apiVersion": "v1", "kind": "ReplicationController", "name": "old", "uid": owner, "controller": true,
+    });
+    let mut pod = json!({ "apiVersion": "v1", "kind": "Pod", "spec": template["spec"] });
+    pod["metadata"] =
+        json!({ "name": "old-1", "labels": { "app": "old" }, "ownerReferences": [reference] });
+    world.create(pod).await;
+    world.running("app=old", 1).await;
+    let mut request = world.request("old-1");
+    request.dry_run = true;
+    let mut alice = world.responder("alice").await;
+    let answer = alice.create_quarantine(request).await.unwrap().into_inner();
+    let warnings = answer.plan.unwrap().warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|one| one.starts_with("ReplicationController old replaces the pod")),
+        "{warnings:#?}"
+    );
+}

@@ -37,12 +37,9 @@ impl World {
     /// An issuer whose certificates live for `life`.
     pub(crate) async fn start(life: time::Duration) -> Self {
         let cluster = Cluster::start(ClusterConfig::default()).await.unwrap();
-        let kubeconfig = Kubeconfig::from_yaml(&cluster.kubeconfig_as("impound")).unwrap();
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-            .await
-            .unwrap();
-        config.default_retry = false;
-        let client = Client::try_from(config).unwrap();
+        // The issuer has a user of its own, so that the log of the API tells its calls from ours.
+        let client = connect(&cluster.kubeconfig()).await;
+        let issuers = connect(&cluster.kubeconfig_as("impound")).await;
         let dir = tempfile::tempdir().unwrap();
         let pki = dir.path().join("pki");
         init(&pki, &Plan::default()).unwrap();
@@ -55,10 +52,10 @@ impl World {
         };
         let (revoked, watch) = revoked::list();
         tokio::spawn({
-            let client = client.clone();
+            let client = issuers.clone();
             async move { watch.run(client, NAMESPACE).await }
         });
-        let issuer = AgentIssuer::new(client.clone(), ca, rules, life, revoked.clone());
+        let issuer = AgentIssuer::new(issuers, ca, rules, life, revoked.clone());
         let (credentials, _) = open_server_credentials(
             TlsFiles::in_dir(&pki.join("controller"), "agent-ca.crt"),
             PeerId::Controller,
@@ -225,4 +222,13 @@ impl World {
             node: node.parse::<NodeName>().unwrap(),
         }
     }
+}
+
+async fn connect(kubeconfig: &str) -> Client {
+    let kubeconfig = Kubeconfig::from_yaml(kubeconfig).unwrap();
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .unwrap();
+    config.default_retry = false;
+    Client::try_from(config).unwrap()
 }

@@ -32,7 +32,8 @@ pub struct ClusterConfig {
     pub nodes: Vec<String>,
     /// Where to listen; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// A file that every request is appended to, as one JSON line.
+    /// A file that every request is appended to, as one JSON line. By default a new one in the directory that
+    /// KUBE_MEMORY_AUDIT_DIR names, if it does: what a whole run of tests called is there afterwards.
     pub audit: Option<PathBuf>,
     /// Scheduled pods become Ready at once and terminate by themselves. Without it somebody else must play kubelet.
     pub instant_kubelet: bool,
@@ -47,7 +48,9 @@ impl Default for ClusterConfig {
                 .map(str::to_owned)
                 .to_vec(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            audit: None,
+            audit: std::env::var_os("KUBE_MEMORY_AUDIT_DIR").map(|directory| {
+                PathBuf::from(directory).join(format!("{}.jsonl", Uuid::new_v4()))
+            }),
             instant_kubelet: true,
             termination: Duration::from_millis(30),
         }

@@ -35,6 +35,9 @@ enum Command {
         /// Append every request to this file as one JSON line.
         #[arg(long)]
         audit: Option<PathBuf>,
+        /// A service account as namespace:name; a kubeconfig that speaks as it is written to `kubeconfig-<name>`.
+        #[arg(long, value_name = "NAMESPACE:NAME")]
+        service_account: Vec<String>,
         /// Play kubelet: scheduled pods become Ready at once.
         #[arg(long)]
         instant_kubelet: bool,
@@ -54,6 +57,7 @@ async fn main() -> anyhow::Result<()> {
         listen,
         nodes,
         audit,
+        service_account,
         instant_kubelet,
     } = Arguments::parse().command;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
@@ -67,6 +71,15 @@ async fn main() -> anyhow::Result<()> {
     };
     let cluster = Cluster::start(config).await?;
     std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    for account in service_account {
+        let (_, name) = account
+            .split_once(':')
+            .with_context(|| format!("expected namespace:name, found {account}"))?;
+        let user = format!("system:serviceaccount:{account}");
+        let text = cluster.kubeconfig_as(&user);
+        write_whole(&dir.join(format!("kubeconfig-{name}")), &text)?;
+    }
+    // Last: whoever waits for it finds the others.
     write_whole(&dir.join("kubeconfig"), &cluster.kubeconfig())?;
     #[expect(clippy::print_stdout, reason = "the line that scripts wait for")]
     {
