@@ -116,7 +116,8 @@ impl Parser {
         if self.place == Place::Object {
             return self.inside(byte);
         }
-        if byte.is_ascii_whitespace() && self.place != Place::Null {
+        let is_space = matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+        if is_space && self.place != Place::Null {
             return Ok(None);
         }
         self.place = match (self.place, byte) {
