@@ -14,7 +14,12 @@ impl Drop for Image {
     fn drop(&mut self) {
         for arguments in [
             &["rm", "--force", self.0][..],
-            &["rmi", "--force", self.0, "impound-image-base"],
+            &[
+                "rmi",
+                "--force",
+                "impound-image:web-1",
+                "impound-image-base",
+            ],
         ] {
             let _ = Command::new("docker").args(arguments).output();
         }
