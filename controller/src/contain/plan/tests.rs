@@ -114,7 +114,8 @@ fn a_deployments_pod_is_planned_in_the_safe_order() {
             StepName::Protect,
             StepName::Policy,
             StepName::Strip,
-            StepName::LabelNode
+            StepName::LabelNode,
+            StepName::Isolate
         ]
     );
     assert_eq!(plan.owner, "Deployment web (ReplicaSet web)");
@@ -253,7 +254,8 @@ fn a_policy_is_narrowed_between_the_denial_and_the_strip() {
             StepName::Policy,
             StepName::Exclude,
             StepName::Strip,
-            StepName::LabelNode
+            StepName::LabelNode,
+            StepName::Isolate
         ]
     );
     assert!(
