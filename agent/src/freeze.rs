@@ -25,6 +25,13 @@ use record::Records;
 /// Pause before a container that could not be let go is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// How long a pause that was asked for may still happen after its answer did not come; the runtime's own
+/// limit for an answer that needs no work is the same.
+const LATE: Duration = Duration::from_secs(60);
+
+/// How often it is looked for meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Freezes that are remembered, so that a late thaw learns how one ended.
 const REMEMBERED: usize = 64;
 
@@ -84,6 +91,8 @@ impl Freezer {
                 "an earlier process left containers paused: they go on"
             );
             thaw(&*self.runtime, &record.containers).await;
+            // Its last request may still be with the engine.
+            stay_thawed(&*self.runtime, &record.containers).await;
             self.forget(&name);
         }
     }
@@ -95,6 +104,14 @@ impl Freezer {
         limit: Duration,
     ) -> Result<Frozen, FreezeError> {
         check(&self.runtime.containers().await?, ids)?;
+        // Whoever ends that one would end this one.
+        let others = self.records.all()?;
+        if let Some(id) = ids.iter().find(|id| {
+            let mut others = others.iter();
+            others.any(|(_, other)| other.containers.contains(id))
+        }) {
+            return Err(FreezeError::Busy { id: id.clone() });
+        }
         let (since, deadline) = (SystemTime::now(), Instant::now() + limit);
         let nanos = since
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -190,11 +207,16 @@ impl Keeper {
     ) {
         let mut stood = Ok(());
         for container in &self.containers {
-            // The engine may be slow, the time is not: what is paused goes on at the deadline.
-            let pause = self.runtime.pause(container);
-            stood = match tokio::time::timeout_at(self.deadline, pause).await {
+            // The engine may be slow, the time is not: what is paused goes on at the deadline. But a request
+            // is never dropped, for the engine may carry it out all the same, after everything was let go.
+            let mut pause = std::pin::pin!(self.runtime.pause(container));
+            stood = match tokio::time::timeout_at(self.deadline, &mut pause).await {
                 Ok(done) => done.map_err(FreezeError::from),
-                Err(_) => Err(FreezeError::TooSlow),
+                Err(_) => {
+                    let late = pause.await;
+                    tracing::warn!(freeze = self.id, %container, ?late, "the engine answered a pause after its time");
+                    Err(FreezeError::TooSlow)
+                }
             };
             if stood.is_err() {
                 break;
@@ -210,6 +232,9 @@ impl Keeper {
                 _ = released => false,
             };
         let at = thaw(&*self.runtime, &self.containers).await;
+        if failed {
+            stay_thawed(&*self.runtime, &self.containers).await;
+        }
         tracing::info!(
             freeze = self.id,
             by_deadline,
@@ -275,6 +300,20 @@ async fn thaw(runtime: &dyn ContainerRuntime, containers: &[ContainerId]) -> Sys
     first.unwrap_or_else(SystemTime::now)
 }
 
+/// Lets go what a request that was not answered pauses late, for as long as the engine may take for one.
+async fn stay_thawed(runtime: &dyn ContainerRuntime, containers: &[ContainerId]) {
+    let end = Instant::now() + LATE;
+    while Instant::now() < end {
+        sleep(LOOK).await;
+        for container in containers {
+            if is_paused(runtime, container).await.unwrap_or(false) {
+                tracing::warn!(%container, "it was paused after its time: it goes on");
+                thaw(runtime, std::slice::from_ref(container)).await;
+            }
+        }
+    }
+}
+
 async fn is_paused(runtime: &dyn ContainerRuntime, id: &ContainerId) -> Result<bool, RuntimeError> {
     let all = runtime.containers().await?;
     let found = all.iter().find(|container| container.id == *id);
@@ -300,6 +339,12 @@ pub enum FreezeError {
     SeveralPods,
     #[error("the runtime did not pause the containers within the limit; they go on")]
     TooSlow,
+    #[error(
+        "an earlier freeze of container {id} is not over yet: try again in {} s",
+        LATE.as_secs()
+    )]
+    #[allow(missing_docs, reason = "the message says it")]
+    Busy { id: ContainerId },
     #[error("the freeze ended before it began")]
     Ended,
     #[error("the record of the freeze can't be kept at {}, so nothing is frozen: {source}", path.display())]

@@ -347,6 +347,13 @@ async fn admit(
     sandbox: &Sandbox,
 ) -> Result<(Exceptions, Vec<IpAddr>), IsolateError> {
     let (addresses, rules) = access.resolve(&sandbox.host).await?;
+    // Without the exception the kubelet's probes are dropped, and it kills what does not answer: rather
+    // leave what is there than set a table that costs the evidence.
+    if addresses.is_empty() && !access.ports.is_empty() {
+        return Err(IsolateError::NoWayToPod {
+            addresses: access.pod_addresses.clone(),
+        });
+    }
     let mut exceptions = exceptions.clone();
     exceptions.allow.extend(rules);
     Ok((exceptions, addresses))
@@ -410,6 +417,11 @@ pub(crate) enum IsolateError {
         "the host's network namespace is not to be seen, so no pod can be told from it: {first}; {runtime}"
     )]
     NoHost { first: String, runtime: String },
+    #[error(
+        "the node has no way to the pod's addresses ({addresses:?}), so its probes can't be let in, and the kubelet would \
+         restart the containers: try again when the pod has its network, or drop the probes as well (--drop-probes)"
+    )]
+    NoWayToPod { addresses: Vec<IpAddr> },
     #[error("the agent is shutting down")]
     Closed,
     #[error(transparent)]

@@ -44,7 +44,9 @@ pub(crate) fn freeze(error: &FreezeError) -> Status {
         FreezeError::NotRunning { .. } | FreezeError::SeveralPods => {
             Status::failed_precondition(text)
         }
-        FreezeError::TooSlow | FreezeError::Ended => Status::unavailable(text),
+        FreezeError::TooSlow | FreezeError::Busy { .. } | FreezeError::Ended => {
+            Status::unavailable(text)
+        }
         FreezeError::Record { .. } => Status::internal(text),
     }
 }
@@ -63,6 +65,7 @@ pub(crate) fn isolation(error: &IsolateError) -> Status {
         | IsolateError::NotItsProcess { .. }
         | IsolateError::HostNetwork { .. }
         | IsolateError::NoHost { .. }
+        | IsolateError::NoWayToPod { .. }
         | IsolateError::HeldByOther { .. } => Status::failed_precondition(text),
         IsolateError::Namespace(error) if error.not_permitted() => {
             Status::failed_precondition(text)

@@ -114,7 +114,8 @@ pub fn exceptions(isolation: &IsolationStatus) -> String {
     let mut passes: Vec<String> = isolation.allow.iter().map(describe).collect();
     if !isolation.probe_ports.is_empty() {
         passes.push(format!(
-            "TCP from the node itself ({}) to port {}, for the kubelet's probes",
+            "TCP from the node itself ({}) to port {}, for the kubelet's probes (connections that the node masquerades, \
+             e.g. those that came through a NodePort, look the same and pass as well)",
             isolation.node_addresses.join(", "),
             listed(&isolation.probe_ports)
         ));

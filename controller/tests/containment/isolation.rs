@@ -265,6 +265,8 @@ impl Site {
                             "terminationGracePeriodSeconds": 1,
                             "containers": [{
                                 "name": name, "image": IMAGE, "command": ["sh", "-c", script],
+                                // Held, it could send past the table, and nothing would be called isolated.
+                                "securityContext": { "capabilities": { "drop": ["NET_RAW"] } },
                                 "ports": [{ "containerPort": PAGES }, { "containerPort": ECHO }],
                                 "livenessProbe": { "httpGet": { "port": HEALTH, "path": "/index.html" },
                                     "periodSeconds": 1, "failureThreshold": 2, "initialDelaySeconds": 1 },
