@@ -2,7 +2,7 @@
 # Checks a collection of Impound evidence with bash, openssl, jq and coreutils only, for readers who don't
 # want to trust our program:
 #
-#   verify.sh DIRECTORY PUBLIC-KEY.pem…
+#   verify.sh DIRECTORY PUBLIC-KEY.pem|evidence-keys.json…
 #
 # Every collection holds this script, and its SHA-256 is in the signed manifest. Whoever could change the
 # collection could change its copy of the script too: take the script from the project, or read it.
@@ -17,16 +17,30 @@ export LC_ALL=C
 
 fail() { echo "NOT INTACT: $*" >&2; exit 1; }
 
-[ $# -ge 2 ] || { echo "usage: $0 DIRECTORY PUBLIC-KEY.pem…" >&2; exit 2; }
+[ $# -ge 2 ] || { echo "usage: $0 DIRECTORY PUBLIC-KEY.pem|evidence-keys.json…" >&2; exit 2; }
 for tool in openssl jq sha256sum base64 basenc cmp find split; do
     command -v "$tool" > /dev/null || { echo "this needs $tool: install it" >&2; exit 2; }
 done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/keys"
-for key in "${@:2}"; do
-    id=$(openssl pkey -pubin -in "$key" -outform DER 2> /dev/null | sha256sum | cut -c 1-64)
-    openssl pkey -pubin -in "$key" -out "$work/keys/$id" 2> /dev/null || { echo "$key is no public key" >&2; exit 2; }
+mkdir "$work/keys" "$work/times"
+# key PEM NAME: notes a key, and sets $id.
+key() {
+    id=$(openssl pkey -pubin -in "$1" -outform DER 2> /dev/null | sha256sum | cut -c 1-64)
+    openssl pkey -pubin -in "$1" -out "$work/keys/$id" 2> /dev/null || { echo "$2 is no public key" >&2; exit 2; }
+}
+for given in "${@:2}"; do
+    # evidence-keys.json: keys, and when each was in use.
+    if jq -ce '.keys[]' "$given" > "$work/ring" 2> /dev/null; then
+        while IFS= read -r listed; do
+            jq -r .public_key <<< "$listed" > "$work/pem"
+            key "$work/pem" "a key in $given"
+            [ "$id" = "$(jq -r .key_id <<< "$listed")" ] || { echo "$given: key $id is listed as another" >&2; exit 2; }
+            jq -r '.valid_from // "", .valid_until // ""' <<< "$listed" > "$work/times/$id"
+        done < "$work/ring"
+    else
+        key "$given" "$given"
+    fi
 done
 cd "$1"
 
@@ -183,4 +197,15 @@ jq -e '.predicate | all(.artifacts[].completeness; .state != "incomplete" or (.r
             $state[sub("\\.partial-[1-9][0-9]*$"; "")] == "complete")))' manifest.json > /dev/null ||
     fail "manifest.json: calls the collection complete, and something is missing or incomplete"
 
+# Odd, and no more: whoever has a key writes whatever time they like.
+if [ -f "$work/times/$signer" ]; then
+    { read -r from; read -r until; } < "$work/times/$signer"
+    created=$(jq -r .predicate.created manifest.json)
+    says="WARNING: manifest.json: says it was made at $created, and key $signer was"
+    if [ -n "$from" ] && [[ "$created" < "$from" ]]; then
+        echo "$says not in use before $from"
+    elif [ -n "$until" ] && [[ "$created" > "$until" ]]; then
+        echo "$says out of use from $until on"
+    fi
+fi
 echo "intact; the manifest calls the collection $(jq -r .predicate.outcome manifest.json), signed with $signer$countersigned"

@@ -130,6 +130,8 @@ struct View<'a> {
     problems: &'a [Problem],
     /// Problems that are not listed without `--all`.
     more_problems: usize,
+    /// What is odd and breaks nothing.
+    warnings: &'a [Problem],
     files: u64,
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,6 +163,7 @@ fn view(verdict: &Verdict, all: bool) -> View<'_> {
         complete: verdict.complete(),
         problems: verdict.problems.get(..shown).unwrap_or_default(),
         more_problems: verdict.problems.len() - shown,
+        warnings: &verdict.warnings,
         files: verdict.files,
         bytes: verdict.bytes,
         case: manifest.map(|manifest| manifest.case.to_string()),
@@ -265,6 +268,9 @@ fn text(verdict: &Verdict, wanted: &Verify, seconds: f64) -> String {
             "not checked",
             format!("a signature with {}: its key was not given", clean(key)),
         ));
+    }
+    for warning in &verdict.warnings {
+        table.row(row("warning", warning.to_string()));
     }
     for problem in missing(manifest) {
         table.row(row("not here", problem.to_string()));

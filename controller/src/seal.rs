@@ -16,7 +16,7 @@ use impound_evidence::{
     BUNDLE, BUNDLE_LIMIT, BundleError, CHECKPOINT, CHECKPOINT_LIMIT, CUSTODY, CaseId, Checkpoint,
     CheckpointError, CustodyError, CustodyLog, Entry, Event, EvidencePath, KeyError, LogHead,
     MANIFEST, MANIFEST_LIMIT, Manifest, ManifestError, NameError, OpenBundle, Sha256, Signer,
-    VerifyingKey, case_log, origin, sign_manifest,
+    Timestamp, VerifyingKey, case_log, origin, sign_manifest,
 };
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -61,6 +61,8 @@ pub struct Seal {
     pub manifest_sha256: Sha256,
     /// The manifest as signed.
     pub manifest: Manifest,
+    /// What a check of the signature will find odd.
+    pub warning: Option<String>,
 }
 
 /// Why a log was not written or a collection not sealed.
@@ -159,6 +161,13 @@ impl CustodyAppender {
     #[must_use]
     pub fn trusted(&self) -> &[VerifyingKey] {
         &self.trusted
+    }
+
+    /// What speaks against dating something that our key signs at `time`, by the list of keys.
+    fn objection(&self, time: Timestamp) -> Option<String> {
+        let own = self.key.verifying_key().key_id();
+        let listed = self.trusted.iter().filter(|key| key.key_id() == own);
+        listed.filter_map(|key| key.objection(time)).last()
     }
 
     /// Appends an entry about a collection to its case's log and signs the new head.
@@ -425,7 +434,12 @@ pub async fn seal(
         let open = OpenBundle::decode(&bundle).ok();
         open.is_some_and(|open| open.payload == bytes && open.verify(&custody.trusted).is_ok())
     });
+    let warning = custody.objection(manifest.created);
     if !signed {
+        if let Some(warning) = &warning {
+            // Sealed all the same: a warning that a person reads is better than no seal.
+            tracing::warn!(case = %at.case, collection = %at.name, warning, "signs with a key that is not in use");
+        }
         let bundle = sign_manifest(&bytes, custody.key.as_ref())?;
         write_once(store, lock, BUNDLE, &bundle).await?;
     }
@@ -445,6 +459,7 @@ pub async fn seal(
     Ok(Seal {
         manifest_sha256,
         manifest,
+        warning: warning.filter(|_| !signed),
     })
 }
 
@@ -506,7 +521,7 @@ pub async fn read(
         source,
     };
     let bundle = OpenBundle::decode(&bundle).map_err(signed)?;
-    bundle.verify(keys).map_err(signed)?;
+    let signer = bundle.verify(keys).map_err(signed)?.key_id();
     if bundle.payload != bytes {
         return Err(SealError::Differs {
             at: at.clone(),
@@ -517,8 +532,11 @@ pub async fn read(
         at: at.clone(),
         source,
     })?;
+    let signers = keys.iter().filter(|key| key.key_id() == signer);
+    let warning = signers.filter_map(|key| key.objection(manifest.created));
     Ok(Seal {
         manifest_sha256: Sha256::of(&bytes),
+        warning: warning.last(),
         manifest,
     })
 }

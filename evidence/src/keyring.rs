@@ -60,7 +60,7 @@ impl Keyring {
         bytes
     }
 
-    /// The keys, each good only for the time that it was in use.
+    /// The keys, each with the time that it was in use.
     pub fn keys(&self) -> Result<Vec<VerifyingKey>, KeyError> {
         self.keys.iter().map(Listed::key).collect()
     }
@@ -71,10 +71,12 @@ impl Keyring {
         self.keys.iter().any(|listed| listed.key_id == key.key_id())
     }
 
-    /// Adds the key that is in use from `from` on; the one before is in use no longer. None: since
-    /// before there was a list.
+    /// Adds the key that is in use from `from` on. None: since before there was a list. The one before
+    /// is out of use only when the next but one comes: until the controller is started anew, and for
+    /// what it began to seal before, it signs with that.
     pub fn turn_to(&mut self, key: &VerifyingKey, from: Option<Timestamp>) -> Result<(), KeyError> {
-        for listed in &mut self.keys {
+        let former = self.keys.len().saturating_sub(1);
+        for listed in self.keys.iter_mut().take(former) {
             listed.valid_until = listed.valid_until.or(from);
         }
         self.keys.push(Listed {
@@ -108,15 +110,16 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_good_for_the_time_that_it_was_in_use() {
-        let (one, two) = (
-            SigningKey::generate().unwrap(),
-            SigningKey::generate().unwrap(),
-        );
+    fn a_key_is_in_use_until_the_next_but_one_comes() {
         let mut ring = Keyring::default();
-        ring.turn_to(one.verifying_key(), None).unwrap();
-        ring.turn_to(two.verifying_key(), Some(at("2027-01-01T00:00:00.000000Z")))
-            .unwrap();
+        for from in [
+            None,
+            Some("2027-01-01T00:00:00.000000Z"),
+            Some("2028-01-01T00:00:00.000000Z"),
+        ] {
+            let key = SigningKey::generate().unwrap();
+            ring.turn_to(key.verifying_key(), from.map(at)).unwrap();
+        }
         let read = Keyring::from_json(&ring.to_json()).unwrap();
         let keys = read.keys().unwrap();
         let good = |time| -> Vec<bool> {
@@ -124,8 +127,9 @@ mod tests {
                 .map(|key| key.objection(at(time)).is_none())
                 .collect()
         };
-        assert_eq!(good("2026-06-01T00:00:00.000000Z"), [true, false]);
-        assert_eq!(good("2027-06-01T00:00:00.000000Z"), [false, true]);
+        assert_eq!(good("2026-06-01T00:00:00.000000Z"), [true, false, false]);
+        assert_eq!(good("2027-06-01T00:00:00.000000Z"), [true, true, false]);
+        assert_eq!(good("2028-06-01T00:00:00.000000Z"), [false, true, true]);
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl VerifyingKey {
         Sha256::of(&self.spki)
     }
 
-    /// The same key, for what was signed in this time only; none: without an end on that side.
+    /// The same key, with the time that it was in use; none: without an end on that side.
     #[must_use]
     pub fn valid(self, from: Option<Timestamp>, until: Option<Timestamp>) -> Self {
         Self {
@@ -142,8 +142,11 @@ impl VerifyingKey {
         }
     }
 
-    /// Why it can't have signed what says it was made at `time`; none if it can.
-    pub(crate) fn objection(&self, time: Timestamp) -> Option<String> {
+    /// Why it is odd that it signed what says it was made at `time`; none if it is not. No more than
+    /// odd: whoever has a key writes whatever time they like, so the time proves nothing, and the clock
+    /// that a key was replaced by need not be the one that evidence is dated by.
+    #[must_use]
+    pub fn objection(&self, time: Timestamp) -> Option<String> {
         let id = self.key_id();
         if let Some(from) = self.from.filter(|from| time < *from) {
             return Some(format!(

@@ -91,6 +91,8 @@ pub enum Progress<'a> {
 pub struct Verdict {
     /// Everything wrong, the most fundamental first.
     pub problems: Vec<Problem>,
+    /// What is odd and breaks nothing: a person should look at it.
+    pub warnings: Vec<Problem>,
     /// Files read.
     pub files: u64,
     /// Bytes read.
@@ -224,7 +226,10 @@ fn signed_manifest(
         Ok(manifest) => {
             let signer = keys.iter().find(|key| verdict.key == Some(key.key_id()));
             if let Some(objection) = signer.and_then(|key| key.objection(manifest.created)) {
-                verdict.problem(MANIFEST, objection);
+                verdict.warnings.push(Problem {
+                    path: MANIFEST.to_owned(),
+                    message: objection,
+                });
             }
             verdict.manifest_sha256 = Some(Sha256::of(&bytes));
             Some(manifest)

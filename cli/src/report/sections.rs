@@ -129,6 +129,7 @@ fn signer(verdict: &Verdict) -> Markup {
                 "Compare it with what whoever runs the controller has published, not with anything that came along with the evidence."
             }
         }
+        @for warning in &verdict.warnings { p { "Odd: " (warning.to_string()) } }
     }
 }
 

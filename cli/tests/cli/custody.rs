@@ -148,5 +148,12 @@ fn evidence_is_still_verified_after_its_key_was_replaced() {
     );
     let listed = std::fs::read_to_string(&ring).unwrap();
     assert_eq!(listed.matches("key_id").count(), 3, "{listed}");
-    assert_eq!(listed.matches("valid_until").count(), 2, "{listed}");
+    assert_eq!(listed.matches("valid_until").count(), 1, "{listed}");
+    let said = impound(&["verify", &dir, "--key", &ring]).1;
+    assert!(!said.contains("warning"), "{said}");
+    let told: String = listed.replace("\"valid_until\": \"2", "\"valid_until\": \"1");
+    std::fs::write(&ring, told).unwrap();
+    let (code, said, _) = impound(&["verify", &dir, "--key", &ring]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("was out of use from 1"), "{said}");
 }

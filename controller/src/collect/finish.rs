@@ -173,6 +173,8 @@ impl Session<'_> {
                 ),
                 _ => None,
             };
+        let mut warnings = self.noted(|note| note.warnings.clone()).await;
+        warnings.extend(seal.warning.clone());
         SealedCollection {
             outcome: manifest.outcome,
             manifest_sha256: seal.manifest_sha256,
@@ -181,7 +183,7 @@ impl Session<'_> {
             missing: missing
                 .chain(manifest.artifacts.iter().filter_map(incomplete))
                 .collect(),
-            warnings: self.noted(|note| note.warnings.clone()).await,
+            warnings,
         }
     }
 }

@@ -163,10 +163,13 @@ pub(super) async fn verify(
         .map_err(|error| Status::internal(describe(&error)))?;
     let intact = verdict.intact();
     let word = if intact { "intact" } else { "NOT intact" };
-    let what = format!(
+    let mut what = format!(
         "{} files, {} bytes re-read: {word}",
         verdict.files, verdict.bytes
     );
+    for warning in &verdict.warnings {
+        what = format!("{what}; warning: {warning}");
+    }
     log(service, &at, Event::Verified, &who, &what).await?;
     Ok(wire::VerifyEvidenceResponse {
         intact,

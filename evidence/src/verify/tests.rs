@@ -712,26 +712,48 @@ fn a_counter_signature_of_something_else() {
 }
 
 #[test]
-fn a_manifest_from_a_time_when_its_key_was_not_in_use() {
+fn a_time_when_its_key_was_not_in_use_is_warned_of_and_breaks_nothing() {
     let collection = Collection::sealed();
     let key = collection.key.verifying_key().clone();
     let source = DirSource::open(collection.directory.path()).unwrap();
     let at = |text: &str| Some(text.parse().unwrap());
     let (before, after) = ("2026-01-01T00:00:00.000000Z", "2026-02-01T00:00:00.000000Z");
-    let by = |key: VerifyingKey| verify(&source, &[key]).problems;
-    assert_eq!(by(key.clone().valid(at(before), at(after))), []);
+    let warned = |from: Option<&str>, until: Option<&str>, expected: &str| {
+        let key = key.clone().valid(from.and_then(at), until.and_then(at));
+        let verdict = verify(&source, &[key]);
+        assert!(verdict.complete(), "{:?}", verdict.problems);
+        let said: Vec<_> = verdict.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(said.join("\n"), expected);
+        let ring = tempfile::NamedTempFile::new().unwrap();
+        let listed = serde_json::json!({ "keys": [{
+            "key_id": collection.key_id(),
+            "public_key": collection.key.verifying_key().to_pem().unwrap(),
+            "valid_from": from,
+            "valid_until": until,
+        }] });
+        fs::write(ring.path(), listed.to_string()).unwrap();
+        let (code, said) = script::all_by(collection.directory.path(), &[ring.path().to_owned()]);
+        assert_eq!(code, 0, "{said}");
+        let said = said
+            .lines()
+            .filter_map(|line| line.strip_prefix("WARNING: "));
+        assert_eq!(said.collect::<Vec<_>>().join("\n"), expected);
+    };
     let id = key.key_id();
-    assert_eq!(
-        by(key.clone().valid(None, at(before)))[0].to_string(),
-        format!(
+    warned(Some(before), Some(after), "");
+    warned(
+        None,
+        Some(before),
+        &format!(
             "manifest.json: says it was made at 2026-01-31T03:04:05.678901Z, and key {id} was out of use from {before} on"
-        )
+        ),
     );
-    assert_eq!(
-        by(key.valid(at(after), None))[0].to_string(),
-        format!(
+    warned(
+        Some(after),
+        None,
+        &format!(
             "manifest.json: says it was made at 2026-01-31T03:04:05.678901Z, and key {id} was not in use before {after}"
-        )
+        ),
     );
 }
 

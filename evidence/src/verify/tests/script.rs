@@ -20,6 +20,12 @@ pub(super) fn script(directory: &Path, keys: &[&SigningKey]) -> (i32, String) {
 
 /// As [`script`], with keys in files.
 pub(super) fn script_by(directory: &Path, keys: &[PathBuf]) -> (i32, String) {
+    let (code, text) = all_by(directory, keys);
+    (code, text.lines().last().unwrap_or_default().to_owned())
+}
+
+/// As [`script_by`], with all lines.
+pub(super) fn all_by(directory: &Path, keys: &[PathBuf]) -> (i32, String) {
     let output = std::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/verify.sh"))
         .arg(directory)
         .args(keys)
@@ -31,7 +37,7 @@ pub(super) fn script_by(directory: &Path, keys: &[PathBuf]) -> (i32, String) {
         code, 2,
         "this test needs bash, openssl, jq and coreutils: {text}"
     );
-    (code, text.lines().last().unwrap_or_default().to_owned())
+    (code, text)
 }
 
 fn said(collection: &Collection) -> (i32, String) {
