@@ -10,7 +10,8 @@
 //!           -> BodyIndex -> bodyfile, hashes.md5
 //! ```
 //! The tar comes from a suspect container: nothing in it is believed, everything is bounded, see
-//! [`Limits`]. What is over a limit is not listed, and [`Summary`] says so. Memory: at most 32 MiB
+//! [`Limits`]. What is over a limit is not listed, in any of the files, and
+//! [`Summary::truncated`] says so. Memory: at most 32 MiB
 //! at all limits, little more than 1 MiB for usual containers.
 
 mod body;
@@ -18,6 +19,7 @@ mod changes;
 mod image;
 mod line;
 mod paths;
+mod room;
 mod summary;
 mod sums;
 mod tables;
@@ -32,6 +34,7 @@ pub use summary::{AnomalyCount, Summary};
 
 use image::Capture;
 use paths::PathHasher;
+use room::Room;
 use tables::Set;
 
 /// Bounds of an index. The defaults are what the controller uses; smaller ones are for tests.
@@ -128,7 +131,7 @@ impl FileIndex {
                 open: None,
                 lines: FileLines::default(),
                 summary: Summary::default(),
-                metadata: 0,
+                room: Room::new(&limits),
             },
         }
     }
@@ -166,11 +169,17 @@ impl FileIndex {
                 listing.limits.links
             ));
         }
-        if summary.listed < summary.members {
+        if let Some(truncated) = summary.truncated() {
             summary.not_examined.push(format!(
-                "Only the first {} of {} members are listed: the limit is {} members or {} bytes of names and attributes.",
-                summary.listed, summary.members, listing.limits.members, listing.limits.metadata
+                "{truncated} The limit is {} members or {} bytes of names and attributes.",
+                listing.limits.members, listing.limits.metadata
             ));
+            if let Some(changes) = &mut listing.changes {
+                changes.truncate();
+            }
+            if let Some(image) = &mut listing.image {
+                image.truncate(&truncated);
+            }
         }
         summary.completeness = self.walk.finish();
         Indexed {
@@ -193,7 +202,7 @@ struct Listing {
     open: Option<Open>,
     lines: FileLines,
     summary: Summary,
-    metadata: u64,
+    room: Room,
 }
 
 /// The member whose contents pass.
@@ -209,7 +218,7 @@ impl Visitor for Listing {
     fn member(&mut self, mut member: Member) {
         // A member that ends the walk by being contradictory is never ended.
         self.close(true);
-        if !self.has_room(&member) {
+        if !self.room.take(&member) {
             return;
         }
         paths::examine(&mut member);
@@ -259,27 +268,6 @@ impl Visitor for Listing {
 }
 
 impl Listing {
-    /// Whether another member may be listed.
-    fn has_room(&mut self, member: &Member) -> bool {
-        let attributes = member
-            .xattrs
-            .iter()
-            .map(|(name, value)| name.len() + value.len());
-        let bytes = member.path.len()
-            + member.link.as_ref().map_or(0, Vec::len)
-            + member.user.len()
-            + member.group.len()
-            + attributes.sum::<usize>();
-        let room = self.summary.listed < self.limits.members
-            && self.metadata.saturating_add(bytes as u64) <= self.limits.metadata
-            // Once one was left out, all behind it are: a list with holes deceives.
-            && self.summary.listed + 1 == member.number;
-        if room {
-            self.metadata += bytes as u64;
-        }
-        room
-    }
-
     /// Writes the lines of the member whose contents are over, or broke off.
     fn close(&mut self, broken: bool) {
         let Some(open) = self.open.take() else { return };

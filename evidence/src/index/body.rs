@@ -7,6 +7,7 @@ use std::io::Write as _;
 
 use md5::{Digest as _, Md5};
 
+use super::room::Room;
 use super::{Limits, sums};
 use crate::tar::{FileType, Member, TarTime, Visitor, Walk};
 
@@ -32,9 +33,7 @@ impl BodyIndex {
         Self {
             walk: Walk::default(),
             listing: Listing {
-                limits,
-                listed: 0,
-                metadata: 0,
+                room: Room::new(&limits),
                 open: None,
                 lines: BodyLines::default(),
             },
@@ -60,9 +59,7 @@ impl BodyIndex {
 }
 
 struct Listing {
-    limits: Limits,
-    listed: u64,
-    metadata: u64,
+    room: Room,
     open: Option<(Member, Option<Md5>)>,
     lines: BodyLines,
 }
@@ -70,12 +67,9 @@ struct Listing {
 impl Visitor for Listing {
     fn member(&mut self, mut member: Member) {
         self.close(true);
-        let bytes = (member.path.len() + member.link.as_ref().map_or(0, Vec::len)) as u64;
-        self.metadata = self.metadata.saturating_add(bytes);
-        if self.listed >= self.limits.members || self.metadata > self.limits.metadata {
+        if !self.room.take(&member) {
             return;
         }
-        self.listed += 1;
         super::paths::examine(&mut member);
         let hashed = member.kind.has_contents() && !member.sparse;
         self.open = Some((member, hashed.then(Md5::new)));

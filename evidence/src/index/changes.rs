@@ -47,6 +47,8 @@ pub struct Changes {
     hasher: PathHasher,
     known: HashMap<u64, Known, BuildHasherDefault<AsItIs>>,
     limit: usize,
+    /// Whether members of the tar were left out.
+    truncated: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -94,6 +96,7 @@ impl Changes {
             hasher: PathHasher::new(),
             known: HashMap::default(),
             limit,
+            truncated: false,
         }
     }
 
@@ -109,7 +112,7 @@ impl Changes {
     }
 
     /// The line of `changes.jsonl`, with its newline, for a line of `diff.jsonl` whose path was not
-    /// found in the tar: deleted, gone since, or beyond the limit.
+    /// found in the tar: deleted, gone since, or beyond a limit.
     #[must_use]
     pub fn rest(&self, line: &[u8]) -> Option<Vec<u8>> {
         let DiffLine { kind, path } = read(line)?;
@@ -121,6 +124,9 @@ impl Changes {
         text.extend_from_slice(&json(&path));
         let why = match (kind, known) {
             (ChangeKind::Deleted, _) => None,
+            (_, Some(_)) if self.truncated => {
+                Some("it is not among the members that are listed, and not all of the tar's are")
+            }
             (_, Some(_)) => Some("it is not in the tar"),
             (_, None) => Some("it is one of more changes than are joined"),
         };
@@ -130,6 +136,11 @@ impl Changes {
         }
         text.extend_from_slice(b"}\n");
         Some(text)
+    }
+
+    /// Not every member was looked up: what was not found may be in the tar.
+    pub(super) fn truncate(&mut self) {
+        self.truncated = true;
     }
 
     pub(super) fn hasher(&self) -> PathHasher {

@@ -147,6 +147,11 @@ impl Capture {
         }
     }
 
+    /// Not every member was seen, as `why` says: what is said to be missing may be there.
+    pub(super) fn truncate(&mut self, why: &str) {
+        self.problems.push(why.to_owned());
+    }
+
     pub(super) fn finish(mut self) -> ImageDescription {
         let entries: Vec<Entry> = match self.documents.get("manifest.json") {
             None => {

@@ -68,6 +68,19 @@ impl Summary {
         bytes
     }
 
+    /// Why no listing of this tar (`files.jsonl`, `hashes.*`, `bodyfile`, `changes.jsonl`,
+    /// `image.json`) has all of it: a sentence, for their records. None if they do, as far as the
+    /// tar goes.
+    #[must_use]
+    pub fn truncated(&self) -> Option<String> {
+        (self.listed < self.members).then(|| {
+            format!(
+                "Only the first {} of {} members are listed.",
+                self.listed, self.members
+            )
+        })
+    }
+
     /// How often something odd was seen.
     #[must_use]
     pub fn count_of(&self, anomaly: Anomaly) -> u64 {

@@ -526,6 +526,13 @@ fn over_a_limit_the_list_ends_and_says_so_and_the_verdict_goes_on() {
             "{:?}",
             summary.not_examined
         );
+        let truncated = summary.truncated().unwrap();
+        assert_eq!(truncated, "Only the first 5 of 20 members are listed.");
+        assert_eq!(seen.lines.len(), 5);
+        let lines = |list: &[u8]| String::from_utf8_lossy(list).lines().count();
+        for list in [&seen.sha256, &seen.md5, &seen.body] {
+            assert_eq!(lines(list), 5, "every list ends behind the same member");
+        }
     }
     let forgetful = Limits {
         paths: 3,
@@ -536,6 +543,7 @@ fn over_a_limit_the_list_ends_and_says_so_and_the_verdict_goes_on() {
     let seen = index_in(&twice, 700, Kind::Other, forgetful);
     assert_eq!(seen.lines.len(), 41);
     assert_eq!(seen.indexed.summary.not_examined.len(), 2);
+    assert_eq!(seen.indexed.summary.truncated(), None);
     let duplicates = seen
         .indexed
         .summary
@@ -594,6 +602,67 @@ fn changes_are_joined_with_the_file_that_they_are_about() {
         [
             "{\"kind\":\"A\",\"path\":\"/tmp/gone\",\"no_file\":\"it is not in the tar\"}\n",
             "{\"kind\":\"D\",\"path\":\"/var/log/x\"}\n",
+        ]
+    );
+}
+
+#[test]
+fn every_list_ends_behind_the_same_member_whatever_its_limit_is_spent_on() {
+    let heavy = |name: &[u8]| {
+        let records: [(&[u8], &[u8]); 2] = [
+            (b"uname", &[b'u'; 300]),
+            (b"SCHILY.xattr.user.a", &[b'x'; 300]),
+        ];
+        [pax(b'x', &records), file(name, b"x")].concat()
+    };
+    let small = file(b"s", b"x");
+    // The third has no room, and then there is none for small ones behind it either.
+    let tar = ended(&[heavy(b"1"), heavy(b"2"), heavy(b"3"), small.clone(), small]);
+    let limits = Limits {
+        metadata: 1500,
+        ..Limits::default()
+    };
+    let seen = index_in(&tar, 700, Kind::Other, limits);
+    assert_eq!(seen.paths(), ["1", "2"]);
+    for list in [&seen.sha256, &seen.md5, &seen.body] {
+        assert_eq!(String::from_utf8_lossy(list).lines().count(), 2);
+    }
+}
+
+#[test]
+fn a_change_behind_the_end_of_the_list_is_not_said_to_be_missing_from_the_tar() {
+    let diff = r#"{"kind":"A","path":"/z"}"#;
+    let tar = ended(&[file(b"a", b""), file(b"z", b"")]);
+    let limits = Limits {
+        members: 1,
+        ..Limits::default()
+    };
+    let mut changes = Changes::new();
+    changes.add(diff.as_bytes());
+    let seen = index_in(&tar, 700, Kind::FileSystem(changes), limits);
+    let rest = seen.indexed.changes.unwrap().rest(diff.as_bytes()).unwrap();
+    assert_eq!(
+        String::from_utf8(rest).unwrap(),
+        "{\"kind\":\"A\",\"path\":\"/z\",\"no_file\":\"it is not among the members that are listed, and not all of the tar's are\"}\n"
+    );
+}
+
+#[test]
+fn an_image_behind_the_end_of_the_list_is_said_to_be_unseen() {
+    let tar = ended(&[file(b"a", b""), file(b"manifest.json", b"[]")]);
+    let limits = Limits {
+        members: 1,
+        ..Limits::default()
+    };
+    let image = index_in(&tar, 700, Kind::Image, limits)
+        .indexed
+        .image
+        .unwrap();
+    assert_eq!(
+        image.problems,
+        [
+            "Only the first 1 of 2 members are listed.",
+            "the archive has no manifest.json"
         ]
     );
 }
