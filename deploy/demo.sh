@@ -262,7 +262,7 @@ SHORT=${CONTAINER:0:12}
 for file in manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint verify.sh containment.json before/pod.json before/node.json before/owner.json; do
     check "$file" test -s "$EVIDENCE/$file"
 done
-for file in inspect.json diff.txt diff.jsonl "evidence-compromised-nginx-$SHORT.tar" "compromised-nginx-$SHORT.tar"; do
+for file in inspect.json diff.txt diff.jsonl layer.tar "evidence-compromised-nginx-$SHORT.tar" "compromised-nginx-$SHORT.tar"; do
     check "the suspect's $file" test -s "$ARTIFACTS/$file"
 done
 check "the neighbour's diff from before its eviction" test -s "$EVIDENCE/artifacts/$SUSPECT_NODE/default_$NEIGHBOUR/tomcat/diff.txt"

@@ -12,6 +12,7 @@
 //! image can be removed again, containers stand still for a limited time (`freeze`), and [`isolate`] (off
 //! unless allowed) sets a table of rules in a pod's network namespace.
 
+mod capture;
 pub mod config;
 pub mod confine;
 mod disk;

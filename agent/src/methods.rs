@@ -11,12 +11,13 @@ pub enum Part {
 }
 
 /// RPCs of `impound.agent.v1.Agent`, by the last part of their path.
-const METHODS: [(&str, Part); 14] = [
+const METHODS: [(&str, Part); 15] = [
     ("Info", Part::Collector),
     ("ListContainers", Part::Collector),
     ("InspectContainer", Part::Collector),
     ("Diff", Part::Collector),
     ("Export", Part::Collector),
+    ("Layer", Part::Collector),
     ("Commit", Part::Collector),
     ("SaveImage", Part::Collector),
     ("RemoveImage", Part::Collector),

@@ -8,6 +8,7 @@ mod containers;
 mod diff;
 mod freeze;
 mod isolation;
+mod layer;
 pub(crate) mod status;
 
 use std::path::PathBuf;
@@ -23,9 +24,9 @@ use impound_proto::agent::v1::{
     ArtifactHeader, ArtifactMessage, CommitRequest, CommitResponse, DiffMessage, DiffRequest,
     ExportRequest, FreezeRequest, FreezeResponse, InfoRequest, InfoResponse,
     InspectContainerRequest, InspectIsolationRequest, InspectIsolationResponse, IsolateRequest,
-    IsolateResponse, LiftIsolationRequest, LiftIsolationResponse, ListContainersRequest,
-    ListContainersResponse, ProbeIsolationRequest, ProbeIsolationResponse, RemoveImageRequest,
-    RemoveImageResponse, SaveImageRequest, ThawRequest, ThawResponse,
+    IsolateResponse, LayerRequest, LiftIsolationRequest, LiftIsolationResponse,
+    ListContainersRequest, ListContainersResponse, ProbeIsolationRequest, ProbeIsolationResponse,
+    RemoveImageRequest, RemoveImageResponse, SaveImageRequest, ThawRequest, ThawResponse,
 };
 use tokio::sync::{Mutex, Semaphore};
 use tonic::{Request, Response, Status};
@@ -41,6 +42,9 @@ use call::Call;
 /// Exports and saves at the same time. They compete for one disk; the controller asks for one after
 /// the other, and four cost 12 MiB of memory.
 const BULK_STREAMS: usize = 4;
+
+/// Layers that are read at the same time. More wait.
+const CAPTURES: usize = 2;
 
 /// Descriptions of containers in memory at the same time, each at most 16 MiB. More wait.
 const INSPECTIONS: usize = 2;
@@ -66,6 +70,7 @@ struct Shared {
     commits: Mutex<()>,
     bulk: Arc<Semaphore>,
     inspections: Arc<Semaphore>,
+    captures: Arc<Semaphore>,
     /// `None`: not allowed on this node.
     isolation: Option<Isolation>,
     freezer: Arc<Freezer>,
@@ -95,6 +100,7 @@ impl Service {
                 commits: Mutex::new(()),
                 bulk: Arc::new(Semaphore::new(BULK_STREAMS)),
                 inspections: Arc::new(Semaphore::new(INSPECTIONS)),
+                captures: Arc::new(Semaphore::new(CAPTURES)),
                 freezer,
             }),
         }
@@ -118,6 +124,7 @@ impl agent_server::Agent for Service {
     type InspectContainerStream = Outgoing<ArtifactMessage>;
     type DiffStream = Outgoing<DiffMessage>;
     type ExportStream = Outgoing<ArtifactMessage>;
+    type LayerStream = Outgoing<ArtifactMessage>;
     type SaveImageStream = Outgoing<ArtifactMessage>;
 
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
@@ -157,6 +164,15 @@ impl agent_server::Agent for Service {
     ) -> Result<Response<Self::ExportStream>, Status> {
         let call = Call::begin("Export", &request)?;
         call.run(self.shared.export(&call, &request.get_ref().container_id))
+            .await
+    }
+
+    async fn layer(
+        &self,
+        request: Request<LayerRequest>,
+    ) -> Result<Response<Self::LayerStream>, Status> {
+        let call = Call::begin("Layer", &request)?;
+        call.run(self.shared.layer(&call, &request.get_ref().container_id))
             .await
     }
 

@@ -25,6 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tracing::{Instrument, Span};
 
+use crate::capture::Reasons;
 use crate::runtime::{ByteStream, RuntimeError};
 use crate::service::status;
 
@@ -43,6 +44,8 @@ pub(crate) type Outgoing<M> = std::pin::Pin<Box<dyn Stream<Item = Result<M, Stat
 pub(crate) enum Check {
     /// By the tar's own end.
     Tar,
+    /// By the tar's own end, and by what could not be read into it.
+    Captured(Reasons),
     /// It was judged before.
     Known(Completeness),
 }
@@ -203,6 +206,14 @@ async fn fill(mut pieces: ByteStream, chunks: mpsc::Sender<Filled>) {
             }
         };
         while !piece.is_empty() {
+            if buffer.is_empty() && piece.len() >= CHUNK {
+                // Whole already: it need not be copied.
+                let full = piece.split_to(CHUNK);
+                if chunks.send(Filled::Chunk(full)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             let room = CHUNK - buffer.len();
             let part = piece.split_to(room.min(piece.len()));
             buffer.extend_from_slice(&part);
@@ -217,27 +228,38 @@ async fn fill(mut pieces: ByteStream, chunks: mpsc::Sender<Filled>) {
 }
 
 enum Judge {
-    Tar(Box<TarEnd>),
+    Tar(Box<TarEnd>, Reasons),
     Known(Completeness),
 }
 
 impl Judge {
     fn new(check: Check) -> Self {
         match check {
-            Check::Tar => Self::Tar(Box::default()),
+            Check::Tar => Self::Tar(Box::default(), Reasons::default()),
+            Check::Captured(reasons) => Self::Tar(Box::default(), reasons),
             Check::Known(completeness) => Self::Known(completeness),
         }
     }
 
     fn update(&mut self, bytes: &[u8]) {
-        if let Self::Tar(walk) = self {
+        if let Self::Tar(walk, _) = self {
             walk.update(bytes);
         }
     }
 
     fn finish(self) -> Completeness {
         match self {
-            Self::Tar(walk) => walk.finish(),
+            Self::Tar(walk, reasons) => {
+                let mut all = match walk.finish() {
+                    Completeness::Complete => Vec::new(),
+                    Completeness::Incomplete { reasons } => reasons,
+                };
+                all.extend(reasons.told());
+                match all.is_empty() {
+                    true => Completeness::Complete,
+                    false => Completeness::Incomplete { reasons: all },
+                }
+            }
             Self::Known(completeness) => completeness,
         }
     }

@@ -105,7 +105,7 @@ pub const OMISSIONS: &[&str] = &[
     "Memory, processes, open sockets and other state of running processes are not collected.",
     "Volumes, tmpfs mounts and /dev/shm are not part of a container's file system and not collected.",
     "Files that were deleted while a process still had them open are not collected.",
-    "The runtime cuts modification times to whole seconds, keeps of extended attributes only security.capability, and writes sparse files out in full.",
+    "In exports and images the runtime cuts modification times to whole seconds, keeps of extended attributes only security.capability, and writes sparse files out in full.",
     "The runtime's diff names parent directories as changed and gives no times or contents.",
     "Integrity is proved from receipt by the controller on; a compromised node could have lied about what it read.",
 ];

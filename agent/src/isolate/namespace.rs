@@ -18,8 +18,8 @@ use crate::runtime::ContainerId;
 const PROC_FILE: u64 = 256 << 10;
 
 /// A running process.
-pub(super) struct Process {
-    pub(super) pid: u32,
+pub(crate) struct Process {
+    pub(crate) pid: u32,
     dir: OwnedFd,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct NamespaceId {
 
 impl Process {
     /// The process that has this number now.
-    pub(super) fn open(pid: u32) -> Result<Self, NamespaceError> {
+    pub(crate) fn open(pid: u32) -> Result<Self, NamespaceError> {
         let path = PathBuf::from(format!("/proc/{pid}"));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = open(&path, flags, Mode::empty()).map_err(|errno| NamespaceError::Process {
@@ -73,7 +73,7 @@ impl Process {
     }
 
     /// A text file of the process, e.g. "status".
-    pub(super) fn read(&self, name: &str) -> io::Result<String> {
+    pub(crate) fn read(&self, name: &str) -> io::Result<String> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file = File::from(openat(&self.dir, name, flags, Mode::empty())?);
         let mut bytes = Vec::new();
@@ -81,9 +81,14 @@ impl Process {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// The file system that the process's root is on.
+    pub(crate) fn root_device(&self) -> io::Result<u64> {
+        Ok(statat(&self.dir, "root", AtFlags::empty())?.st_dev)
+    }
+
     /// Whether the process is in the control group that the runtime made for this container. A
     /// container that is root inside cannot leave it: its own are below, and their paths contain it.
-    pub(super) fn belongs_to(&self, container: &ContainerId) -> Result<bool, NamespaceError> {
+    pub(crate) fn belongs_to(&self, container: &ContainerId) -> Result<bool, NamespaceError> {
         let groups = self
             .read("cgroup")
             .map_err(|source| NamespaceError::Process {

@@ -3,6 +3,7 @@
 use impound_proto::tls::explain;
 use tonic::Status;
 
+use crate::capture::CaptureError;
 use crate::disk::DiskError;
 use crate::freeze::FreezeError;
 use crate::isolate::IsolateError;
@@ -33,6 +34,17 @@ pub(crate) fn broken(error: &RuntimeError, sent: u64) -> Status {
 /// No room.
 pub(crate) fn disk(error: &DiskError) -> Status {
     Status::resource_exhausted(error.to_string())
+}
+
+/// No layer is read.
+pub(crate) fn capture(error: &CaptureError) -> Status {
+    let text = explain(error);
+    match error {
+        CaptureError::Runtime(error) => of(error),
+        CaptureError::Changed { .. } => Status::aborted(text),
+        CaptureError::Thread(_) => Status::internal(text),
+        _ => Status::failed_precondition(text),
+    }
 }
 
 /// Nothing stands still.

@@ -19,6 +19,7 @@ mod fake;
 mod freeze;
 mod images;
 mod isolation;
+mod layer;
 mod pod;
 mod process;
 mod refusals;

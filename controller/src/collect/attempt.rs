@@ -64,6 +64,13 @@ impl Session<'_> {
                 let call = client.export(self.request(message));
                 (Method::Export, Some(container), within(limit, call).await?)
             }
+            Ask::Layer { container } => {
+                let message = wire::LayerRequest {
+                    container_id: container.to_owned(),
+                };
+                let call = client.layer(self.request(message));
+                (Method::Layer, Some(container), within(limit, call).await?)
+            }
             Ask::Save { reference, image } => {
                 let message = wire::SaveImageRequest {
                     reference: reference.to_owned(),

@@ -54,7 +54,7 @@ pub(super) enum What {
 impl What {
     fn of(method: Method) -> &'static [Self] {
         match method {
-            Method::Export => &[
+            Method::Export | Method::Layer => &[
                 Self::Files,
                 Self::Sha256,
                 Self::Md5,
@@ -221,7 +221,7 @@ impl Session<'_> {
             }
         }
         let diff = match of.method {
-            Method::Export => self.diff_of(tar).await?,
+            Method::Export | Method::Layer => self.diff_of(tar).await?,
             _ => None,
         };
         let (deriving, tap) = start(outputs, of.method, diff);
@@ -482,13 +482,13 @@ fn start(
     let (say, verdict) = oneshot::channel();
     let mut queues = vec![to_files];
     let kind = match method {
-        Method::Export => Kind::FileSystem(changes.unwrap_or_default()),
+        Method::Export | Method::Layer => Kind::FileSystem(changes.unwrap_or_default()),
         Method::Commit => Kind::Image,
         _ => Kind::Other,
     };
     let to = to_writers.clone();
     let index = tokio::task::spawn_blocking(move || list(chunks, kind, &to, say));
-    if method == Method::Export {
+    if matches!(method, Method::Export | Method::Layer) {
         let (to_body, chunks) = mpsc::channel(QUEUE);
         queues.push(to_body);
         tokio::task::spawn_blocking(move || body(chunks, &to_writers));

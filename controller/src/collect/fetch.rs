@@ -30,6 +30,10 @@ pub(super) enum Ask<'w> {
     Diff {
         container: &'w str,
     },
+    /// Not every node can give it, and the export has the files as well: it is left out where it can't be had.
+    Layer {
+        container: &'w str,
+    },
     Export {
         container: &'w str,
     },
@@ -68,7 +72,12 @@ impl Session<'_> {
                 self.disconnect(wanted.node).await;
             }
             let code = failure.code();
+            let can_not = matches!(code, Some(Code::FailedPrecondition | Code::Unimplemented));
             let (why, again) = failure.reason()?;
+            if let (Ask::Layer { .. }, [path], true) = (wanted.ask, &*wanted.paths, can_not) {
+                self.forgo(path, why).await?;
+                return Ok(Fetched::GivenUp(code));
+            }
             let late = wanted
                 .deadline
                 .is_some_and(|deadline| deadline <= Instant::now());
@@ -82,7 +91,10 @@ impl Session<'_> {
                 self.board.broke(path, &why);
                 if last {
                     let why = format!("{why} (after {attempt} of {attempts} attempts)");
-                    self.miss(path, self.has_partial(path), why);
+                    match (wanted.ask, self.has_partial(path)) {
+                        (Ask::Layer { .. }, false) => self.forgo(path, why).await?,
+                        (_, kept) => self.miss(path, kept, why),
+                    }
                 }
             }
             if last {
@@ -91,6 +103,15 @@ impl Session<'_> {
             attempt += 1;
             tokio::time::sleep(self.collector.retry.before(attempt)).await;
         }
+    }
+
+    /// Does without an artifact; the manifest says so and why, and nothing is missing for it.
+    async fn forgo(&self, path: &EvidencePath, why: String) -> Result<(), CollectError> {
+        tracing::info!(case = %self.at.case, collection = %self.at.name, %path, reason = why, "left out");
+        self.board.given_up(path, false, &why);
+        self.note(|note| note.forgone.insert(path.clone(), why))
+            .await?;
+        Ok(())
     }
 
     /// The content of the first path, if all are stored.

@@ -152,7 +152,15 @@ impl Session<'_> {
             artifacts,
             missing: sealing.missing.clone(),
             alterations: note.alterations.clone(),
-            omissions: OMISSIONS.iter().map(|text| (*text).to_owned()).collect(),
+            omissions: OMISSIONS
+                .iter()
+                .map(|text| (*text).to_owned())
+                .chain(
+                    note.forgone
+                        .iter()
+                        .map(|(path, why)| format!("{path} was left out: {why}")),
+                )
+                .collect(),
             storage: sealing.storage.clone(),
             custody: sealing.custody,
         })

@@ -32,6 +32,9 @@ pub(super) struct Note {
     /// Containers that were paused while they were exported, and for how many ms at most.
     #[serde(default)]
     pub(super) frozen: BTreeMap<String, u64>,
+    /// What was left out because the node can't give it, and why.
+    #[serde(default)]
+    pub(super) forgone: BTreeMap<EvidencePath, String>,
     /// What somebody should look after.
     pub(super) warnings: Vec<String>,
     /// Set when collecting is over: from then on nothing but the seal changes.

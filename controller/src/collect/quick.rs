@@ -1,4 +1,5 @@
-//! The quick stage: inspect and diff of every container on the node, before anything is evicted.
+//! The quick stage: inspect and diff of every container on the node, and of the suspect's running ones what
+//! they changed, before anything is evicted.
 
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ impl Session<'_> {
         let mut expected = Vec::new();
         for known in containers {
             expected.extend(self.quick_paths(known)?);
+            expected.extend(self.layer_path(known).await?);
         }
         self.board.expect(expected);
         stream::iter(containers.iter().map(Ok))
@@ -67,7 +69,33 @@ impl Session<'_> {
             expected_bytes: 0,
             deadline,
         };
-        self.fetch(&diffed).await.map(drop)
+        self.fetch(&diffed).await?;
+        let Some(layer) = self.layer_path(known).await? else {
+            return Ok(());
+        };
+        let layer = Wanted {
+            node,
+            paths: vec![layer],
+            ask: Ask::Layer { container },
+            expected_bytes: 0,
+            deadline,
+        };
+        self.fetch(&layer).await.map(drop)
+    }
+
+    /// Where a container's writable layer goes, if it is to be read: it takes a suspect's that runs, and a node
+    /// that has not said that it can't.
+    async fn layer_path(&self, known: &Known) -> Result<Option<EvidencePath>, CollectError> {
+        let runs = ["running", "paused"].contains(&known.container.state.as_str());
+        if known.container.role != ContainerRole::Suspect || !runs {
+            return Ok(None);
+        }
+        let path = self.path(
+            &format!("{}/layer.tar", known.directory),
+            "the name of a container",
+        )?;
+        let forgone = self.noted(|note| note.forgone.contains_key(&path)).await;
+        Ok((!forgone).then_some(path))
     }
 
     fn quick_paths(&self, known: &Known) -> Result<[EvidencePath; 3], CollectError> {

@@ -19,6 +19,9 @@ const DOCUMENT: u64 = 16 << 20;
 /// Bytes of lines that are gathered before they are written.
 const PIECE: usize = 64 << 10;
 
+/// What the layer's listing calls the changes that it found.
+const LAYER_CHANGES: &str = "layer.tar.changes.jsonl";
+
 impl Session<'_> {
     /// Stores it, once. Without it the collection is partial and says why.
     pub(super) async fn store_timeline(&self) -> Result<(), CollectError> {
@@ -67,6 +70,14 @@ impl Session<'_> {
                 (Some(container), "inspect.json") => {
                     Moment::of_container(container, &self.document(&record.path).await?)
                 }
+                // The layer has the same files as the export, with times that are not cut.
+                (Some(_), name)
+                    if name.ends_with(".changes.jsonl")
+                        && name != LAYER_CHANGES
+                        && self.stored_beside(&record.path, LAYER_CHANGES) =>
+                {
+                    continue;
+                }
                 (Some(container), name) if name.ends_with(".changes.jsonl") => {
                     changes.push((container, &record.path));
                     Vec::new()
@@ -107,6 +118,16 @@ impl Session<'_> {
         }
         output.write(lines).await;
         self.finish_outputs(vec![output]).await
+    }
+
+    /// Whether there is a file of that name in the directory of another.
+    fn stored_beside(&self, path: &EvidencePath, name: &str) -> bool {
+        let directory = path
+            .as_str()
+            .rsplit_once('/')
+            .map_or("", |(directory, _)| directory);
+        let beside = format!("{directory}/{name}").parse();
+        beside.is_ok_and(|beside| self.stored(&beside).is_some())
     }
 
     async fn begin_timeline(

@@ -50,6 +50,8 @@ pub(crate) struct State {
     pub(crate) containers: Vec<Container>,
     /// By container id.
     pub(crate) exports: HashMap<String, Vec<u8>>,
+    /// By container id; of others there is none to be had.
+    pub(crate) layers: HashMap<String, Vec<u8>>,
     /// By container id.
     pub(crate) diffs: HashMap<String, Vec<(ChangeKind, String)>>,
     /// On the node, by reference.
@@ -398,6 +400,23 @@ impl Agent for FakeAgent {
             &id,
             "application/x-tar",
             format!("GET /containers/{id}/export"),
+            tar,
+            fault,
+        )))
+    }
+
+    type LayerStream = Messages;
+
+    async fn layer(&self, request: Request<LayerRequest>) -> Result<Response<Messages>, Status> {
+        let id = request.into_inner().container_id;
+        let fault = self.called("layer", &id)?;
+        let tar = self.state.lock().unwrap().layers.get(&id).cloned();
+        let tar = tar.ok_or_else(|| Status::failed_precondition("its root is no overlayfs"))?;
+        let call = "upperdir=/layers/1 of the root of process 7, over image sha256:1234".to_owned();
+        Ok(Response::new(self.stream(
+            &id,
+            "application/x-tar",
+            call,
             tar,
             fault,
         )))

@@ -160,6 +160,37 @@ async fn a_real_container_is_collected_whole_and_leaves_no_image() {
         (Outcome::Complete, vec![], vec![])
     );
     let manifest = fixture.manifest();
+    let layer = format!("{DIRECTORY}/app/layer.tar");
+    let record = manifest.artifact(&layer.parse().unwrap()).unwrap();
+    assert_eq!(record.method, impound_evidence::Method::Layer);
+    assert!(
+        record.size > 20 << 20 && record.size < 21 << 20,
+        "{}",
+        record.size
+    );
+    assert!(
+        record.api_call.contains("upperdir=")
+            && record.api_call.contains(&manifest.containers[0].image_id)
+    );
+    let changes = String::from_utf8(fixture.file(&format!("{layer}.changes.jsonl"))).unwrap();
+    let line = |path: &str| {
+        let of = changes
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        of.into_iter()
+            .find(|line| line["path"] == path)
+            .unwrap_or_else(|| panic!("{path}: {changes}"))
+    };
+    let note = line("/data/note");
+    assert_eq!(
+        (&note["kind"], &note["file"]["size"]),
+        (&"A".into(), &2.into())
+    );
+    let gone = line("/bin/echo");
+    assert_eq!(
+        (&gone["kind"], &gone["file"]["whiteout"]),
+        (&"D".into(), &true.into())
+    );
     assert_eq!(manifest.containers[0].id, container.id);
     assert_eq!(manifest.agents[0].runtime, "docker");
     let (export, image) = names("app", &container.id);
@@ -209,8 +240,8 @@ async fn a_real_container_is_collected_whole_and_leaves_no_image() {
 async fn killed_in_the_middle_of_a_real_export_the_next_run_has_both_parts() {
     let container = Container::run("dd if=/dev/urandom of=/data/random bs=1048576 count=40");
     let fixture = fixture().await;
-    // About half of the 40 chunks of 1 MiB.
-    let store = Interrupted::new(fixture.store(), 45, true);
+    // About half of the export, after the layer and its listings, which are as much.
+    let store = Interrupted::new(fixture.store(), 240, true);
     let gate = store.gate();
     let collector = fixture.collector(Arc::new(store));
     tokio::select! {

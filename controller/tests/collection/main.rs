@@ -16,4 +16,5 @@ mod crashing;
 mod docker;
 mod fixture;
 mod interrupted;
+mod layer;
 mod whole;

@@ -93,7 +93,7 @@ pub(super) fn file(member: &Member, sha256: Option<Sha256>, broken: Option<u64>)
         stored: member.sparse.then_some(member.stored),
         sha256,
         broken_at: broken,
-        whiteout: is_whiteout(&member.path),
+        whiteout: is_whiteout(member),
         offset: member.offset,
         anomalies: member.anomalies,
     };
@@ -129,11 +129,13 @@ fn text(bytes: &[u8]) -> (Cow<'_, str>, Option<String>) {
     }
 }
 
-/// A layer's mark that a file of a lower layer is gone.
-fn is_whiteout(path: &[u8]) -> bool {
-    components(path)
-        .last()
-        .is_some_and(|name| name.starts_with(b".wh."))
+/// A layer's mark that a file of a lower layer is gone: an image's by name, overlayfs's own by device.
+fn is_whiteout(member: &Member) -> bool {
+    let device = member.kind == FileType::CharacterDevice && member.device == Some((0, 0));
+    device
+        || components(&member.path)
+            .last()
+            .is_some_and(|name| name.starts_with(b".wh."))
 }
 
 /// RFC 3339 in UTC, with as many digits of a second as are not zero; none outside the years 0 to

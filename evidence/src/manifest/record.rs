@@ -25,7 +25,8 @@ pub struct ArtifactRecord {
     pub media_type: String,
     /// How it was obtained.
     pub method: Method,
-    /// The API call that the bytes came from, e.g. `GET /containers/<id>/export`.
+    /// The API call that the bytes came from, e.g. `GET /containers/<id>/export`; of a layer, the directory and
+    /// the image that it lies over.
     pub api_call: String,
     /// Full id of the container or image, or uid of the Kubernetes object.
     pub source_id: String,
@@ -170,6 +171,9 @@ pub enum Method {
     Diff,
     /// A container's file system, read live.
     Export,
+    /// A container's writable layer, read off the node's disk by the agent: what it changed against its image.
+    /// With the image that [`Container::image_id`] names it is the container's file system.
+    Layer,
     /// A container's file system, frozen into an image and saved.
     Commit,
     /// Made by the controller from other artifacts while they arrived, see
@@ -187,6 +191,7 @@ impl Method {
             // What is derived lacks what its sources lack.
             Self::KubernetesObject | Self::Inspect | Self::Derived | Self::Program => Vec::new(),
             Self::Diff => vec![Omission::Mounts, Omission::TimesAndContents],
+            Self::Layer => vec![Omission::Mounts, Omission::DeletedOpenFiles],
             Self::Export | Self::Commit => vec![
                 Omission::Mounts,
                 Omission::DeletedOpenFiles,

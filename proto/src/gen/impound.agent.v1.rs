@@ -141,6 +141,12 @@ pub struct ExportRequest {
     #[prost(string, tag = "1")]
     pub container_id: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LayerRequest {
+    /// As in InspectContainerRequest.
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CommitRequest {
     /// As in InspectContainerRequest.
@@ -229,7 +235,8 @@ pub struct ArtifactHeader {
     /// "application/json", "application/x-tar"
     #[prost(string, tag = "2")]
     pub media_type: ::prost::alloc::string::String,
-    /// The runtime API call that the bytes come from, e.g. "GET /containers/<id>/export".
+    /// The runtime API call that the bytes come from, e.g. "GET /containers/<id>/export"; of a layer, the
+    /// directory and the image that it lies over.
     #[prost(string, tag = "3")]
     pub api_call: ::prost::alloc::string::String,
     /// When the runtime was asked. The node's clock.
@@ -1013,6 +1020,34 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("impound.agent.v1.Agent", "Export"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// The writable layer of a running container as a tar: what it changed against its image, read off the node's
+        /// disk by the agent and not by the runtime. PAX, with times to the nanosecond, all extended attributes,
+        /// holes and whiteouts. FAILED_PRECONDITION: the container does not run, its root is no overlayfs, or the
+        /// agent has not the privilege; nothing was sent then, and the export has the files.
+        pub async fn layer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LayerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ArtifactMessage>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.agent.v1.Agent/Layer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("impound.agent.v1.Agent", "Layer"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Freezes the container's file system into an image on the node. One at a time per node.
         pub async fn commit(
             &mut self,
@@ -1297,6 +1332,20 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::ExportRequest>,
         ) -> std::result::Result<tonic::Response<Self::ExportStream>, tonic::Status>;
+        /// Server streaming response type for the Layer method.
+        type LayerStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ArtifactMessage, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The writable layer of a running container as a tar: what it changed against its image, read off the node's
+        /// disk by the agent and not by the runtime. PAX, with times to the nanosecond, all extended attributes,
+        /// holes and whiteouts. FAILED_PRECONDITION: the container does not run, its root is no overlayfs, or the
+        /// agent has not the privilege; nothing was sent then, and the export has the files.
+        async fn layer(
+            &self,
+            request: tonic::Request<super::LayerRequest>,
+        ) -> std::result::Result<tonic::Response<Self::LayerStream>, tonic::Status>;
         /// Freezes the container's file system into an image on the node. One at a time per node.
         async fn commit(
             &self,
@@ -1653,6 +1702,52 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ExportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.agent.v1.Agent/Layer" => {
+                    #[allow(non_camel_case_types)]
+                    struct LayerSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::LayerRequest>
+                    for LayerSvc<T> {
+                        type Response = super::ArtifactMessage;
+                        type ResponseStream = T::LayerStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LayerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::layer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LayerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

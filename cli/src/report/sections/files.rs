@@ -77,6 +77,7 @@ fn method(method: Method) -> &'static str {
         Method::KubernetesObject => "Kubernetes object",
         Method::Inspect => "runtime's description",
         Method::Diff => "what changed",
+        Method::Layer => "what it changed, with contents",
         Method::Export => "file system",
         Method::Commit => "image made of it",
         Method::Derived => "made from other files here",

@@ -96,6 +96,7 @@ fn reading(manifest: &Manifest, record: &ArtifactRecord) -> String {
         }
         Method::KubernetesObject => "Kubernetes objects".to_owned(),
         Method::Inspect | Method::Diff => format!("{of}: description, diff"),
+        Method::Layer => format!("{of}: writable layer"),
         Method::Export => format!("{of}: file system"),
         Method::Commit => format!("{of}: image"),
         Method::Derived => format!("{of}: listings"),
