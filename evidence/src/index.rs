@@ -71,8 +71,11 @@ pub struct FileIndex {
     listing: Listing,
 }
 
-/// What an index has to write, in pieces. Whoever feeds it takes them away between two updates;
-/// one update of 1 MiB adds at most 8 MiB, usually far less.
+/// What an index has to write, in pieces. Whoever feeds it takes them away between two updates.
+///
+/// A member's lines are in proportion to its own bytes in the tar, as nothing long is inherited from
+/// global headers: one update of 1 MiB adds less than 24 MiB at worst (headers full of control
+/// characters, six characters each, that the diff names too), usually less than 1 MiB.
 #[derive(Debug, Default)]
 pub struct FileLines {
     /// Of `files.jsonl`.

@@ -50,7 +50,8 @@ pub enum Anomaly {
     NulInRecord,
     /// A PAX value that is none of its kind; ignored.
     MalformedRecord,
-    /// A global PAX header sets a path, link target, owner or time for all members behind it.
+    /// A global PAX header sets a path, link target, owner, time or extended attribute for all members
+    /// behind it; of extended attributes nothing is listed, of texts 100 bytes.
     GlobalRecord,
     /// More extended attributes than are listed.
     TooManyXattrs,
@@ -189,7 +190,7 @@ impl Anomaly {
             ),
             Self::GlobalRecord => (
                 "global_record",
-                "a global PAX header sets its path, link target, owner or time",
+                "a global PAX header sets its path, link target, owner, time or extended attributes",
             ),
             Self::TooManyXattrs => (
                 "too_many_xattrs",

@@ -149,7 +149,6 @@ impl Member {
         anomalies.join(extensions.anomalies);
         let pax = extensions.pax.unwrap_or_default();
         anomalies.join(pax.anomalies);
-        anomalies.add_if(global.describes(), Anomaly::GlobalRecord);
         anomalies.join(global.anomalies);
 
         let long = extensions.long_name.is_some() || extensions.long_link.is_some();
@@ -230,11 +229,7 @@ impl Member {
             ctime: pax.ctime.or(global.ctime),
             link: is_link.then_some(link),
             device: fields.device,
-            xattrs: if pax.xattrs.is_empty() {
-                global.xattrs.clone()
-            } else {
-                pax.xattrs
-            },
+            xattrs: pax.xattrs,
             sparse,
             anomalies,
         }

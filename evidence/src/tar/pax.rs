@@ -7,6 +7,10 @@ use super::member::{PATH_LIMIT, TarTime};
 /// the list of their names below 64 KiB.
 const XATTR_LIMIT: usize = 256;
 
+/// Longest text that members inherit from a global header, in bytes: as much as a header's own field
+/// holds. More would make a tar of empty members many times as large in its listings.
+const INHERITED: usize = 100;
+
 /// What PAX records say, as far as it matters here. The last of several records of one key counts,
 /// as POSIX says; a second one is an anomaly.
 #[derive(Clone, Default)]
@@ -48,8 +52,28 @@ impl Pax {
         Ok(pax)
     }
 
+    /// What members inherit if it is a global header. Extended attributes they don't: readers
+    /// disagree, and up to a mebibyte would be listed again for each member.
+    pub(super) fn inherited(mut self) -> Self {
+        self.anomalies
+            .add_if(self.describes(), Anomaly::GlobalRecord);
+        self.xattrs = Vec::new();
+        let texts = [
+            &mut self.path,
+            &mut self.link,
+            &mut self.user,
+            &mut self.group,
+        ];
+        for text in texts.into_iter().flatten() {
+            self.anomalies
+                .add_if(text.len() > INHERITED, Anomaly::PathTooLong);
+            text.truncate(INHERITED);
+        }
+        self
+    }
+
     /// Whether it says anything that a global header should not say of all members.
-    pub(super) fn describes(&self) -> bool {
+    fn describes(&self) -> bool {
         self.path.is_some()
             || self.link.is_some()
             || self.uid.is_some()

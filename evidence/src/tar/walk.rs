@@ -336,7 +336,7 @@ impl Walk {
                     "the global PAX header before byte {end} sets a size; readers disagree for which members"
                 )),
                 Ok(pax) => {
-                    self.global = pax;
+                    self.global = pax.inherited();
                     Ok(())
                 }
             },

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use impound_evidence::index::{BodyIndex, Changes, FileIndex, Kind, Limits};
 
-use super::tars::{header, pax, put, sum};
+use super::tars::{header, link, pax, put, sum};
 
 /// Set in the process that is measured.
 const CHILD: &str = "IMPOUND_MEMORY_CHILD";
@@ -16,7 +16,7 @@ fn a_million_members_are_indexed_in_less_than_64_mib() {
     if let Ok(which) = std::env::var(CHILD) {
         return child(&which);
     }
-    for which in ["members", "links", "pax"] {
+    for which in ["members", "links", "pax", "global", "controls"] {
         let output = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -44,16 +44,25 @@ fn a_million_members_are_indexed_in_less_than_64_mib() {
 fn child(which: &str) {
     let before = peak();
     let mut changes = Changes::new();
+    // One that names every member of "controls".
+    let odd = [&[1; 99][..], b"z"].concat();
+    let path = String::from_utf8(odd.clone()).unwrap();
+    changes.add(
+        &serde_json::to_vec(&serde_json::json!({"kind":"A","path":format!("/{path}")})).unwrap(),
+    );
     for n in 0..1_000_000 {
         changes.add(format!("{{\"kind\":\"A\",\"path\":\"/f/{n:08}\"}}").as_bytes());
     }
     let mut files = FileIndex::new(Kind::FileSystem(changes), Limits::default());
     let mut body = BodyIndex::new(Limits::default());
+    let mut largest = 0;
     let mut feed = |bytes: &[u8]| {
         files.update(bytes);
-        *files.lines() = Default::default();
+        let lines = std::mem::take(files.lines());
+        largest = largest.max(lines.files.len() + lines.sha256.len() + lines.changes.len());
         body.update(bytes);
-        *body.lines() = Default::default();
+        let lines = std::mem::take(body.lines());
+        largest = largest.max(lines.body.len() + lines.md5.len());
     };
     match which {
         // A PAX header of almost a mebibyte each.
@@ -71,6 +80,32 @@ fn child(which: &str) {
                 feed(&one);
             }
         }
+        // One global header of almost a mebibyte, then chunks of nothing but members.
+        "global" => {
+            let long = vec![1; 200 << 10];
+            let records: [(&[u8], &[u8]); 5] = [
+                (b"SCHILY.xattr.user.a", &long),
+                (b"path", &long),
+                (b"linkpath", &long),
+                (b"uname", &long),
+                (b"gname", &long),
+            ];
+            feed(&pax(b'g', &records));
+            let chunk = link(b"x", b'2', b"y").repeat(2048);
+            for _ in 0..4 {
+                feed(&chunk);
+            }
+        }
+        // As much as a header can hold, each byte six in JSON.
+        "controls" => {
+            let mut block = link(&odd, b'2', &[1; 100]);
+            put(&mut block, 265, &[1; 32]);
+            put(&mut block, 297, &[1; 32]);
+            sum(&mut block);
+            for _ in 0..4 {
+                feed(&block.repeat(2048));
+            }
+        }
         _ => {
             let typeflag = if which == "links" { b'2' } else { b'0' };
             let mut block = header(b"f/00000000", typeflag, 0);
@@ -84,6 +119,8 @@ fn child(which: &str) {
         }
     }
     feed(&[0; 1024]);
+    println!("largest: {largest}");
+    assert!(largest < 24 << 20, "{largest} bytes of lines at once");
     let summary = files.finish().summary;
     assert!(summary.completeness.is_complete());
     if which == "members" {
