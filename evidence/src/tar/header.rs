@@ -33,6 +33,8 @@ pub(super) enum Header {
     Zero,
     /// An extension of the member that follows, and its size in bytes.
     Extension(Extension, u64),
+    /// "X": Solaris's extended header.
+    Solaris,
     Member(Box<Fields>),
 }
 
@@ -104,6 +106,7 @@ impl Header {
         })?;
         let typeflag = field(156, 157).first().copied().unwrap_or_default();
         match typeflag {
+            b'X' => return Ok(Self::Solaris),
             b'x' => return Ok(Self::Extension(Extension::Pax, size)),
             b'g' => return Ok(Self::Extension(Extension::GlobalPax, size)),
             b'L' => return Ok(Self::Extension(Extension::LongName, size)),

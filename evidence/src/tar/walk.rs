@@ -297,6 +297,9 @@ impl Walk {
                 "the tar ends at byte {at} after an extension header whose member is missing"
             )),
             Ok(Header::Zero) => State::Zero(Block::default()),
+            Ok(Header::Solaris) => State::Lost(format!(
+                "a Solaris extended header at byte {at}; readers disagree whether it gives the next member's size"
+            )),
             Ok(Header::Extension(which, size)) => self.begin_extension(which, size, at),
             Ok(Header::Member(fields)) => self.member(*fields, at, visitor),
             Err(wrong) => State::Lost(format!("no tar header at byte {at}: {wrong}")),
@@ -312,6 +315,11 @@ impl Walk {
         }
         if which == Extension::Pax && self.pending.pax.is_some() {
             return State::Lost(format!("a second PAX header for one member at byte {at}"));
+        }
+        if which == Extension::GlobalPax && self.pending.any {
+            return State::Lost(format!(
+                "a global PAX header at byte {at} between a member and its extension header; readers disagree whether that still counts"
+            ));
         }
         self.pending.any |= which != Extension::GlobalPax;
         match size {
@@ -369,9 +377,24 @@ impl Walk {
         self.members += 1;
         let sparse = fields.sparse;
         let extensions = std::mem::take(&mut self.pending);
+        let pax = extensions.pax.as_ref();
+        let names = [
+            Some(&fields.path),
+            extensions.long_name.as_ref(),
+            pax.and_then(|pax| pax.path.as_ref()),
+        ];
+        let slash = names.into_iter().flatten().any(|name| name.ends_with(b"/"));
         let member = Member::new(fields, extensions, &self.global, self.members, at);
         let (name, size, kind) = (member.shown(), member.stored, member.kind);
+        let odd = member.anomalies;
+        let may_be_directory = member.typeflag == 0
+            && (slash || odd.has(Anomaly::TrailingSlash) || odd.has(Anomaly::PathTooLong));
         visitor.member(member);
+        if may_be_directory && size > 0 {
+            return State::Lost(format!(
+                "{name} at byte {at} is a directory to some readers, for the slash behind its name, and has {size} bytes; readers disagree where the next member starts"
+            ));
+        }
         if !kind.has_contents() && size > 0 {
             return State::Lost(format!(
                 "{name} at byte {at} is a link, directory or device and yet has {size} bytes; readers disagree where the next member starts"

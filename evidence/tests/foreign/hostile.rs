@@ -380,6 +380,33 @@ pub(crate) fn corpus() -> Vec<Case> {
             Some("readers disagree where the next member starts"),
         ),
         case(
+            "an old file with a slash and contents, a directory to Python and Go",
+            ended(&[with(header(b"d/", 0, 512), &header(b"smuggled", b'0', 0))]),
+            &["trailing_slash"],
+            Some("readers disagree where the next member starts"),
+        ),
+        case(
+            "Solaris's extended header with a size",
+            ended(&[
+                pax(b'X', &[(b"size", b"512")]),
+                header(b"x", b'0', 0),
+                good.clone(),
+            ]),
+            &[],
+            Some("Solaris extended header"),
+        ),
+        case(
+            "a global header behind an extension, which Go then drops",
+            ended(&[
+                pax(b'x', &[(b"size", b"512")]),
+                pax(b'g', &[(b"comment", b"c")]),
+                header(b"x", b'0', 0),
+                good.clone(),
+            ]),
+            &[],
+            Some("between a member and its extension header"),
+        ),
+        case(
             "truncated in a header",
             plain(b"x")[..700].to_vec(),
             &[],
