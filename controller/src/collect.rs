@@ -75,8 +75,9 @@ pub struct CollectionJob {
     pub name: CollectionName,
     /// Identity of the requester's certificate.
     pub requested_by: String,
-    /// What the custody log calls the request, see [`crate::reconcile::custody::subject`].
-    pub request: String,
+    /// What the custody log calls the request if it was authorised, see
+    /// [`crate::reconcile::custody::request`]; none if nothing can have authorised it.
+    pub request: Option<String>,
     /// The requester's reason, word for word.
     pub reason: String,
     /// uid of the `kube-system` namespace.

@@ -248,8 +248,9 @@ impl<'a> Session<'a> {
             let case = case.map_err(|error| self.seal_error(error))?;
             let mut entry = Entry::new(Event::Requested, self.job.requested_by.clone(), what)
                 .because(self.job.reason.clone());
-            let (who, request) = (&self.job.requested_by, &self.job.request);
-            entry.claimed = !is_authorised(&case, who, request, &self.job.reason);
+            let (who, reason) = (&self.job.requested_by, &self.job.reason);
+            let authorised = |request: &String| is_authorised(&case, who, request, reason);
+            entry.claimed = !self.job.request.as_ref().is_some_and(authorised);
             return self.append(vec![entry]).await;
         };
         let same = first.who == self.job.requested_by

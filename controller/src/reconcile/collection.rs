@@ -380,10 +380,17 @@ async fn prepare(
         case: at.case,
         name: at.name,
         requested_by: spec.requested_by.clone(),
-        request: match &spec.quarantine {
-            Some(name) => custody::subject("quarantine", &namespace, name),
-            None => custody::subject("collection", &namespace, &object.name_any()),
-        },
+        request: custody::request_id(object).and_then(|id| match &spec.quarantine {
+            None => Some(custody::request(
+                "collection",
+                &namespace,
+                &object.name_any(),
+                id,
+            )),
+            // Its own collection has its name; what others are made for, nobody authorised.
+            Some(name) => (*name == object.name_any())
+                .then(|| custody::request("quarantine", &namespace, name, id)),
+        }),
         reason: spec.reason.clone(),
         cluster,
         target: TargetPod {

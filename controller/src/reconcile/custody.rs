@@ -2,20 +2,48 @@
 //! became of the containment.
 //!
 //! A request over gRPC is written as authorised, with the identity of the certificate, before its object
-//! is made. An object for which there is no such entry was written by somebody through the Kubernetes
-//! API: whoever it names as requester is recorded as claimed. Each entry is written once, however often
-//! a step is repeated.
+//! is made. Entry and object hold the same random id, which nobody can know before the object is there,
+//! and the entry counts for the first object only: another that repeats name, requester, reason and id
+//! is another one. An object for which there is no such entry was written by somebody through the
+//! Kubernetes API: whoever it names as requester is recorded as claimed. Each entry is written once for
+//! each object, by its uid, however often a step is repeated.
 
 use impound_evidence::{CaseId, Entry, Event};
 use impound_proto::PeerId;
 
+use kube::Resource;
+use uuid::Uuid;
+
 use super::Context;
 use crate::describe::describe;
 
-/// What an entry is about: the kind of object, and its name.
+/// Annotation of an object that was asked for over gRPC: the id of that request, a random UUID. Whoever
+/// takes it away or changes it makes the requester a claimed one.
+pub const REQUEST: &str = "impound.dev/request";
+
+/// What an entry is about: the kind of object, its name and its uid.
 #[must_use]
-pub fn subject(kind: &str, namespace: &str, name: &str) -> String {
-    format!("{kind} {namespace}/{name}")
+pub fn subject(kind: &str, namespace: &str, name: &str, uid: &str) -> String {
+    format!("{kind} {namespace}/{name} (uid {uid})")
+}
+
+/// What the entry of an authorised request for a new object is about: it has no uid yet, and the
+/// request's id stands for it.
+#[must_use]
+pub fn request(kind: &str, namespace: &str, name: &str, id: Uuid) -> String {
+    format!("{kind} {namespace}/{name}{}", suffix(id))
+}
+
+/// The id of the request that an object says it was made for; none if it says nothing of the kind.
+#[must_use]
+pub fn request_id(object: &impl Resource) -> Option<Uuid> {
+    let annotations = object.meta().annotations.as_ref()?;
+    Uuid::try_parse(annotations.get(REQUEST)?).ok()
+}
+
+/// How what is written of a request ends: no name has a space, so nothing else ends so.
+fn suffix(id: Uuid) -> String {
+    format!(", request {id}")
 }
 
 /// Writes that `who`, known by certificate, may ask for `subject`.
@@ -33,35 +61,77 @@ pub async fn authorised(
     write(context, case, entry).await
 }
 
-/// Whether the log says that `who` was authorised to ask for `subject` for this reason.
-#[must_use]
-pub fn is_authorised(entries: &[Entry], who: &str, subject: &str, reason: &str) -> bool {
-    entries.iter().any(|entry| {
-        entry.event == Event::Authorised
-            && entry.who == who
-            && entry.what == subject
-            && entry.why.as_deref() == Some(reason)
-    })
+/// Writes that the object of an authorised request was not made: nobody else's may pass for it.
+///
+/// # Errors
+/// As [`authorised`].
+pub async fn withdrawn(
+    context: &Context,
+    case: &CaseId,
+    subject: &str,
+    why: &str,
+) -> Result<(), String> {
+    let who = PeerId::Controller.to_string();
+    write(
+        context,
+        case,
+        Entry::new(Event::Failed, who, subject).because(why),
+    )
+    .await
 }
 
-/// Writes an entry of somebody who may be only claimed, unless it is there already. `subject` and
-/// `reason` are those of the request.
+/// Whether the log says that `who` was authorised to ask for `subject` for this reason, and not that
+/// nothing came of it.
+#[must_use]
+pub fn is_authorised(entries: &[Entry], who: &str, subject: &str, reason: &str) -> bool {
+    let of = |event| entries.iter().filter(move |entry| entry.event == event);
+    of(Event::Authorised).any(|entry| {
+        entry.who == who && entry.what == subject && entry.why.as_deref() == Some(reason)
+    }) && of(Event::Failed).all(|entry| entry.what != subject)
+}
+
+/// A wish that an object holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// What was asked for.
+    pub event: Event,
+    /// By whom, as the object says.
+    pub who: &'a str,
+    /// What it is about: [`subject`].
+    pub subject: &'a str,
+    /// What it is about in the entry that authorises it; none: nothing can authorise it.
+    pub authorised: Option<&'a str>,
+    /// The id of the request, if it made the object.
+    pub request: Option<Uuid>,
+    /// Why, as the object says.
+    pub reason: &'a str,
+}
+
+impl Asked<'_> {
+    /// The entry, given those that are there.
+    fn entry(&self, entries: &[Entry]) -> Entry {
+        let ending = self.request.map(suffix).unwrap_or_default();
+        let what = format!("{}{ending}", self.subject);
+        let taken = self.request.is_some()
+            && entries.iter().any(|entry| {
+                entry.event == self.event && entry.what.ends_with(&ending) && entry.what != what
+            });
+        let authorised = |subject| is_authorised(entries, self.who, subject, self.reason);
+        let mut entry = Entry::new(self.event, self.who, what).because(self.reason);
+        entry.claimed = taken || !self.authorised.is_some_and(authorised);
+        entry
+    }
+}
+
+/// Writes an entry of somebody who may be only claimed, unless it is there already.
 ///
 /// # Errors
 /// In words, if the case is none or its log can't be read or written.
-pub async fn asked(
-    context: &Context,
-    case: &str,
-    event: Event,
-    who: &str,
-    subject: &str,
-    reason: &str,
-) -> Result<(), String> {
+pub async fn asked(context: &Context, case: &str, asked: Asked<'_>) -> Result<(), String> {
     let case = parse(case)?;
     let entries = context.custody.case_entries(&case).await;
     let entries = entries.map_err(|error| describe(&error))?;
-    let mut entry = Entry::new(event, who, subject).because(reason);
-    entry.claimed = !is_authorised(&entries, who, subject, reason);
+    let entry = asked.entry(&entries);
     if is_there(&entries, &entry) {
         return Ok(());
     }
@@ -110,4 +180,62 @@ async fn write(context: &Context, case: &CaseId, entry: Entry) -> Result<(), Str
     written
         .map(drop)
         .map_err(|error| format!("custody entry {event:?} not written: {}", describe(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHO: &str = "responder/alice";
+
+    fn asked<'a>(subject: &'a str, authorised: &'a str, id: Uuid) -> Asked<'a> {
+        Asked {
+            event: Event::Requested,
+            who: WHO,
+            subject,
+            authorised: Some(authorised),
+            request: Some(id),
+            reason: "shell in it",
+        }
+    }
+
+    #[test]
+    fn an_authorised_request_counts_for_one_object_only() {
+        let id = Uuid::new_v4();
+        let authorised = request("quarantine", "shop", "web-1", id);
+        let mut entries =
+            vec![Entry::new(Event::Authorised, WHO, &*authorised).because("shell in it")];
+        let (first, second) = (
+            subject("quarantine", "shop", "web-1", "uid-1"),
+            subject("quarantine", "shop", "web-1", "uid-2"),
+        );
+        let own = asked(&first, &authorised, id).entry(&entries);
+        assert!(!own.claimed);
+        entries.push(own);
+        assert!(
+            !asked(&first, &authorised, id).entry(&entries).claimed,
+            "the same object again"
+        );
+        let forged = asked(&second, &authorised, id).entry(&entries);
+        assert!(
+            forged.claimed,
+            "the same name, requester, reason and id again"
+        );
+        assert!(!is_there(&entries, &forged), "it is told of by itself");
+        let guessed = Uuid::new_v4();
+        let other = request("quarantine", "shop", "web-1", guessed);
+        assert!(asked(&first, &other, guessed).entry(&entries).claimed);
+    }
+
+    #[test]
+    fn a_request_whose_object_was_not_made_authorises_nothing() {
+        let id = Uuid::new_v4();
+        let authorised = request("quarantine", "shop", "web-1", id);
+        let entries = [
+            Entry::new(Event::Authorised, WHO, &*authorised).because("shell in it"),
+            Entry::new(Event::Failed, "controller", &*authorised).because("409"),
+        ];
+        let object = subject("quarantine", "shop", "web-1", "uid-1");
+        assert!(asked(&object, &authorised, id).entry(&entries).claimed);
+    }
 }

@@ -285,7 +285,7 @@ async fn neighbours(
 
 async fn create_collection(record: &Record, context: &Context) -> Result<(), ReconcileError> {
     let spec = &record.object.spec;
-    let collection = Collection::new(
+    let mut collection = Collection::new(
         &record.name(),
         CollectionSpec {
             pod: spec.pod.clone(),
@@ -299,6 +299,8 @@ async fn create_collection(record: &Record, context: &Context) -> Result<(), Rec
             quarantine: Some(record.name()),
         },
     );
+    let request = custody::request_id(&record.object).map(|id| id.to_string());
+    collection.metadata.annotations = request.map(|id| [(custody::REQUEST.into(), id)].into());
     let api = Api::<Collection>::namespaced(context.client.clone(), &record.namespace());
     match api.create(&PostParams::default(), &collection).await {
         Ok(_) => Ok(()),
@@ -397,16 +399,18 @@ fn finish(record: &mut Record) {
 async fn log_request(record: &Record, context: &Context) -> Result<(), String> {
     let spec = &record.object.spec;
     let subject = subject("quarantine", record);
-    let (who, reason) = (&spec.requested_by, &spec.reason);
-    custody::asked(
-        context,
-        &spec.case,
-        CustodyEvent::Requested,
-        who,
-        &subject,
-        reason,
-    )
-    .await?;
+    let request = custody::request_id(&record.object);
+    let authorised =
+        request.map(|id| custody::request("quarantine", &record.namespace(), &record.name(), id));
+    let asked = custody::Asked {
+        event: CustodyEvent::Requested,
+        who: &spec.requested_by,
+        subject: &subject,
+        authorised: authorised.as_deref(),
+        request,
+        reason: &spec.reason,
+    };
+    custody::asked(context, &spec.case, asked).await?;
     if record.status.phase != QuarantinePhase::Refused {
         return Ok(());
     }
@@ -441,16 +445,15 @@ async fn log_contained(record: &Record, context: &Context) -> Result<(), String>
 async fn log_release(record: &Record, context: &Context) -> Result<(), String> {
     let release = record.object.spec.release.clone().unwrap_or_default();
     let subject = subject("release of quarantine", record);
-    let (case, who) = (&record.object.spec.case, &release.requested_by);
-    custody::asked(
-        context,
-        case,
-        CustodyEvent::Released,
-        who,
-        &subject,
-        &release.reason,
-    )
-    .await
+    let asked = custody::Asked {
+        event: CustodyEvent::Released,
+        who: &release.requested_by,
+        subject: &subject,
+        authorised: Some(&subject),
+        request: None,
+        reason: &release.reason,
+    };
+    custody::asked(context, &record.object.spec.case, asked).await
 }
 
 async fn log_refused_release(record: &Record, context: &Context) -> Result<(), String> {
@@ -461,5 +464,6 @@ async fn log_refused_release(record: &Record, context: &Context) -> Result<(), S
 }
 
 fn subject(kind: &str, record: &Record) -> String {
-    custody::subject(kind, &record.namespace(), &record.name())
+    let uid = record.object.metadata.uid.as_deref().unwrap_or_default();
+    custody::subject(kind, &record.namespace(), &record.name(), uid)
 }

@@ -9,6 +9,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
+use uuid::Uuid;
 
 use super::quarantines::{REASON_LIMIT, base_name};
 use super::{Answers, Service, convert, status};
@@ -68,16 +69,12 @@ pub(super) async fn create(
             "no collection can be called {name}: the case's custody log is; choose another --name"
         )));
     }
-    custody::authorised(
-        &service.context,
-        &case,
-        &who,
-        &custody::subject("collection", &request.namespace, name.as_str()),
-        &request.reason,
-    )
-    .await
-    .map_err(Status::unavailable)?;
-    let collection = Collection::new(
+    let id = Uuid::new_v4();
+    let subject = custody::request("collection", &request.namespace, name.as_str(), id);
+    custody::authorised(&service.context, &case, &who, &subject, &request.reason)
+        .await
+        .map_err(Status::unavailable)?;
+    let mut collection = Collection::new(
         name.as_str(),
         CollectionSpec {
             pod: request.pod,
@@ -91,15 +88,24 @@ pub(super) async fn create(
             quarantine: None,
         },
     );
+    collection.metadata.annotations = Some([(custody::REQUEST.into(), id.to_string())].into());
     match api(service, &request.namespace)
         .create(&PostParams::default(), &collection)
         .await
     {
         Ok(created) => Ok(convert::collection(&created, None)),
-        Err(error) => match from_kube("POST", "collections", error) {
-            error if error.is_conflict() => Err(exists(&case, &name)),
-            error => Err(status::of_api(&error)),
-        },
+        Err(error) => {
+            let error = from_kube("POST", "collections", error);
+            let why = crate::describe::describe(&error);
+            if let Err(problem) = custody::withdrawn(&service.context, &case, &subject, &why).await
+            {
+                tracing::error!(%case, problem, "that nothing was made is not in the custody log");
+            }
+            match error {
+                error if error.is_conflict() => Err(exists(&case, &name)),
+                error => Err(status::of_api(&error)),
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use kube::api::{Api, ListParams, Patch, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use tonic::Status;
+use uuid::Uuid;
 
 use super::{Answers, Service, convert, isolation, status};
 use crate::contain::observe;
@@ -89,7 +90,8 @@ pub(super) async fn create(
         }
         // Containment does not wait for a store that is away: then the log says that the requester is
         // only claimed.
-        let subject = custody::subject("quarantine", &namespace, &name);
+        let id = Uuid::new_v4();
+        let subject = custody::request("quarantine", &namespace, &name, id);
         let context = &service.context;
         let logged =
             custody::authorised(context, &case, &spec.requested_by, &subject, &spec.reason);
@@ -98,6 +100,7 @@ pub(super) async fn create(
         }
         let mut quarantine = Quarantine::new(&name, spec.clone());
         quarantine.metadata.finalizers = Some(vec![FINALIZER.into()]);
+        quarantine.metadata.annotations = Some([(custody::REQUEST.into(), id.to_string())].into());
         match api.create(&PostParams::default(), &quarantine).await {
             Ok(created) => {
                 return Ok(wire::CreateQuarantineResponse {
@@ -105,10 +108,16 @@ pub(super) async fn create(
                     plan: Some(convert::plan(&plan)),
                 });
             }
-            Err(error) => match from_kube("POST", "quarantines", error) {
-                error if error.is_conflict() => {}
-                error => return Err(status::of_api(&error)),
-            },
+            Err(error) => {
+                let error = from_kube("POST", "quarantines", error);
+                let why = crate::describe::describe(&error);
+                if let Err(problem) = custody::withdrawn(context, &case, &subject, &why).await {
+                    tracing::error!(%case, problem, "that nothing was made is not in the custody log");
+                }
+                if !error.is_conflict() {
+                    return Err(status::of_api(&error));
+                }
+            }
         }
     }
     Err(Status::already_exists(format!(
@@ -217,7 +226,8 @@ pub(super) async fn release(
         .case
         .parse()
         .map_err(|error| status::of_name(&error))?;
-    let subject = custody::subject("release of quarantine", &request.namespace, &name);
+    let uid = found.metadata.uid.clone().unwrap_or_default();
+    let subject = custody::subject("release of quarantine", &request.namespace, &name, &uid);
     custody::authorised(&service.context, &case, &who, &subject, &request.reason)
         .await
         .map_err(Status::unavailable)?;

@@ -131,7 +131,7 @@ impl Fixture {
             case: "INC-1".parse().unwrap(),
             name: "web-1".parse().unwrap(),
             requested_by: "spiffe://impound.dev/responder/responder/ada".into(),
-            request: "collection default/web-1".into(),
+            request: None,
             reason: "beacon to a known address".into(),
             cluster: "uid-kube-system".into(),
             target: pod(POD),
