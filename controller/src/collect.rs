@@ -210,9 +210,9 @@ pub enum CollectError {
         /// The file.
         path: EvidencePath,
     },
-    /// The note of an interrupted collection can't be read.
+    /// The note of an interrupted collection can't be read, or is another than was logged.
     #[error(
-        "the note beside collection {at} can't be read: {reason}; collect again under another name"
+        "the note beside collection {at} can't be used: {reason}; collect again under another name"
     )]
     Note {
         /// `<case>/<collection>`
@@ -302,6 +302,7 @@ impl Collector {
         }
         session.take_up().await?;
         if session.is_sealing().await {
+            session.check_sealing().await?;
             return session.seal().await;
         }
         session.store_script().await?;

@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use impound_evidence::{
     BUNDLE, BUNDLE_LIMIT, BundleError, CHECKPOINT, CHECKPOINT_LIMIT, CUSTODY, CaseId, Checkpoint,
@@ -20,14 +21,18 @@ use impound_evidence::{
 };
 use thiserror::Error;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::store::{CollectionId, CollectionLock, Content, Store, StoreError};
 
 /// Longest log that is continued, in bytes: some hundred thousand entries, while a large collection
 /// has a few thousand.
 const LOG_LIMIT: u64 = 256 << 20;
-/// Tries when another replica appends to the same log at the same time.
-const TRIES: usize = 5;
+/// How long an append is tried when other replicas append to the same log at the same time. One of them
+/// gets further with every try, so this ends long before; what waits for it may be a finished export.
+const CONTENTION: Duration = Duration::from_secs(60);
+/// Longest pause between two of these tries; they are random, or two replicas would meet again.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Writes to the custody logs: one entry after the other per case, each durable and covered by a signed
 /// checkpoint before the call returns.
@@ -204,7 +209,9 @@ impl CustodyAppender {
         let at = log_of(case)?;
         let slot = self.slot(case).await;
         let mut open = slot.lock().await;
-        for _ in 0..TRIES {
+        let until = Instant::now() + CONTENTION;
+        let mut pause = Duration::from_millis(10);
+        while Instant::now() < until {
             // Taken out: whatever fails from here on, the next append reads the log again.
             let current = match open.take() {
                 Some(current) => current,
@@ -233,7 +240,10 @@ impl CustodyAppender {
                     return Ok(head);
                 }
                 // Another replica was first: read what it wrote.
-                Err(StoreError::LogMoved { .. }) => {}
+                Err(StoreError::LogMoved { .. }) => {
+                    tokio::time::sleep(pause.mul_f64(fastrand::f64())).await;
+                    pause = (pause * 2).min(PAUSE);
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -289,7 +299,7 @@ impl CustodyAppender {
     /// If it never had that head, was tampered with or can't be read.
     pub async fn copy(&self, case: &CaseId, head: LogHead) -> Result<LogCopy, SealError> {
         let at = log_of(case)?;
-        let mut lines = self.lines(&at).await?;
+        let (log, mut lines) = self.checked(&at, |_| {}).await?;
         let ends = lines.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
         let end = ends
             .map(|(end, _)| end + 1)
@@ -299,7 +309,6 @@ impl CustodyAppender {
             at: at.clone(),
             source,
         };
-        let log = CustodyLog::read(origin(case), lines.as_slice(), |_| {}).map_err(wrong)?;
         let expected = Checkpoint {
             origin: origin(case),
             head,
@@ -348,6 +357,19 @@ impl CustodyAppender {
     /// Reads a log from the store and checks it against its checkpoint. Entries behind the
     /// checkpoint were written by a process that crashed before it could sign them.
     async fn read(&self, at: &CollectionId, each: impl FnMut(Entry)) -> Result<OpenLog, SealError> {
+        let (log, lines) = self.checked(at, each).await?;
+        Ok(OpenLog {
+            log,
+            bytes: lines.len() as u64,
+        })
+    }
+
+    /// As [`CustodyAppender::read`], with the lines.
+    async fn checked(
+        &self,
+        at: &CollectionId,
+        each: impl FnMut(Entry),
+    ) -> Result<(CustodyLog, Vec<u8>), SealError> {
         // The checkpoint first: another replica extends the log before it signs it.
         let signed = small(&self.store, at, CHECKPOINT, CHECKPOINT_LIMIT).await?;
         let lines = self.lines(at).await?;
@@ -364,10 +386,7 @@ impl CustodyAppender {
             })?;
             log.check(&checkpoint).map_err(wrong)?;
         }
-        Ok(OpenLog {
-            log,
-            bytes: lines.len() as u64,
-        })
+        Ok((log, lines))
     }
 
     /// The whole lines of a log. An unfinished last line was never acknowledged, and the next append

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use impound_evidence::{
     ArtifactRecord, BUNDLE, Completeness, Entry, Event, EvidencePath, Manifest, Method, Missing,
-    Node, OMISSIONS, Outcome, Pod, Timestamp, superseded,
+    Node, OMISSIONS, Outcome, Pod, Sha256, Timestamp, superseded,
 };
 
-use super::note::{Note, Sealing};
+use super::note::{Note, Sealing, Settled};
 use super::session::Session;
 use super::{CollectError, Collector, SealedCollection, before};
 use crate::seal::{self, Seal, SealError};
@@ -43,36 +43,66 @@ impl Session<'_> {
         for path in left.map_err(|error| self.store_error(error))? {
             self.settle(&path, &BTreeMap::new()).await?;
         }
+        let logged = self.collector.custody.entries(&self.at).await;
+        let logged = logged.map_err(|error| self.seal_error(error))?;
+        let claimed = |entry: &Entry| entry.event == Event::Requested && entry.claimed;
+        let missing = self
+            .all_missing()
+            .into_iter()
+            .map(|(path, reason)| Missing { path, reason })
+            .collect();
+        let settled = Settled {
+            created: Timestamp::now(),
+            claimed: logged.iter().any(claimed),
+            missing,
+            storage: Some(self.collector.store.write_once().into()),
+            controller: self.collector.build.clone(),
+        };
         let stored = self.all_stored();
         let bytes: u64 = stored.iter().map(|record| record.size).sum();
         let what = format!(
-            "{} files, {bytes} bytes: each re-read from the store and equal to what arrived",
-            stored.len()
+            "{} files, {bytes} bytes: each re-read from the store and equal to what arrived{}",
+            stored.len(),
+            naming(self.noted(|note| note.settled(&settled)).await)
         );
-        let entry = Entry::new(Event::Verified, Collector::who(), what);
+        let mut entry = Entry::new(Event::Verified, Collector::who(), what);
+        entry.time = settled.created;
         let custody = self
             .collector
             .custody
             .append_all(&self.at, vec![entry])
             .await
             .map_err(|error| self.seal_error(error))?;
-        let missing = self
-            .all_missing()
-            .into_iter()
-            .map(|(path, reason)| Missing { path, reason })
-            .collect();
-        let logged = self.collector.custody.entries(&self.at).await;
-        let logged = logged.map_err(|error| self.seal_error(error))?;
-        let claimed = |entry: &Entry| entry.event == Event::Requested && entry.claimed;
-        let sealing = Sealing {
-            created: Timestamp::now(),
-            custody,
-            claimed: logged.iter().any(claimed),
-            missing,
-            storage: Some(self.collector.store.write_once().into()),
-            controller: self.collector.build.clone(),
-        };
+        let sealing = Sealing { settled, custody };
         self.note(|note| note.sealing = Some(sealing)).await
+    }
+
+    /// Whether what an earlier run settled is what the log says it was: whoever can write the store
+    /// could change the note, and would have it signed.
+    pub(super) async fn check_sealing(&self) -> Result<(), CollectError> {
+        let noted = self.noted(|note| {
+            let sealing = note.sealing.as_ref()?;
+            Some((note.settled(&sealing.settled), sealing.custody))
+        });
+        let Some((settled, head)) = noted.await else {
+            return Ok(());
+        };
+        let ending = naming(settled);
+        let said = self.entries.iter().any(|entry| {
+            entry.event == Event::Verified
+                && entry.who == Collector::who()
+                && head.size.checked_sub(1) == Some(entry.seq)
+                && entry.what.ends_with(&ending)
+        });
+        if said {
+            return Ok(());
+        }
+        Err(CollectError::Note {
+            at: self.at.to_string(),
+            reason:
+                "it is not the one that the custody log has the SHA-256 of: somebody has changed it"
+                    .to_owned(),
+        })
     }
 
     /// Manifest, signature, `Sealed`: each step once, also over several runs.
@@ -104,7 +134,7 @@ impl Session<'_> {
     }
 
     fn manifest(&self, note: &Note) -> Option<Manifest> {
-        let sealing = note.sealing.as_ref()?;
+        let Sealing { settled, custody } = note.sealing.as_ref()?;
         let artifacts = self.all_stored();
         let find = |path: &EvidencePath| artifacts.iter().find(|record| record.path == *path);
         let whole = artifacts
@@ -115,16 +145,16 @@ impl Session<'_> {
         Some(Manifest {
             case: self.at.case.clone(),
             collection: self.at.name.clone(),
-            outcome: if whole && sealing.missing.is_empty() {
+            outcome: if whole && settled.missing.is_empty() {
                 Outcome::Complete
             } else {
                 Outcome::Partial
             },
             requested_by: self.job.requested_by.clone(),
-            claimed: sealing.claimed,
+            claimed: settled.claimed,
             reason: self.job.reason.clone(),
-            created: sealing.created,
-            controller: sealing.controller.clone(),
+            created: settled.created,
+            controller: settled.controller.clone(),
             cluster: self.job.cluster.clone(),
             node: Node {
                 name: target.node.clone(),
@@ -150,7 +180,7 @@ impl Session<'_> {
                 .map(|known| known.container.clone())
                 .collect(),
             artifacts,
-            missing: sealing.missing.clone(),
+            missing: settled.missing.clone(),
             alterations: note.alterations.clone(),
             omissions: OMISSIONS
                 .iter()
@@ -161,8 +191,8 @@ impl Session<'_> {
                         .map(|(path, why)| format!("{path} was left out: {why}")),
                 )
                 .collect(),
-            storage: sealing.storage.clone(),
-            custody: sealing.custody,
+            storage: settled.storage.clone(),
+            custody: *custody,
         })
     }
 
@@ -194,4 +224,9 @@ impl Session<'_> {
             warnings,
         }
     }
+}
+
+/// How the entry ends that names what was settled.
+fn naming(settled: Sha256) -> String {
+    format!("; what else the manifest says has SHA-256 {settled}")
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use impound_evidence::{
     Agent, Alteration, ArtifactRecord, Build, Completeness, Consistency, Container, EvidencePath,
-    LogHead, Method, Missing, StorageClaim, Timestamp,
+    LogHead, Method, Missing, Sha256, StorageClaim, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -109,12 +109,37 @@ pub(super) struct Image {
     pub(super) id: Option<String>,
 }
 
+impl Note {
+    /// SHA-256 of all that goes from here into the manifest, but for the log's head. The log says it
+    /// before anything is signed: the note itself lies unsigned in the store while a controller is away.
+    pub(super) fn settled(&self, settled: &Settled) -> Sha256 {
+        let node = (&self.node_uid, &self.node_boot_id);
+        let all = (
+            settled,
+            &self.agents,
+            &self.containers,
+            &self.alterations,
+            node,
+        );
+        // Serialising to memory fails only for maps with keys that are no strings; there are none.
+        Sha256::of(&serde_json::to_vec(&all).unwrap_or_default())
+    }
+}
+
 /// What a manifest needs so that a second attempt makes the same bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Sealing {
-    pub(super) created: Timestamp,
+    pub(super) settled: Settled,
+    /// The log's head; its last entry has [`Note::settled`].
     pub(super) custody: LogHead,
+}
+
+/// What is settled before the log's last entry is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Settled {
+    pub(super) created: Timestamp,
     /// Whether the requester is only claimed.
     pub(super) claimed: bool,
     pub(super) missing: Vec<Missing>,

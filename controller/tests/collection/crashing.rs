@@ -230,6 +230,53 @@ async fn a_manifest_that_somebody_else_wrote_is_never_signed() {
     assert!(refused > 0);
 }
 
+#[tokio::test]
+async fn a_note_that_somebody_changed_after_collecting_is_never_signed() {
+    let mut refused = 0;
+    for allowed in (1..).step_by(2) {
+        let fixture = Fixture::small().await;
+        if run_until_free(&fixture, allowed).await {
+            break;
+        }
+        let at = fixture.id();
+        let store = fixture.store();
+        let Some(note) = store.note(&at).await.unwrap() else {
+            continue;
+        };
+        let mut note: serde_json::Value = serde_json::from_slice(&note).unwrap();
+        if note["sealing"].is_null()
+            || fixture
+                .files()
+                .contains(&"manifest.sigstore.json".to_owned())
+        {
+            continue;
+        }
+        note["containers"] = serde_json::json!([]);
+        let lock = loop {
+            match store.lock(&at).await {
+                Err(StoreError::Busy { .. }) => tokio::task::yield_now().await,
+                lock => break lock.unwrap(),
+            }
+        };
+        let changed = serde_json::to_vec(&note).unwrap();
+        store.save_note(&lock, changed).await.unwrap();
+        drop(lock);
+        let error = loop {
+            match fixture.run().await {
+                Err(CollectError::Store {
+                    source: StoreError::Busy { .. },
+                    ..
+                }) => tokio::task::yield_now().await,
+                ended => break ended.unwrap_err(),
+            }
+        };
+        assert!(matches!(error, CollectError::Note { .. }), "{error}");
+        assert!(!fixture.collection().join("manifest.sigstore.json").exists());
+        refused += 1;
+    }
+    assert!(refused > 0);
+}
+
 /// As `run_until`, when the process before has left its lock.
 async fn run_until_free(fixture: &Fixture, allowed: usize) -> bool {
     while matches!(
