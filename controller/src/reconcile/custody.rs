@@ -8,6 +8,8 @@
 //! Kubernetes API: whoever it names as requester is recorded as claimed. Each entry is written once for
 //! each object, by its uid, however often a step is repeated.
 
+use std::time::Duration;
+
 use impound_evidence::{CaseId, Entry, Event};
 use impound_proto::PeerId;
 
@@ -16,6 +18,31 @@ use uuid::Uuid;
 
 use super::Context;
 use crate::describe::describe;
+
+/// How long what must not wait for the store (containment, and what is still to come) waits for an entry.
+/// It is written again later.
+pub const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// How long an entry is waited for where nothing is urgent.
+pub const AT_LEISURE: Duration = Duration::from_secs(30);
+
+/// Waits for entries no longer than `limit`: a store that hangs must not hold up what people wait for.
+///
+/// # Errors
+/// In words, if they could not be written in time. They may be written all the same, and are not written
+/// twice.
+pub async fn within(
+    limit: Duration,
+    writing: impl Future<Output = Result<(), String>>,
+) -> Result<(), String> {
+    tokio::time::timeout(limit, writing)
+        .await
+        .unwrap_or_else(|_| {
+            Err(format!(
+                "the custody log could not be written within {limit:?}"
+            ))
+        })
+}
 
 /// Annotation of an object that was asked for over gRPC: the id of that request, a random UUID. Whoever
 /// takes it away or changes it makes the requester a claimed one.
@@ -185,6 +212,13 @@ async fn write(context: &Context, case: &CaseId, entry: Entry) -> Result<(), Str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_store_that_hangs_holds_nothing_up() {
+        let limit = Duration::from_millis(20);
+        let told = within(limit, std::future::pending()).await.unwrap_err();
+        assert_eq!(told, "the custody log could not be written within 20ms");
+    }
 
     const WHO: &str = "responder/alice";
 

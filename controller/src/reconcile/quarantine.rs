@@ -9,6 +9,7 @@ use kube::runtime::controller::Action;
 
 use impound_evidence::Event as CustodyEvent;
 
+use super::custody::{AT_LEISURE, AT_ONCE};
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;
 use super::{
@@ -60,13 +61,9 @@ pub async fn reconcile(
         let delay = match next_step::next(&record.object.spec, &record.status, status.as_ref()) {
             Next::Plan => {
                 planned = containing::record_plan(&mut record, &context).await?;
-                if let Err(problem) = log_request(&record, &context).await {
-                    tracing::error!(
-                        quarantine = record.name(),
-                        problem,
-                        "not in the custody log"
-                    );
-                }
+                // Written again before anything is evicted, and said if it can't be.
+                let logged = custody::within(AT_ONCE, log_request(&record, &context));
+                report(&record, logged.await);
                 None
             }
             Next::Contain(step) => {
@@ -93,14 +90,8 @@ pub async fn reconcile(
             }
             Next::Verify => {
                 verifying::verify(&mut record, &context).await?;
-                if let Err(problem) = log_contained(&record, &context).await {
-                    // Written again before anything is evicted, and said if it can't be.
-                    tracing::error!(
-                        quarantine = record.name(),
-                        problem,
-                        "not in the custody log"
-                    );
-                }
+                let logged = custody::within(AT_ONCE, log_contained(&record, &context));
+                report(&record, logged.await);
                 record.save().await?;
                 verifying::report_credentials(&mut record, &context).await;
                 None
@@ -146,7 +137,7 @@ pub async fn reconcile(
                 delay
             }
             Next::FinishRelease => {
-                match log_release(&record, &context).await {
+                match custody::within(AT_LEISURE, log_release(&record, &context)).await {
                     Ok(()) => releasing::finish(&mut record),
                     Err(problem) => {
                         record.status.message = format!("everything is undone; {problem}");
@@ -160,18 +151,18 @@ pub async fn reconcile(
             Next::RefuseRelease => {
                 let again = guarding::look(&mut record, &context).await?;
                 record.status.message = releasing::refusal();
-                if let Err(problem) = log_refused_release(&record, &context).await {
-                    tracing::error!(
-                        quarantine = record.name(),
-                        problem,
-                        "not in the custody log"
-                    );
-                }
+                let logged = custody::within(AT_LEISURE, log_refused_release(&record, &context));
+                report(&record, logged.await);
                 record.save().await?;
                 return Ok(Action::requeue(again.unwrap_or(WATCH_OVER)));
             }
             Next::Rest => {
                 let mut again = None;
+                if record.status.phase == QuarantinePhase::Refused {
+                    let logged = custody::within(AT_LEISURE, log_request(&record, &context)).await;
+                    again = logged.is_err().then_some(WATCH_OVER);
+                    report(&record, logged);
+                }
                 if guarding::applies(record.status.phase) {
                     let looked = guarding::look(&mut record, &context).await?;
                     let evicting = evicting::again(&mut record, &context).await?;
@@ -225,11 +216,15 @@ async fn neighbours(
 ) -> Result<Option<Duration>, ReconcileError> {
     let spec = &record.object.spec;
     if spec.skip_collection {
-        record.end(
-            StepName::Neighbours,
-            StepState::Skipped,
-            "the request says to collect nothing",
-        );
+        let nothing = "the request says to collect nothing";
+        match log_again(record, context).await {
+            Ok(()) => record.end(StepName::Neighbours, StepState::Skipped, nothing),
+            Err(problem) => record.end(
+                StepName::Neighbours,
+                StepState::Failed,
+                format!("{nothing}; {problem}"),
+            ),
+        }
         record.save().await?;
         return Ok(None);
     }
@@ -258,7 +253,7 @@ async fn neighbours(
     let status = collection.status.clone().unwrap_or_default();
     if status.quick_done {
         let mut problems = status.missing.clone();
-        problems.extend(log_contained(record, context).await.err());
+        problems.extend(log_again(record, context).await.err());
         if problems.is_empty() {
             record.end(
                 StepName::Neighbours,
@@ -270,7 +265,9 @@ async fn neighbours(
             record.end(StepName::Neighbours, StepState::Failed, message);
         }
     } else if status.phase.is_final() {
-        record.end(StepName::Neighbours, StepState::Failed, status.message);
+        let mut problems = vec![status.message];
+        problems.extend(log_again(record, context).await.err());
+        record.end(StepName::Neighbours, StepState::Failed, problems.join("; "));
     } else {
         record.wait(
             StepName::Neighbours,
@@ -393,6 +390,26 @@ fn finish(record: &mut Record) {
             format!("{proved}, but not all is done: {failed}{unproved}"),
         );
     }
+}
+
+/// Says that something is not in the custody log.
+fn report(record: &Record, logged: Result<(), String>) {
+    if let Err(problem) = logged {
+        tracing::error!(
+            quarantine = record.name(),
+            problem,
+            "not in the custody log"
+        );
+    }
+}
+
+/// Writes what containment did not wait for, unless it is there already.
+async fn log_again(record: &Record, context: &Context) -> Result<(), String> {
+    let writing = async {
+        log_request(record, context).await?;
+        log_contained(record, context).await
+    };
+    custody::within(AT_LEISURE, writing).await
 }
 
 /// The custody log says who asked, and at once if it is refused.

@@ -95,7 +95,7 @@ pub(super) async fn create(
         let context = &service.context;
         let logged =
             custody::authorised(context, &case, &spec.requested_by, &subject, &spec.reason);
-        if let Err(problem) = logged.await {
+        if let Err(problem) = custody::within(custody::AT_ONCE, logged).await {
             tracing::error!(%case, problem, "a request is not in the custody log");
         }
         let mut quarantine = Quarantine::new(&name, spec.clone());
@@ -111,7 +111,8 @@ pub(super) async fn create(
             Err(error) => {
                 let error = from_kube("POST", "quarantines", error);
                 let why = crate::describe::describe(&error);
-                if let Err(problem) = custody::withdrawn(context, &case, &subject, &why).await {
+                let logged = custody::withdrawn(context, &case, &subject, &why);
+                if let Err(problem) = custody::within(custody::AT_ONCE, logged).await {
                     tracing::error!(%case, problem, "that nothing was made is not in the custody log");
                 }
                 if !error.is_conflict() {
