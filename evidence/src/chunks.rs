@@ -32,9 +32,7 @@ pub struct DigestsHasher {
     chunk: Sha256Hasher,
     /// Bytes still missing from the chunk.
     room: u64,
-    /// Full subtrees, larger ones first: one for each bit of the number of full chunks.
-    subtrees: Vec<Sha256>,
-    chunks: u64,
+    tree: merkle::Growing,
 }
 
 impl Digests {
@@ -62,8 +60,7 @@ impl DigestsHasher {
             whole: Sha256Hasher::new(),
             chunk: merkle::leaf_hasher(),
             room: CHUNK_SIZE,
-            subtrees: Vec::new(),
-            chunks: 0,
+            tree: merkle::Growing::default(),
         }
     }
 
@@ -90,26 +87,16 @@ impl DigestsHasher {
         if self.room < CHUNK_SIZE {
             self.end_chunk();
         }
-        let joined = self.subtrees.into_iter().rev();
-        let root = joined.reduce(|right, left| merkle::node(left, right));
         Digests {
             size: self.size,
             sha256: self.whole.finish(),
-            chunk_root: root.unwrap_or_else(|| Sha256::of(&[])),
+            chunk_root: self.tree.root(),
         }
     }
 
     fn end_chunk(&mut self) {
         let chunk = std::mem::replace(&mut self.chunk, merkle::leaf_hasher());
-        let mut subtree = chunk.finish();
-        // As a carry in binary addition: two subtrees of one size become one of the next.
-        for _ in 0..self.chunks.trailing_ones() {
-            if let Some(left) = self.subtrees.pop() {
-                subtree = merkle::node(left, subtree);
-            }
-        }
-        self.subtrees.push(subtree);
-        self.chunks += 1;
+        self.tree.push(chunk.finish());
         self.room = CHUNK_SIZE;
     }
 }

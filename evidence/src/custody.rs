@@ -116,6 +116,8 @@ pub struct LogHead {
 pub struct CustodyLog {
     origin: String,
     leaves: Vec<Sha256>,
+    /// Over all leaves, so that the head costs little however long the log is.
+    tree: merkle::Growing,
 }
 
 impl Entry {
@@ -186,26 +188,42 @@ impl CustodyLog {
         Self {
             origin: origin.into(),
             leaves: Vec::new(),
+            tree: merkle::Growing::default(),
         }
+    }
+
+    fn push(&mut self, leaf: Sha256) {
+        self.leaves.push(leaf);
+        self.tree.push(leaf);
     }
 
     /// A log from its lines. Every entry is handed to `each` and not kept: the memory needed is one
     /// line and 32 bytes an entry.
     pub fn read(
         origin: impl Into<String>,
-        mut lines: impl BufRead,
-        mut each: impl FnMut(Entry),
+        lines: impl BufRead,
+        each: impl FnMut(Entry),
     ) -> Result<Self, CustodyError> {
         let mut log = Self::new(origin);
+        log.extend(lines, each)?;
+        Ok(log)
+    }
+
+    /// Reads what comes behind the entries that are here already, as [`CustodyLog::read`].
+    pub fn extend(
+        &mut self,
+        mut lines: impl BufRead,
+        mut each: impl FnMut(Entry),
+    ) -> Result<(), CustodyError> {
         let mut line = Vec::new();
         loop {
             line.clear();
             // One more than the limit and the newline, to tell a line that is too long.
             std::io::Read::take(&mut lines, LINE_LIMIT as u64 + 2).read_until(b'\n', &mut line)?;
             if line.is_empty() {
-                return Ok(log);
+                return Ok(());
             }
-            let number = log.size() + 1;
+            let number = self.size() + 1;
             let whole = line.pop_if(|last| *last == b'\n').is_some();
             if line.len() > LINE_LIMIT {
                 return Err(CustodyError::LineTooLong { line: number });
@@ -220,14 +238,14 @@ impl CustodyLog {
                 line: number,
                 error,
             })?;
-            if entry.seq != log.size() {
+            if entry.seq != self.size() {
                 return Err(CustodyError::Sequence {
                     line: number,
-                    expected: log.size(),
+                    expected: self.size(),
                     got: entry.seq,
                 });
             }
-            log.leaves.push(merkle::leaf(&line));
+            self.push(merkle::leaf(&line));
             each(entry);
         }
     }
@@ -245,7 +263,7 @@ impl CustodyLog {
                 line: self.size() + 1,
             });
         }
-        self.leaves.push(merkle::leaf(&line));
+        self.push(merkle::leaf(&line));
         line.push(b'\n');
         Ok(line)
     }
@@ -267,13 +285,16 @@ impl CustodyLog {
     pub fn head(&self) -> LogHead {
         LogHead {
             size: self.size(),
-            root: merkle::root(&self.leaves),
+            root: self.tree.root(),
         }
     }
 
     /// The head when the log had `size` entries, `None` if it never had so many.
     #[must_use]
     pub fn head_at(&self, size: u64) -> Option<LogHead> {
+        if size == self.size() {
+            return Some(self.head());
+        }
         let leaves = self.leaves.get(..usize::try_from(size).ok()?)?;
         Some(LogHead {
             size,

@@ -38,6 +38,37 @@ pub(crate) fn root(leaves: &[Sha256]) -> Sha256 {
     }
 }
 
+/// The tree over leaves that come one after the other: a leaf costs two hashes on average, and the root
+/// one for each level.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Growing {
+    leaves: u64,
+    /// Full subtrees, larger ones first: one for each bit of the number of leaves.
+    subtrees: Vec<Sha256>,
+}
+
+impl Growing {
+    /// Adds a leaf's hash.
+    pub(crate) fn push(&mut self, leaf: Sha256) {
+        let mut subtree = leaf;
+        // As a carry in binary addition: two subtrees of one size become one of the next.
+        for _ in 0..self.leaves.trailing_ones() {
+            if let Some(left) = self.subtrees.pop() {
+                subtree = node(left, subtree);
+            }
+        }
+        self.subtrees.push(subtree);
+        self.leaves += 1;
+    }
+
+    /// As [`root`] over all leaves.
+    pub(crate) fn root(&self) -> Sha256 {
+        let joined = self.subtrees.iter().rev().copied();
+        let root = joined.reduce(|right, left| node(left, right));
+        root.unwrap_or_else(|| Sha256::of(&[]))
+    }
+}
+
 /// PATH(seq, leaves) of the RFC, from the leaf up.
 pub(crate) fn inclusion(seq: usize, leaves: &[Sha256]) -> Vec<Sha256> {
     if leaves.len() <= 1 {

@@ -37,10 +37,11 @@ const ROOTS: [&str; 8] = [
 ];
 
 fn reference() -> CustodyLog {
-    CustodyLog {
-        origin: ORIGIN.to_owned(),
-        leaves: LEAVES.iter().map(|bytes| merkle::leaf(bytes)).collect(),
-    }
+    let mut log = CustodyLog::new(ORIGIN);
+    LEAVES
+        .iter()
+        .for_each(|bytes| log.push(merkle::leaf(bytes)));
+    log
 }
 
 fn hex(text: &str) -> Sha256 {
@@ -439,4 +440,25 @@ fn openssl_checks_a_checkpoint_by_the_documented_commands() {
             .status
             .success()
     );
+}
+
+#[test]
+fn a_log_that_grows_has_the_head_of_one_that_is_read() {
+    let mut grown = CustodyLog::new("impound.dev/INC-1");
+    let mut lines = Vec::new();
+    let mut tail = CustodyLog::new("impound.dev/INC-1");
+    for n in 0..70u64 {
+        let line = grown.append(Entry::new(Event::Accessed, "ada", format!("{n}")));
+        let line = line.unwrap();
+        lines.extend_from_slice(&line);
+        tail.extend(&line[..], |entry| assert_eq!(entry.seq, n))
+            .unwrap();
+        let leaves: Vec<_> = lines
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|line| merkle::leaf(line.strip_suffix(b"\n").unwrap()))
+            .collect();
+        assert_eq!(grown.head().root, merkle::root(&leaves), "{n}");
+        assert_eq!(tail.head(), grown.head());
+        assert_eq!(grown.head_at(n + 1), Some(grown.head()));
+    }
 }
