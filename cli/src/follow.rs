@@ -233,7 +233,7 @@ impl Object for wire::Quarantine {
     fn over(&self) -> bool {
         matches!(
             self.phase.as_str(),
-            "Complete" | "Refused" | "Failed" | "Released"
+            "Complete" | "Incomplete" | "Refused" | "Failed" | "Released"
         )
     }
 

@@ -374,7 +374,7 @@ fn weaknesses(found: Vec<wire::IsolationWeakness>) -> Vec<WeaknessStatus> {
                 .to_owned(),
             open: matches!(
                 weakness.kind(),
-                Kind::NetAdmin | Kind::NetRaw | Kind::SysAdmin | Kind::PacketSocket | Kind::Outside
+                Kind::NetAdmin | Kind::SysAdmin | Kind::PacketSocket | Kind::Outside
             ),
             detail: cut(weakness.detail),
         })

@@ -146,6 +146,16 @@ fn is_proved_at_node(status: &QuarantineStatus) -> bool {
         .iter()
         .all(|name| is(name, FactState::True))
         && !is(NO_WAY_PAST, FactState::False)
+        && !may_send_raw(status)
+}
+
+/// A process holds CAP_NET_RAW, as Docker gives it to every root container: it can open a packet socket at
+/// any moment, whose frames come past the table. Nothing is wrong with it, and nothing is proved.
+fn may_send_raw(status: &QuarantineStatus) -> bool {
+    let isolation = status.isolation.iter();
+    isolation
+        .flat_map(|isolation| &isolation.weaknesses)
+        .any(|weakness| weakness.kind == "NET_RAW")
 }
 
 fn release_is_due(
