@@ -152,10 +152,10 @@ cluster_start() {
 }
 
 # Each agent split as on a real node, and with those privileges (agent/PRIVILEGES.md): the front as a user without
-# any, the collector as root without capabilities, the isolator as root with three. Their files are where that user
+# any, the collector as root with two, to read writable layers, the isolator as root with three. Their files are where that user
 # can reach them.
 start_agents() {
-    local node own sockets three=+sys_admin,+net_admin,+sys_ptrace
+    local node own sockets two=+sys_ptrace,+dac_read_search three=+sys_admin,+net_admin,+sys_ptrace
     local powerless=(--clear-groups --inh-caps=-all --ambient-caps=-all --no-new-privs --pdeathsig keep)
     RUN_DIR=/run/$CLUSTER_ID
     rm -rf "$RUN_DIR"
@@ -170,7 +170,7 @@ start_agents() {
         # As the kubelet makes it with fsGroup: what is made in it belongs to the front's group.
         install -d -g 65532 -m 2770 "$sockets"
         # The reserve keeps a real kubelet from evicting pods; this one evicts nobody.
-        launch "collector-$node" setpriv --regid 65532 "${powerless[@]}" --bounding-set=-all \
+        launch "collector-$node" setpriv --regid 65532 "${powerless[@]}" --bounding-set="-all,$two" \
             "$RUN_DIR/impound-agent" collector --node "$node" --listen "unix:$sockets/collector.sock" \
             --disk-reserve-percent 1 --state-dir "$own/state"
         launch "isolator-$node" setpriv --regid 65532 "${powerless[@]}" --bounding-set="-all,$three" \

@@ -172,7 +172,7 @@ impl CustodyAppender {
     fn objection(&self, time: Timestamp) -> Option<String> {
         let own = self.key.verifying_key().key_id();
         let listed = self.trusted.iter().filter(|key| key.key_id() == own);
-        listed.filter_map(|key| key.objection(time)).last()
+        listed.filter_map(|key| key.objection(time)).next_back()
     }
 
     /// Appends an entry about a collection to its case's log and signs the new head.
@@ -552,10 +552,10 @@ pub async fn read(
         source,
     })?;
     let signers = keys.iter().filter(|key| key.key_id() == signer);
-    let warning = signers.filter_map(|key| key.objection(manifest.created));
+    let mut warning = signers.filter_map(|key| key.objection(manifest.created));
     Ok(Seal {
         manifest_sha256: Sha256::of(&bytes),
-        warning: warning.last(),
+        warning: warning.next_back(),
         manifest,
     })
 }

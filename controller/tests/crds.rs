@@ -1,5 +1,7 @@
 //! The checked-in definitions and admission policies are those of the code.
 
+#![allow(clippy::expect_used, reason = "a test")]
+
 use std::path::Path;
 
 use impound_controller::contain::guard;

@@ -45,6 +45,8 @@ pub(crate) fn sandbox_body(
     let labels = pod.metadata.labels.clone().unwrap_or_default();
     ContainerCreateBody {
         image: Some(pause_image),
+        // As Kubernetes' own pause image: it holds no capability.
+        user: Some("65535:65535".into()),
         hostname: (!host_network).then(|| identity.name.chars().take(HOSTNAME_MAX).collect()),
         labels: Some(identity.sandbox_labels(cluster, &labels, attempt)),
         host_config: Some(HostConfig {
