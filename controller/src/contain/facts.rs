@@ -8,20 +8,22 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 
 use super::observe::{self, ObserveError, controller_of};
-use super::plan::{is_labelled, uses_node_network};
+use super::plan::{full_name, is_labelled, uses_node_network};
+use super::refusal::Refusal;
 use super::selector::{Labels, selects};
 use super::settings::Settings;
 use super::{node, policy};
 use crate::resources::{Fact, FactState};
 
-/// Reads everything again and states the facts.
+/// Reads everything again and states the facts about the pod of that name and uid.
 ///
 /// # Errors
-/// If the API does not answer, or the pod is gone.
+/// If the API does not answer, or the pod is gone or another one has its name.
 pub async fn check(
     client: &Client,
     namespace: &str,
     pod: &str,
+    uid: Option<&str>,
     node: &str,
     quarantine: &str,
     settings: &Settings,
@@ -33,6 +35,14 @@ pub async fn check(
         observe::policies(client, namespace),
         observe::list::<EndpointSlice>(client, &slices_path),
     )?;
+    if pod.metadata.uid.as_deref() != uid {
+        return Err(Refusal::OtherUid {
+            pod: full_name(&pod),
+            expected: uid.unwrap_or_default().to_owned(),
+            found: pod.metadata.uid.unwrap_or_default(),
+        }
+        .into());
+    }
     let labels = pod.metadata.labels.clone().unwrap_or_default();
     let mut facts = vec![
         labelled(&pod, quarantine),
@@ -56,10 +66,30 @@ pub fn settling(facts: &[Fact]) -> bool {
         .any(|fact| fact.state == FactState::False && !lasting.contains(&fact.name.as_str()))
 }
 
+/// Stated, alone, of a pod that is not there any more.
+pub const POD_PRESENT: &str = "PodPresent";
 /// Stated of a pod whose traffic nothing can stop.
 pub const TRAFFIC_BLOCKED: &str = "TrafficBlocked";
 /// No other policy allows the pod traffic.
 pub const NO_POLICY_ALLOWS: &str = "NoPolicyAllows";
+
+/// All that can be said of a pod that is gone, or whose name another pod has.
+#[must_use]
+pub fn gone() -> Vec<Fact> {
+    vec![fact(
+        POD_PRESENT,
+        false,
+        "the suspect pod is gone: nothing of it is left to contain or to collect",
+    )]
+}
+
+/// Whether the facts are those of a pod that is gone.
+#[must_use]
+pub fn is_gone(facts: &[Fact]) -> bool {
+    facts
+        .iter()
+        .any(|fact| fact.name == POD_PRESENT && fact.state == FactState::False)
+}
 
 fn labelled(pod: &Pod, quarantine: &str) -> Fact {
     let held = is_labelled(pod, quarantine);

@@ -70,6 +70,7 @@ pub async fn look(
             "PodGone",
             "the suspect pod is gone: its containers can't be collected any more".into(),
         );
+        verifying::gone(record);
         return Ok(None);
     };
     restarts(record, &suspect);

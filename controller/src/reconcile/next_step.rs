@@ -1,6 +1,6 @@
 //! Decides what a quarantine needs next, from nothing but what is recorded. Pure.
 
-use crate::contain::facts::{NO_POLICY_ALLOWS, TRAFFIC_BLOCKED};
+use crate::contain::facts::{NO_POLICY_ALLOWS, TRAFFIC_BLOCKED, is_gone};
 use crate::contain::plugin::facts::NO_PLUGIN_POLICY_ALLOWS;
 use crate::contain::proof::{INCOMING_BLOCKED, NO_WAY_PAST, NODE_ISOLATED, OUTGOING_BLOCKED};
 use crate::resources::{
@@ -123,10 +123,10 @@ pub fn is_contained(status: &QuarantineStatus) -> bool {
     needed.iter().all(|name| is(name, FactState::True))
 }
 
-/// What the facts add up to; `None` as long as none is known.
+/// What the facts add up to; `None` as long as none is known, and of a pod that is gone.
 #[must_use]
 pub fn verdict(status: &QuarantineStatus) -> Option<Verdict> {
-    if status.facts.is_empty() {
+    if status.facts.is_empty() || is_gone(&status.facts) {
         return None;
     }
     Some(match (is_contained(status), is_proved_at_node(status)) {
@@ -477,6 +477,12 @@ mod tests {
         allowed.facts.retain(|fact| fact.name != OUTGOING_BLOCKED);
         assert_eq!(verdict(&allowed), Some(Verdict::NotContained));
         assert_eq!(verdict(&QuarantineStatus::default()), None);
+        let gone = QuarantineStatus {
+            facts: crate::contain::facts::gone(),
+            ..Default::default()
+        };
+        assert!(!is_contained(&gone));
+        assert_eq!(verdict(&gone), None);
     }
 
     #[test]

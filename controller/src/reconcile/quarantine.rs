@@ -16,6 +16,7 @@ use super::{
     Context, ReconcileError, containing, custody, evicting, guarding, isolating, releasing,
     verifying,
 };
+use crate::contain::facts::is_gone;
 use crate::kubernetes::from_kube;
 use crate::resources::{
     Collection, CollectionPhase, CollectionSpec, CollectionStatus, FactState, Quarantine,
@@ -366,7 +367,23 @@ fn finish(record: &mut Record) {
         open => format!("; not proved: {open}"),
     };
     let proved = verifying::standing(record);
-    if !is_contained(&record.status) {
+    if is_gone(&record.status.facts) {
+        let gone = verifying::sentences(&record.status.facts, FactState::False);
+        let message = [gone, failed]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
+        let never = [StepName::Policy, StepName::Strip].iter().any(|step| {
+            next_step::state(&record.status, *step).is_none_or(|state| state != StepState::Done)
+        });
+        let phase = if never {
+            QuarantinePhase::Failed
+        } else {
+            QuarantinePhase::Incomplete
+        };
+        record.enter(phase, message);
+    } else if !is_contained(&record.status) {
         let untrue = verifying::sentences(&record.status.facts, FactState::False);
         let message = [untrue, failed]
             .into_iter()

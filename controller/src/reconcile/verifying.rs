@@ -41,7 +41,7 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
                 }
             }
             Err(ObserveError::Refused(refusal)) => {
-                record.state(Vec::new());
+                record.state(facts::gone());
                 record.end(StepName::Verify, StepState::Failed, refusal.to_string());
                 return Ok(());
             }
@@ -84,7 +84,10 @@ pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), R
             add_plugin_facts(record, context, &mut facts).await;
             facts
         }
-        Err(ObserveError::Refused(_)) => return Ok(()),
+        Err(ObserveError::Refused(_)) => {
+            gone(record);
+            return Ok(());
+        }
         Err(error) => return Err(error.into()),
     };
     if facts == record.status.facts {
@@ -95,7 +98,11 @@ pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), R
     let is = is_contained(&record.status);
     let untrue = sentences(&record.status.facts, FactState::False);
     if was && !is {
-        record.alert("NotContained", format!("NOT contained any more: {untrue}"));
+        let message = format!("NOT contained any more: {untrue}");
+        record.alert("NotContained", message.clone());
+        if record.status.phase == QuarantinePhase::Contained {
+            record.enter(QuarantinePhase::Containing, message);
+        }
     } else if is && !was {
         record.end(
             StepName::Verify,
@@ -121,12 +128,26 @@ pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), R
     Ok(())
 }
 
+/// The suspect is gone, or its name is another pod's: nothing that was said of it holds any more.
+pub fn gone(record: &mut Record) {
+    record.state(facts::gone());
+    // The last word on a quarantine that is over and done with is said elsewhere.
+    if matches!(
+        record.status.phase,
+        QuarantinePhase::Containing | QuarantinePhase::Contained
+    ) {
+        let message = sentences(&record.status.facts, FactState::False);
+        record.enter(QuarantinePhase::Containing, message);
+    }
+}
+
 /// Everything that can be said of the pod now.
 async fn check(record: &Record, context: &Context) -> Result<Vec<Fact>, ObserveError> {
     let mut facts = facts::check(
         &context.client,
         &record.namespace(),
         &record.object.spec.pod,
+        record.status.pod_uid.as_deref(),
         record.status.node.as_deref().unwrap_or_default(),
         &record.name(),
         &context.settings,

@@ -9,16 +9,18 @@ use serde_json::{Value, json};
 use super::world::{World, eventually, label, name, node_of};
 
 async fn drift_of(world: &World, quarantine: &str) -> Vec<Value> {
+    let status = status_of(world, quarantine).await;
+    status["drift"].as_array().cloned().unwrap_or_default()
+}
+
+async fn status_of(world: &World, quarantine: &str) -> Value {
     let path = format!(
         "/apis/impound.dev/v1alpha1/namespaces/{}/quarantines/{quarantine}",
         world.namespace
     );
     let request = http::Request::get(path).body(Vec::new()).unwrap();
     let object: Value = world.client.request(request).await.unwrap();
-    object["status"]["drift"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default()
+    object["status"].clone()
 }
 
 async fn noted(world: &World, quarantine: &str, word: &str) {
@@ -116,7 +118,7 @@ async fn a_restarted_container_is_reported_as_loss_of_evidence() {
 }
 
 #[tokio::test]
-async fn a_suspect_that_is_deleted_is_reported() {
+async fn a_suspect_that_is_deleted_is_reported_and_not_called_contained_any_more() {
     let world = World::start().await;
     let pods = world.deployment("nginx", 1, None).await;
     let suspect = name(pods.first().unwrap());
@@ -126,6 +128,11 @@ async fn a_suspect_that_is_deleted_is_reported() {
         .await
         .unwrap();
     noted(&world, &quarantine, "PodGone").await;
+    let status = status_of(&world, &quarantine).await;
+    assert_eq!(status["phase"], "Incomplete", "{status}");
+    assert_eq!(status["verdict"], Value::Null, "{status}");
+    let message = status["message"].as_str().unwrap();
+    assert!(message.starts_with("the suspect pod is gone"), "{message}");
 }
 
 #[tokio::test]
