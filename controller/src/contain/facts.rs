@@ -57,14 +57,21 @@ pub async fn check(
 }
 
 /// Whether the API still has to catch up with what was sent: its own controllers release the pod
-/// and rewrite the EndpointSlices within about 100 ms on an idle cluster.
+/// and rewrite the EndpointSlices within about 100 ms on an idle cluster. What else is untrue lasts.
 #[must_use]
 pub fn settling(facts: &[Fact]) -> bool {
-    let lasting = [NO_POLICY_ALLOWS, TRAFFIC_BLOCKED];
     facts
         .iter()
-        .any(|fact| fact.state == FactState::False && !lasting.contains(&fact.name.as_str()))
+        .any(|fact| fact.state == FactState::False && SETTLE.contains(&fact.name.as_str()))
 }
+
+/// The facts that become true by themselves a moment after the calls.
+const SETTLE: [&str; 4] = [
+    "Labelled",
+    "OwnerReleased",
+    "NoEndpoints",
+    "PolicySelectsPod",
+];
 
 /// Stated, alone, of a pod that is not there any more.
 pub const POD_PRESENT: &str = "PodPresent";
@@ -246,5 +253,29 @@ fn fact(name: &str, held: bool, message: &str) -> Fact {
             FactState::False
         },
         message: message.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_api_itself_makes_true_is_waited_for() {
+        for settles in SETTLE {
+            assert!(settling(&[fact(settles, false, "")]), "{settles}");
+            assert!(!settling(&[fact(settles, true, "")]), "{settles}");
+        }
+        for lasts in [
+            NO_POLICY_ALLOWS,
+            TRAFFIC_BLOCKED,
+            "NodeCordoned",
+            "NodeIsolated",
+            "NoWayPast",
+            "OutgoingBlocked",
+            "IncomingBlocked",
+        ] {
+            assert!(!settling(&[fact(lasts, false, "")]), "{lasts}");
+        }
     }
 }
