@@ -4,6 +4,7 @@ use super::deny::{is_in_force, strongest};
 use super::foreign::{Findings, in_force, judge};
 use super::{Family, Plugin};
 use crate::contain::facts::NO_POLICY_ALLOWS;
+use crate::contain::proof::NODE_ISOLATED;
 use crate::contain::selector::Labels;
 use crate::contain::settings::Settings;
 use crate::resources::{Fact, FactState};
@@ -14,8 +15,9 @@ pub const PLUGIN_DENIES: &str = "PluginDenies";
 /// Whether others' policies of those kinds let traffic through.
 pub const NO_PLUGIN_POLICY_ALLOWS: &str = "NoPluginPolicyAllows";
 
-/// Adds the facts; none where no such kind is served. What a NetworkPolicy allows and Cilium denies is no
-/// more than unproved: the denial wins, if it is Cilium that is at work.
+/// Adds the facts; none where no such kind is served. What a NetworkPolicy allows and Cilium denies may be
+/// denied, if it is Cilium that is at work; definitions outlive the plugin that brought them, so it counts as
+/// allowed unless the node drops it, which `facts` say already.
 pub fn add(
     facts: &mut Vec<Fact>,
     plugin: &Plugin,
@@ -26,14 +28,19 @@ pub fn add(
     if plugin.kinds.is_empty() && plugin.unread.is_empty() {
         return;
     }
+    let isolated = facts
+        .iter()
+        .any(|fact| fact.name == NODE_ISOLATED && fact.state == FactState::True);
     let denied = is_in_force(plugin, Family::Cilium, namespace, settings);
     let allows = facts
         .iter_mut()
         .find(|fact| fact.name == NO_POLICY_ALLOWS && fact.state == FactState::False);
     if let (true, Some(fact)) = (denied, allows) {
-        fact.state = FactState::Unverified;
+        if isolated {
+            fact.state = FactState::Unverified;
+        }
         fact.message.push_str(
-            "; our CiliumNetworkPolicy denies it, and wins if Cilium is the network plugin at work",
+            "; our CiliumNetworkPolicy denies it, which counts only if Cilium is the network plugin at work",
         );
     }
     facts.extend(denials(plugin, namespace, settings));

@@ -6,6 +6,7 @@ use super::deny::{create, is_in_force, remove, wanted};
 use super::foreign::{Findings, in_force, judge};
 use super::*;
 use crate::contain::settings::Settings;
+use crate::resources::{Fact, FactState};
 
 fn kind_of(group: &str, name: &str) -> &'static Kind {
     KINDS
@@ -312,4 +313,29 @@ fn what_could_not_be_read_is_said() {
     };
     let found = judge(&plugin, "shop", &labels(), |_| false);
     assert_eq!(found.open, plugin.unread);
+}
+
+#[test]
+fn a_denial_in_cilium_s_kind_excuses_an_allowing_policy_only_where_the_node_drops_it() {
+    let kind = kind_of("cilium.io", "CiliumNetworkPolicy");
+    let ours = bodies(&served(vec![(kind, vec![])])).remove(0).1;
+    let plugin = served(vec![(kind, vec![ours])]);
+    let fact = |name: &str, state| Fact {
+        name: name.into(),
+        state,
+        message: String::new(),
+    };
+    for (node, expected) in [
+        (FactState::True, FactState::Unverified),
+        (FactState::Unverified, FactState::False),
+        (FactState::False, FactState::False),
+    ] {
+        let mut all = vec![
+            fact("NoPolicyAllows", FactState::False),
+            fact("NodeIsolated", node),
+        ];
+        facts::add(&mut all, &plugin, "shop", &labels(), &Settings::default());
+        assert_eq!(all[0].state, expected, "{all:?}");
+        assert!(all[0].message.contains("only if Cilium"), "{all:?}");
+    }
 }
