@@ -43,6 +43,11 @@ use crate::service::{Counted, Service};
 /// Threads of the runtime: the work is waiting, copying and hashing, and hashing has its own.
 const WORKERS: usize = 2;
 
+/// Threads for blocking work. An export holds 17 of them for its whole length (a writer and a re-reader for
+/// the tar and each of its six listings, two indexes and a hash): with tokio's 512, thirty exports at once
+/// would wait for each other for ever. They are idle most of the time and cost address space.
+const BLOCKING: usize = 4096;
+
 /// How long open calls may go on after a stop is asked for: below a pod's default grace period of
 /// 30 s, so that the end is ours and not a kill.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -60,6 +65,7 @@ pub fn serve(config: Serve) -> Result<()> {
         .context("memory could not be kept out of core dumps")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING)
         .enable_all()
         .build()?;
     let outcome = runtime.block_on(run(config));

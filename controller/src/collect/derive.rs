@@ -122,9 +122,16 @@ pub(super) struct Output {
     hasher: Sha256Hasher,
     size: u64,
     failure: Option<StoreError>,
+    /// Why it does not have everything that it should.
+    truncated: Option<String>,
 }
 
 impl Output {
+    /// Leaves nothing of it.
+    pub(super) async fn abort(self) -> Result<(), StoreError> {
+        self.writer.abort().await
+    }
+
     pub(super) fn new(
         what: Option<What>,
         path: EvidencePath,
@@ -139,6 +146,7 @@ impl Output {
             hasher: Sha256Hasher::new(),
             size: 0,
             failure: None,
+            truncated: None,
         }
     }
 
@@ -248,7 +256,11 @@ impl Session<'_> {
                 size: output.size,
                 sha256: output.hasher.finish(),
             };
-            let record = super::attempt::record(&output.path, &output.begun, content, None);
+            let mut record = super::attempt::record(&output.path, &output.begun, content, None);
+            if let Some(reason) = output.truncated {
+                let reasons = vec![reason];
+                record.completeness = Completeness::Incomplete { reasons };
+            }
             objects.push((record, output.writer));
         }
         if let Some(error) = failed {
@@ -382,6 +394,13 @@ impl Session<'_> {
         }
         let mut summary = indexed.summary;
         summary.of = tar.to_string();
+        // A container can have more names than are listed: what lacks some must not be called complete.
+        if let Some(reason) = summary.truncated() {
+            let lists = deriving.outputs.iter_mut();
+            for list in lists.filter(|output| output.what != Some(What::Index)) {
+                list.truncated = Some(reason.clone());
+            }
+        }
         deriving.write(What::Index, summary.encode()).await;
         if let Some(mut image) = indexed.image {
             image.of = tar.to_string();

@@ -8,9 +8,10 @@ use impound_evidence::{ContainerRole, EvidencePath, Method, Moment, Timestamp};
 
 use super::CollectError;
 use super::derive::Output;
-use super::failure::Failure;
+use super::failure::{Failure, cut};
 use super::note::Begun;
 use super::session::Session;
+use crate::describe::describe;
 
 /// File name in a collection.
 const NAME: &str = "timeline.jsonl";
@@ -65,10 +66,10 @@ impl Session<'_> {
             let name = record.path.file_name();
             let found = match (whose(&record.path), name) {
                 (None, _) if record.path.as_str() == "containment.json" => {
-                    Moment::of_containment(&self.document(&record.path).await?)
+                    Moment::of_containment(&self.source(&record.path).await?)
                 }
                 (Some(container), "inspect.json") => {
-                    Moment::of_container(container, &self.document(&record.path).await?)
+                    Moment::of_container(container, &self.source(&record.path).await?)
                 }
                 // The layer has the same files as the export, with times that are not cut.
                 (Some(_), name)
@@ -103,12 +104,16 @@ impl Session<'_> {
         let mut output = self.begin_timeline(path, sources).await?;
         let mut lines: Vec<u8> = moments.iter().flat_map(Moment::encode).collect();
         for (container, path) in changes {
-            let mut reader = self.lines(path).await?;
-            while let Some(line) = reader
-                .next()
-                .await
-                .map_err(|error| self.store_error(error))?
-            {
+            let mut reader = match self.lines(path).await {
+                Ok(reader) => reader,
+                Err(error) => return self.give_up(output, describe(&error)).await,
+            };
+            loop {
+                let line = match reader.next().await {
+                    Ok(Some(line)) => line,
+                    Ok(None) => break,
+                    Err(error) => return self.give_up(output, describe(&error)).await,
+                };
                 let moment = Moment::of_change(container, &line);
                 lines.extend(moment.iter().flat_map(Moment::encode));
                 if lines.len() >= PIECE {
@@ -118,6 +123,19 @@ impl Session<'_> {
         }
         output.write(lines).await;
         self.finish_outputs(vec![output]).await
+    }
+
+    /// A document that the timeline is made of. That it can't be read costs the timeline, not the collection.
+    async fn source(&self, path: &EvidencePath) -> Result<Vec<u8>, Failure> {
+        let read = self.document(path).await;
+        read.map_err(|error| Failure::now(cut(describe(&error)), false))
+    }
+
+    /// Leaves nothing of a timeline that can't be finished.
+    async fn give_up(&self, output: Output, why: String) -> Result<(), Failure> {
+        let aborted = output.abort().await;
+        aborted.map_err(|error| self.store_error(error))?;
+        Err(Failure::now(cut(why), false))
     }
 
     /// Whether there is a file of that name in the directory of another.
