@@ -60,6 +60,17 @@ scripts() {
     say "$(ls deploy/*.sh tests/*.sh .ci/run | wc -l) scripts parse"
 }
 
+# SECURITY.md names a test for each claim; each must exist.
+claims() {
+    local name count=0
+    while read -r name; do
+        grep -rq --include=*.rs "fn $name(" agent cli controller evidence proto tests || { say "SECURITY.md names $name, and there is no such test"; return 1; }
+        count=$((count + 1))
+    done < <(grep -oE '`[a-z0-9_]+`' SECURITY.md | tr -d '`' | grep -E '_.*_.*_' | sort -u)
+    say "$count tests that SECURITY.md names exist"
+    [ "$count" -gt 0 ]
+}
+
 # Every parser of foreign bytes against a minute of damage to its seeds, all at once. Tests run them too, for a second.
 fuzzing() {
     local log
@@ -97,6 +108,7 @@ export KUBE_MEMORY_AUDIT_DIR
 
 run "format" cargo fmt --all --check
 run "scripts" scripts
+run "security claims" claims
 if command -v cargo-deny >/dev/null; then
     run "licences, bans, sources" cargo deny --offline check licenses bans sources
     run "advisories" advisories
