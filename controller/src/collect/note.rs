@@ -118,7 +118,7 @@ impl Note {
             settled,
             &self.agents,
             &self.containers,
-            &self.alterations,
+            (&self.alterations, &self.forgone),
             node,
         );
         // Serialising to memory fails only for maps with keys that are no strings; there are none.
