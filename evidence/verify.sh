@@ -2,7 +2,7 @@
 # Checks a collection of Impound evidence with bash, openssl, jq and coreutils only, for readers who don't
 # want to trust our program:
 #
-#   verify.sh DIRECTORY PUBLIC-KEY.pem|evidence-keys.json…
+#   verify.sh [--timestamp-ca ROOT.pem] DIRECTORY PUBLIC-KEY.pem|evidence-keys.json…
 #
 # Every collection holds this script, and its SHA-256 is in the signed manifest. Whoever could change the
 # collection could change its copy of the script too: take the script from the project, or read it.
@@ -10,14 +10,21 @@
 # Checks the signature over the manifest by one of the keys, that manifest.json is what was signed, size,
 # SHA-256 and chunk tree of every file the manifest names, that there is no other file, that the custody
 # log and its signed head are those that the manifest was made over, that the log records every file as the
-# manifest does, counter-signatures, and that the outcome is not called better than it is. `impound verify`
-# also looks into tars. Exit: 0 intact, 1 not intact, 2 not checked. FORMATS.md explains every format.
+# manifest does, counter-signatures, and that the outcome is not called better than it is. With the root
+# certificate of the time-stamping authority also what that says of the log's head. `impound verify` also looks
+# into tars. Exit: 0 intact, 1 not intact, 2 not checked. FORMATS.md explains every format.
 set -euo pipefail
 export LC_ALL=C
 
 fail() { echo "NOT INTACT: $*" >&2; exit 1; }
 
-[ $# -ge 2 ] || { echo "usage: $0 DIRECTORY PUBLIC-KEY.pem|evidence-keys.json…" >&2; exit 2; }
+authority=
+if [ "${1:-}" = --timestamp-ca ] && [ $# -ge 2 ]; then
+    authority=$(realpath "$2")
+    [ -f "$authority" ] || { echo "$2 is no file" >&2; exit 2; }
+    shift 2
+fi
+[ $# -ge 2 ] || { echo "usage: $0 [--timestamp-ca ROOT.pem] DIRECTORY PUBLIC-KEY.pem|evidence-keys.json…" >&2; exit 2; }
 for tool in openssl jq sha256sum base64 basenc cmp find split; do
     command -v "$tool" > /dev/null || { echo "this needs $tool: install it" >&2; exit 2; }
 done
@@ -140,9 +147,17 @@ while read -r sha256 path size chunk_root location; do
     [ "$location" != - ] || fail "$path: has no receipt of the store"
 done < "$work/artifacts"
 
+# The token of a time-stamping authority, if the manifest names one.
+stamp=$(jq -r '.predicate.timestamp.token.sha256 // ""' manifest.json)
+if [ -n "$stamp" ]; then
+    [ -f custody.checkpoint.tst ] || fail "custody.checkpoint.tst: is in the manifest and not there"
+    [ "$(sha256sum < custody.checkpoint.tst | cut -c 1-64)" = "$stamp" ] ||
+        fail "custody.checkpoint.tst: was changed: it has not the SHA-256 of the manifest"
+fi
+
 # No file besides, but for counter-signatures of exactly this manifest.
 countersigned=
-{ cat "$work/paths"; printf '%s\n' manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint; } | sort > "$work/expected"
+{ cat "$work/paths"; printf '%s\n' manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint ${stamp:+custody.checkpoint.tst}; } | sort > "$work/expected"
 find . -type f -print0 | tr '\n\0' '?\n' | sed 's|^\./||' | sort > "$work/there"
 while IFS= read -r path; do
     [[ $path =~ ^signatures/([0-9a-f]{64})\.sigstore\.json$ ]] || fail "$path: is there and not in the manifest"
@@ -187,6 +202,23 @@ jq -se --slurpfile manifest manifest.json '$manifest[0].predicate as $manifest |
     all($stored[]; . as $one | $manifest.artifacts | any(. == $one))' custody.jsonl > /dev/null ||
     fail "custody.jsonl: does not record what was stored as the manifest does"
 
+# What the authority says, by its certificate as it was then: openssl checks the token's digest of the head,
+# its signature, and that its certificate is for time-stamping and led to the root at the time that it says.
+stamped=
+if [ -n "$stamp" ]; then
+    said=$(openssl ts -reply -token_in -in custody.checkpoint.tst -text 2> /dev/null | sed -n "s/^Time stamp: //p") || true
+    at=$(date -u -d "$said" +%s 2> /dev/null) && [ -n "$said" ] || fail "custody.checkpoint.tst: is no token of a time-stamping authority"
+    time=$(date -u -d "@$at" +%Y-%m-%dT%H:%M:%SZ)
+    stamped="; NOT CHECKED: a timestamp of $time, whose authority's certificate was not given"
+    if [ -n "$authority" ]; then
+        openssl ts -verify -token_in -in custody.checkpoint.tst -data custody.checkpoint -CAfile "$authority" \
+            -attime "$at" > /dev/null 2> "$work/why" || fail "custody.checkpoint.tst: is not what the given authority would sign of this head"
+        stamped="; dated $time by the authority"
+    fi
+elif [ -n "$authority" ]; then
+    echo "WARNING: custody.checkpoint.tst: is not there to be checked: $(jq -r '.predicate.timestamp | if . == null then "no authority was asked" else "the authority gave none" end' manifest.json)"
+fi
+
 # The outcome is complete only if nothing is missing and everything is complete, but for a broken
 # attempt <path>.partial-<n> beside the complete <path>.
 jq -e '.predicate | all(.artifacts[].completeness; .state != "incomplete" or (.reasons | length > 0)) and
@@ -208,4 +240,4 @@ if [ -f "$work/times/$signer" ]; then
         echo "$says out of use from $until on"
     fi
 fi
-echo "intact; the manifest calls the collection $(jq -r .predicate.outcome manifest.json), signed with $signer$countersigned"
+echo "intact; the manifest calls the collection $(jq -r .predicate.outcome manifest.json), signed with $signer$countersigned$stamped"

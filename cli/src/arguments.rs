@@ -471,6 +471,9 @@ pub(crate) struct Verify {
     /// Public key of somebody who must have vouched for it besides; may be given several times
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) countersigned_by: Vec<PathBuf>,
+    /// Root certificate of the time-stamping authority, PEM: what it says of the evidence is checked, too
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) timestamp_ca: Option<PathBuf>,
     /// Name everything that is wrong, not only the first thing
     #[arg(long)]
     pub(crate) all: bool,
@@ -492,6 +495,9 @@ pub(crate) struct Report {
     /// report says that nothing is verified]
     #[arg(long = "key", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) keys: Vec<PathBuf>,
+    /// Root certificate of the time-stamping authority, PEM: what it says of the evidence is checked, too
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) timestamp_ca: Option<PathBuf>,
     /// File to write, which must not be there yet
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) to: PathBuf,

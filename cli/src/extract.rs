@@ -126,6 +126,7 @@ async fn collection(
         output,
         verify::open(&wanted.source)?,
         verify::keys(&wanted.keys)?,
+        None,
     )
     .await?;
     if !wanted.unverified && !verdict.intact() {

@@ -38,7 +38,8 @@ struct View {
 pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Failure> {
     let keys = verify::keys(&wanted.keys)?;
     let keyed = !keys.is_empty();
-    let verdict = verify::watch(output, verify::open(&wanted.dir)?, keys).await?;
+    let authority = verify::authority(wanted.timestamp_ca.as_deref())?;
+    let verdict = verify::watch(output, verify::open(&wanted.dir)?, keys, authority).await?;
     let exit = match (verdict.intact(), verdict.complete()) {
         (true, true) => Exit::Ok,
         (true, false) => Exit::Partial,

@@ -34,7 +34,7 @@ pub(crate) async fn run(output: &mut Output, wanted: EvidenceSign) -> Result<Exi
     let key_id = key.verifying_key().key_id();
     let mut keys = verify::keys(&wanted.keys)?;
     keys.push(key.verifying_key().clone());
-    let verdict = verify::watch(output, verify::open(dir)?, keys).await?;
+    let verdict = verify::watch(output, verify::open(dir)?, keys, None).await?;
     let (true, Some(manifest), Some(manifest_sha256)) =
         (verdict.intact(), &verdict.manifest, verdict.manifest_sha256)
     else {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use impound_evidence::{
     Completeness, DirSource, KEYRING_LIMIT, Keyring, LogHead, Manifest, Problem, Progress,
-    SIGNATURES, Sha256, Verdict, VerifyingKey, verify_watched,
+    SIGNATURES, Sha256, StampAuthority, Stamped, Verdict, VerifyingKey, verify_watched,
 };
 use serde::Serialize;
 
@@ -23,6 +23,9 @@ use crate::screen::Bytes;
 /// A public key has 178 bytes, a list of keys some thousand; anything much longer is another file.
 const KEY_LIMIT: u64 = KEYRING_LIMIT;
 
+/// Longest file of certificates that is read, in bytes.
+const CA_LIMIT: u64 = 1 << 20;
+
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -31,7 +34,8 @@ pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Fai
     let vouching = self::keys(&wanted.countersigned_by)?;
     keys.extend(vouching.iter().cloned());
     let started = Instant::now();
-    let mut verdict = watch(output, source, keys).await?;
+    let authority = authority(wanted.timestamp_ca.as_deref())?;
+    let mut verdict = watch(output, source, keys, authority).await?;
     for key in vouching.iter().map(VerifyingKey::key_id) {
         if !verdict.countersigned.contains(&key) {
             verdict.problems.push(Problem {
@@ -85,24 +89,45 @@ fn keys_of(file: &Path) -> Result<Vec<VerifyingKey>, Failure> {
     keys.map_err(|error| wrong(&error))
 }
 
+/// The time-stamping authority that is trusted, if one is.
+pub(crate) fn authority(file: Option<&Path>) -> Result<Option<StampAuthority>, Failure> {
+    let Some(file) = file else {
+        return Ok(None);
+    };
+    let wrong =
+        |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", file.display()));
+    let mut pem = Vec::new();
+    File::open(file)
+        .and_then(|file| file.take(CA_LIMIT).read_to_end(&mut pem))
+        .map_err(|error| wrong(&error))?;
+    let authority = StampAuthority::from_pem(&pem).map_err(|error| wrong(&error))?;
+    Ok(Some(authority))
+}
+
 /// Checks on threads of its own and shows how far it is.
 pub(crate) async fn watch(
     output: &Output,
     source: DirSource,
     keys: Vec<VerifyingKey>,
+    authority: Option<StampAuthority>,
 ) -> Result<Verdict, Failure> {
     let (done, all) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let (told_done, told_all) = (Arc::clone(&done), Arc::clone(&all));
     let mut check = tokio::task::spawn_blocking(move || {
-        verify_watched(&source, &keys, &|progress| match progress {
-            Progress::Manifest(manifest) => {
-                let sizes = manifest.artifacts.iter().map(|record| record.size);
-                told_all.store(sizes.fold(0, u64::saturating_add), Ordering::Relaxed);
-            }
-            Progress::Bytes(n) => {
-                told_done.fetch_add(n, Ordering::Relaxed);
-            }
-        })
+        verify_watched(
+            &source,
+            &keys,
+            authority.as_ref(),
+            &|progress| match progress {
+                Progress::Manifest(manifest) => {
+                    let sizes = manifest.artifacts.iter().map(|record| record.size);
+                    told_all.store(sizes.fold(0, u64::saturating_add), Ordering::Relaxed);
+                }
+                Progress::Bytes(n) => {
+                    told_done.fetch_add(n, Ordering::Relaxed);
+                }
+            },
+        )
     });
     let mut screen = output.screen();
     let mut ticks = tokio::time::interval(TICK);
@@ -149,6 +174,9 @@ struct View<'a> {
     unchecked: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     custody: Option<LogHead>,
+    /// What a time-stamping authority says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<&'a Stamped>,
 }
 
 fn view(verdict: &Verdict, all: bool) -> View<'_> {
@@ -174,6 +202,7 @@ fn view(verdict: &Verdict, all: bool) -> View<'_> {
         countersigned: &verdict.countersigned,
         unchecked: &verdict.unchecked,
         custody: verdict.custody,
+        timestamp: verdict.timestamp.as_ref(),
     }
 }
 
@@ -194,6 +223,19 @@ pub(crate) fn missing(manifest: &Manifest) -> Vec<Problem> {
             }),
         });
     absent.chain(broken).collect()
+}
+
+/// What is known of the time-stamping authority's word, in a sentence.
+pub(crate) fn said(stamped: &Stamped) -> String {
+    match stamped {
+        Stamped::Good { time } => {
+            format!("the authority says that it existed at {time}, by its own clock")
+        }
+        Stamped::NotChecked { time } => {
+            format!("not checked: one of {time}; give the authority's --timestamp-ca")
+        }
+        Stamped::None { reason } => format!("none: {reason}"),
+    }
 }
 
 fn text(verdict: &Verdict, wanted: &Verify, seconds: f64) -> String {
@@ -256,6 +298,9 @@ fn text(verdict: &Verdict, wanted: &Verify, seconds: f64) -> String {
             "custody",
             format!("{} entries until the seal, all signed for", custody.size),
         ));
+    }
+    if let Some(stamped) = &verdict.timestamp {
+        table.row(row("timestamp", clean(&said(stamped))));
     }
     if let Some(key) = verdict.key {
         table.row(row("signed with", key.to_string()));

@@ -9,7 +9,7 @@
 //!   derive    lists each tar while it arrives
 //!   containment.json   the Quarantine as it then stands
 //!   timeline  what happened when
-//!   finish    check, manifest, signature
+//!   finish    check, log, timestamp, manifest, signature
 //! ```
 //! Every step can be repeated: a second `run` of the same job after a crash at any point keeps what
 //! is stored, gives what was cut off a name of its own, and goes on. One artifact that fails never
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use impound_evidence::{
     Build, CaseId, CollectionName, EvidencePath, NameError, Outcome, Sha256, Sha256Hasher,
-    Timestamp,
+    StampAuthority, Timestamp,
 };
 use impound_proto::PeerId;
 
@@ -31,6 +31,7 @@ use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
 use crate::seal::{CustodyAppender, SealError};
 use crate::store::{Store, StoreError};
+use crate::timestamp::TimestampAuthority;
 pub use containment::{Containment, ContainmentSource};
 use session::Session;
 
@@ -50,6 +51,7 @@ mod partial;
 mod quick;
 mod receive;
 mod session;
+mod stamp;
 mod standstill;
 mod timeline;
 
@@ -64,6 +66,7 @@ pub struct Collector {
     custody: Arc<CustodyAppender>,
     build: Build,
     retry: Retry,
+    timestamps: Option<Arc<TimestampAuthority>>,
 }
 
 /// What to collect, for whom and why.
@@ -227,7 +230,7 @@ pub enum CollectError {
     NotOurs {
         /// `<case>/<collection>`
         at: String,
-        /// `manifest.json` or `manifest.sigstore.json`
+        /// `manifest.json`, `manifest.sigstore.json` or `custody.checkpoint.tst`
         file: &'static str,
     },
     /// A name that can't be part of a path.
@@ -275,6 +278,7 @@ impl Collector {
             custody,
             build: this_build()?,
             retry: Retry::default(),
+            timestamps: None,
         })
     }
 
@@ -283,6 +287,19 @@ impl Collector {
     pub fn with_retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self
+    }
+
+    /// Has checkpoints dated by a time-stamping authority.
+    #[must_use]
+    pub fn with_timestamps(mut self, authority: Option<Arc<TimestampAuthority>>) -> Self {
+        self.timestamps = authority;
+        self
+    }
+
+    /// What timestamps are checked with, if an authority is asked for them.
+    #[must_use]
+    pub fn stamp_authority(&self) -> Option<Arc<StampAuthority>> {
+        self.timestamps.as_deref().map(TimestampAuthority::trusted)
     }
 
     /// Collects and seals, or goes on with a collection that was interrupted. A sealed one is left

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::contain::guard;
 use crate::contain::settings::{Settings, StorePods};
+use crate::timestamp::TimestampAuthority;
 use store::StoreConfig;
 
 mod store;
@@ -74,6 +76,9 @@ pub struct Serve {
     /// them. Without it, only what the present key signed is believed.
     #[arg(long, env = "IMPOUND_EVIDENCE_KEYS", value_name = "FILE")]
     pub evidence_keys: Option<PathBuf>,
+    /// Who dates the evidence besides.
+    #[command(flatten)]
+    pub timestamps: Timestamps,
     /// Port at which every node's agent listens, at the node's InternalIP.
     #[arg(
         long,
@@ -134,6 +139,39 @@ pub struct Serve {
     /// Format of the log on standard error.
     #[arg(long, env = "IMPOUND_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
+}
+
+/// A time-stamping authority (RFC 3161) that dates each collection's checkpoint. Off by default.
+#[derive(Clone, Debug, Args)]
+pub struct Timestamps {
+    /// URL of a time-stamping authority (RFC 3161), asked once when a collection is sealed; needs --timestamp-ca
+    #[arg(
+        long,
+        env = "IMPOUND_TIMESTAMP_URL",
+        requires = "timestamp_ca",
+        value_name = "URL"
+    )]
+    pub timestamp_url: Option<String>,
+    /// PEM file with the root certificate that its time-stamps are checked against
+    #[arg(
+        long,
+        env = "IMPOUND_TIMESTAMP_CA",
+        requires = "timestamp_url",
+        value_name = "FILE"
+    )]
+    pub timestamp_ca: Option<PathBuf>,
+}
+
+impl Timestamps {
+    /// The authority, if one is to be asked.
+    ///
+    /// # Errors
+    /// If the URL or the certificates are none.
+    pub fn open(&self) -> anyhow::Result<Option<Arc<TimestampAuthority>>> {
+        let given = self.timestamp_url.as_ref().zip(self.timestamp_ca.as_ref());
+        let opened = given.map(|(url, ca)| TimestampAuthority::new(url, ca).map(Arc::new));
+        opened.transpose()
+    }
 }
 
 /// How agents get their certificates. Off by default: then they have those of a static installation.

@@ -26,3 +26,4 @@ pub mod run;
 pub mod seal;
 pub mod service;
 pub mod store;
+pub mod timestamp;

@@ -127,7 +127,8 @@ async fn run(config: Serve) -> Result<()> {
         key,
         evidence_keys(&config)?,
     ));
-    let collector = Collector::new(store.clone(), agents.clone(), custody.clone())?;
+    let collector = Collector::new(store.clone(), agents.clone(), custody.clone())?
+        .with_timestamps(config.timestamps.open()?);
     let metrics = Arc::new(Metrics::default());
     let health = Health {
         client: client.clone(),

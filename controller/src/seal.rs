@@ -4,8 +4,8 @@
 //! collection is sealed, and does not change any more after that.
 //!
 //! Order of a seal: every artifact has its receipt (it was re-read from the store and matched) and
-//! the log says `Verified`; then the copy of the log and its checkpoint; then `manifest.json`, which
-//! names that head; then `manifest.sigstore.json`, and only with that file a collection is sealed; then
+//! the log says `Verified`; then the copy of the log and its checkpoint, and an authority's timestamp of
+//! that if one is asked; then `manifest.json`, which names that head; then `manifest.sigstore.json`, and only with that file a collection is sealed; then
 //! the log says `Sealed`. A crash at any point before the signature leaves a collection that is visibly
 //! not.
 
@@ -428,7 +428,7 @@ async fn small(
     }
 }
 
-/// Seals a collection whose artifacts all have their receipts. What an earlier attempt has written
+/// Seals a collection whose artifacts all have their receipts, and whose log is there ([`copy_log`]). What an earlier attempt has written
 /// must be exactly what this one would write: a manifest that somebody else put there is never
 /// signed, and no name is written twice.
 ///
@@ -443,8 +443,6 @@ pub async fn seal(
     manifest: Manifest,
 ) -> Result<Seal, SealError> {
     let at = lock.collection();
-    let copy = custody.copy(&at.case, manifest.custody).await?;
-    copy_log(store, custody, lock, &manifest, copy).await?;
     let bytes = manifest.encode();
     write_once(store, lock, MANIFEST, &bytes).await?;
     let bundle = small(store, at, BUNDLE, BUNDLE_LIMIT).await?;
@@ -482,15 +480,19 @@ pub async fn seal(
     })
 }
 
-/// Puts the case's log as the manifest names it into the collection, or finds exactly it there.
-async fn copy_log(
+/// Puts the case's log as it was at `head` into the collection, or finds exactly it there. Returns the bytes of
+/// its checkpoint.
+///
+/// # Errors
+/// If the store does not take it, or something else is there.
+pub async fn copy_log(
     store: &Arc<dyn Store>,
     custody: &CustodyAppender,
     lock: &CollectionLock,
-    manifest: &Manifest,
-    copy: LogCopy,
-) -> Result<(), SealError> {
+    head: LogHead,
+) -> Result<Vec<u8>, SealError> {
     let at = lock.collection();
+    let copy = custody.copy(&at.case, head).await?;
     let differs = |file| SealError::Differs {
         at: at.clone(),
         file,
@@ -505,10 +507,14 @@ async fn copy_log(
             .await?;
     }
     match small(store, at, CHECKPOINT, CHECKPOINT_LIMIT).await? {
-        None => Ok(store.replace_checkpoint(at, copy.checkpoint).await?),
+        None => {
+            let checkpoint = copy.checkpoint;
+            store.replace_checkpoint(at, checkpoint.clone()).await?;
+            Ok(checkpoint)
+        }
         // Perhaps by a key that was replaced meanwhile.
         Some(signed) => match Checkpoint::open(&signed, &custody.trusted) {
-            Ok(checkpoint) if checkpoint.head == manifest.custody => Ok(()),
+            Ok(checkpoint) if checkpoint.head == head => Ok(signed),
             _ => Err(differs(CHECKPOINT)),
         },
     }

@@ -151,6 +151,7 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
         omissions: Vec::new(),
         storage: None,
         custody: CustodyLog::new("bench").head(),
+        timestamp: None,
     };
     let key = SigningKey::generate().unwrap();
     let mut log = CustodyLog::new(origin(&manifest.case));

@@ -11,6 +11,7 @@
 //! <case>/<collection>/manifest.sigstore.json   Sigstore bundle v0.3 over manifest.json
 //! <case>/<collection>/custody.jsonl            the case's log until then: who did what, when and why
 //! <case>/<collection>/custody.checkpoint       its head, signed
+//! <case>/<collection>/custody.checkpoint.tst   what a time-stamping authority says of that, if one was asked
 //! <case>/<collection>/verify.sh                checks all of it without us
 //! <case>/<collection>/before/...               Kubernetes objects before containment
 //! <case>/<collection>/artifacts/...            what was read off the node
@@ -32,6 +33,7 @@ mod names;
 mod schema;
 mod sign;
 mod source;
+mod stamp;
 mod tar;
 mod timeline;
 mod timestamp;
@@ -57,10 +59,13 @@ pub use names::{
 };
 pub use sign::{KeyError, Signer, SigningKey, VerifyingKey};
 pub use source::{DirSource, EvidenceSource, FILE_LIMIT, Listing, OpenFile};
+pub use stamp::{
+    CheckpointStamp, StampAuthority, StampError, StampRequest, TOKEN_LIMIT, stamp_time,
+};
 pub use tar::{Anomalies, Anomaly, Completeness, FileType, Member, PATH_LIMIT, TarEnd, TarTime};
 pub use timeline::Moment;
 pub use timestamp::{Timestamp, TimestampError};
-pub use verify::{Problem, Progress, Verdict, verify, verify_watched};
+pub use verify::{Problem, Progress, Stamped, Verdict, verify, verify_watched};
 
 /// File name of the manifest in a collection.
 pub const MANIFEST: &str = "manifest.json";
@@ -82,3 +87,6 @@ pub const CUSTODY: &str = "custody.jsonl";
 
 /// File name of the custody log's signed head.
 pub const CHECKPOINT: &str = "custody.checkpoint";
+
+/// File name of a collection's token of a time-stamping authority over its checkpoint.
+pub const CHECKPOINT_STAMP: &str = "custody.checkpoint.tst";

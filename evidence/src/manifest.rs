@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::custody::LogHead;
 use crate::digest::Sha256;
 use crate::names::{CaseId, CollectionName, EvidencePath};
+use crate::stamp::CheckpointStamp;
 use crate::tar::Completeness;
 use crate::timestamp::Timestamp;
 
@@ -75,6 +76,9 @@ pub struct Manifest {
     pub storage: Option<StorageClaim>,
     /// The custody log when this manifest was made: its first `size` entries have this root.
     pub custody: LogHead,
+    /// Whether a time-stamping authority dated that head's checkpoint; none if none was to be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<CheckpointStamp>,
 }
 
 /// Whether all that was asked for is here.

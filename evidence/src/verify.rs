@@ -14,6 +14,7 @@
 mod artifacts;
 mod custody;
 mod signatures;
+mod stamp;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -28,19 +29,24 @@ use crate::manifest::{MANIFEST_LIMIT, Manifest, Outcome};
 use crate::names::EvidencePath;
 use crate::sign::VerifyingKey;
 use crate::source::{EvidenceSource, Listing};
-use crate::{BUNDLE, CHECKPOINT, CUSTODY, MANIFEST};
+use crate::stamp::{CheckpointStamp, StampAuthority};
+use crate::{BUNDLE, CHECKPOINT, CHECKPOINT_STAMP, CUSTODY, MANIFEST};
+
+pub use stamp::Stamped;
 
 /// Checks a whole collection against `keys`.
 #[must_use]
 pub fn verify(source: &impl EvidenceSource, keys: &[VerifyingKey]) -> Verdict {
-    verify_watched(source, keys, &|_| ())
+    verify_watched(source, keys, None, &|_| ())
 }
 
-/// Checks a whole collection and tells `watch` as it goes, from several threads.
+/// Checks a whole collection and tells `watch` as it goes, from several threads. What a time-stamping
+/// authority says of it is checked if `authority` is given.
 #[must_use]
 pub fn verify_watched(
     source: &impl EvidenceSource,
     keys: &[VerifyingKey],
+    authority: Option<&StampAuthority>,
     watch: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Verdict {
     let mut verdict = Verdict::default();
@@ -60,6 +66,7 @@ pub fn verify_watched(
         artifacts::check(source, &listing, &manifest, signed, watch, &mut verdict);
         strangers(&listing, &manifest, &mut verdict);
         custody::check(source, keys, &manifest, signed, &mut verdict);
+        stamp::check(source, authority, &manifest, signed, &mut verdict);
         signatures::check(source, &listing, keys, &mut verdict);
         if !signed {
             verdict.problem(
@@ -109,6 +116,8 @@ pub struct Verdict {
     pub unchecked: Vec<String>,
     /// The custody log's head, over all its entries.
     pub custody: Option<LogHead>,
+    /// What a time-stamping authority says; none if none was asked, or if what is there is not good.
+    pub timestamp: Option<Stamped>,
     /// The manifest. Only to be believed if intact.
     #[serde(skip)]
     pub manifest: Option<Manifest>,
@@ -246,9 +255,11 @@ fn strangers(listing: &Files, manifest: &Manifest, verdict: &mut Verdict) {
     for (path, wrong) in &listing.refused {
         verdict.problem(path.clone(), wrong.clone());
     }
+    let stamped = matches!(manifest.timestamp, Some(CheckpointStamp::Token { .. }));
     for path in &listing.files {
         let ours = [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&path.as_str())
-            || signatures::is_one(path);
+            || signatures::is_one(path)
+            || (stamped && path.as_str() == CHECKPOINT_STAMP);
         if !ours && manifest.artifact(path).is_none() {
             verdict.problem(path.as_str(), "is there and not in the manifest");
         }

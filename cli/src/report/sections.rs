@@ -158,6 +158,9 @@ fn summary(case: &Case, manifest: &Manifest) -> Markup {
             dt { "Reason given" } dd { (manifest.reason) }
             @if let Some(at) = case.requested() { dt { "Evidence requested" } dd.time { (clock(at)) " UTC" } }
             dt { "Sealed" } dd.time { (clock(manifest.created.to_utc())) " UTC" }
+            @if let Some(stamped) = &case.verdict.timestamp {
+                dt { "Timestamp" } dd { (crate::verify::said(stamped)) }
+            }
             @for agent in &manifest.agents {
                 dt { "Read by" }
                 dd {

@@ -99,6 +99,7 @@ impl Collection {
             omissions: Vec::new(),
             storage: None,
             custody: CustodyLog::new("").head(),
+            timestamp: None,
         };
         manifest.artifacts.sort_by(|a, b| a.path.cmp(&b.path));
         let log = CustodyLog::new(origin(&manifest.case));

@@ -56,6 +56,11 @@ impl Session<'_> {
             claimed: logged.iter().any(claimed),
             missing,
             storage: Some(self.collector.store.write_once().into()),
+            authority: self
+                .collector
+                .timestamps
+                .as_ref()
+                .map(|authority| authority.url().to_owned()),
             controller: self.collector.build.clone(),
         };
         let stored = self.all_stored();
@@ -105,13 +110,19 @@ impl Session<'_> {
         })
     }
 
-    /// Manifest, signature, `Sealed`: each step once, also over several runs.
+    /// Log, timestamp, manifest, signature, `Sealed`: each step once, also over several runs.
     pub(super) async fn seal(&self) -> Result<SealedCollection, CollectError> {
-        let Some(manifest) = self.noted(|note| self.manifest(note)).await else {
+        let Some(mut manifest) = self.noted(|note| self.manifest(note)).await else {
             return Err(self.seal_error(SealError::NotBegun {
                 at: self.at.clone(),
             }));
         };
+        let (store, custody) = (&self.collector.store, &self.collector.custody);
+        let head = manifest.custody;
+        let checkpoint = seal::copy_log(store, custody, &self.lock, head).await;
+        let checkpoint = checkpoint.map_err(|error| self.not_ours(error))?;
+        let authority = self.noted(|note| note.sealing.as_ref()?.settled.authority.clone());
+        manifest.timestamp = self.stamp(authority.await, &checkpoint).await?;
         let sealed = seal::seal(
             &self.collector.store,
             &self.collector.custody,
@@ -120,19 +131,24 @@ impl Session<'_> {
             manifest,
         )
         .await;
-        let seal = sealed.map_err(|error| match error {
-            SealError::Differs { file, .. } => CollectError::NotOurs {
-                at: self.at.to_string(),
-                file,
-            },
-            error => self.seal_error(error),
-        })?;
+        let seal = sealed.map_err(|error| self.not_ours(error))?;
         let sealed = self.described(seal).await;
         let forgotten = self.collector.store.save_note(&self.lock, Vec::new());
         forgotten.await.map_err(|error| self.store_error(error))?;
         Ok(sealed)
     }
 
+    fn not_ours(&self, error: SealError) -> CollectError {
+        match error {
+            SealError::Differs { file, .. } => CollectError::NotOurs {
+                at: self.at.to_string(),
+                file,
+            },
+            error => self.seal_error(error),
+        }
+    }
+
+    /// The manifest but for its timestamp, which comes after what the manifest is made of was settled.
     fn manifest(&self, note: &Note) -> Option<Manifest> {
         let Sealing { settled, custody } = note.sealing.as_ref()?;
         let artifacts = self.all_stored();
@@ -193,6 +209,7 @@ impl Session<'_> {
                 .collect(),
             storage: settled.storage.clone(),
             custody: *custody,
+            timestamp: None,
         })
     }
 

@@ -146,6 +146,9 @@ pub(super) struct Settled {
     /// What the store was found to be at this controller's start.
     #[serde(default)]
     pub(super) storage: Option<StorageClaim>,
+    /// URL of the time-stamping authority that is to be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) authority: Option<String>,
     /// The controller that ended collecting; another build may write the signature.
     pub(super) controller: Build,
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use impound_evidence::{
-    ArtifactRecord, BUNDLE, Completeness, Consistency, EvidencePath, MANIFEST, Method, SCRIPT,
-    Timestamp,
+    ArtifactRecord, BUNDLE, CHECKPOINT_STAMP, Completeness, Consistency, EvidencePath, MANIFEST,
+    Method, SCRIPT, Timestamp,
 };
 
 use super::CollectError;
@@ -44,7 +44,7 @@ impl Session<'_> {
         }
         let begun = self.noted(|note| note.begun.get(path).cloned()).await;
         let ours = path.as_str().starts_with("before/")
-            || [MANIFEST, BUNDLE, SCRIPT].contains(&path.as_str());
+            || [MANIFEST, BUNDLE, CHECKPOINT_STAMP, SCRIPT].contains(&path.as_str());
         match begun {
             // Made here, and made again from the same source.
             _ if ours => left

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use impound_evidence::{
-    ArtifactRecord, BUNDLE, CHECKPOINT, CUSTODY, Entry, Event, EvidencePath, MANIFEST, Method,
+    ArtifactRecord, BUNDLE, CHECKPOINT, CHECKPOINT_STAMP, CUSTODY, Entry, Event, EvidencePath,
+    MANIFEST, Method,
 };
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -296,8 +297,11 @@ impl<'a> Session<'a> {
             .list(&self.at)
             .await
             .map_err(|error| self.store_error(error))?;
+        let sealing = self.is_sealing().await;
         for file in files {
-            if [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&file.path.as_str()) {
+            if [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&file.path.as_str())
+                || (sealing && file.path.as_str() == CHECKPOINT_STAMP)
+            {
                 continue;
             }
             let known = stored.remove(&file.path);

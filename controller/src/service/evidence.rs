@@ -4,7 +4,7 @@
 use futures::{StreamExt, TryStreamExt, stream};
 use impound_evidence::{
     CHECKPOINT, CUSTODY, CaseId, CollectionName, Completeness, Entry, Event, EvidencePath,
-    MANIFEST, MANIFEST_LIMIT, Manifest, Outcome, Sha256Hasher, case_log,
+    MANIFEST, MANIFEST_LIMIT, Manifest, Outcome, Sha256Hasher, case_log, verify_watched,
 };
 use impound_proto::controller::v1 as wire;
 use tonic::Status;
@@ -158,9 +158,12 @@ pub(super) async fn verify(
     }
     let source = service.store.evidence(&at);
     let keys = service.context.custody.trusted().to_vec();
-    let verdict = tokio::task::spawn_blocking(move || impound_evidence::verify(&source, &keys))
-        .await
-        .map_err(|error| Status::internal(describe(&error)))?;
+    let authority = service.context.collector.stamp_authority();
+    let verdict = tokio::task::spawn_blocking(move || {
+        verify_watched(&source, &keys, authority.as_deref(), &|_| ())
+    })
+    .await
+    .map_err(|error| Status::internal(describe(&error)))?;
     let intact = verdict.intact();
     let word = if intact { "intact" } else { "NOT intact" };
     let mut what = format!(

@@ -13,7 +13,7 @@ use super::fixture::Fixture;
 use super::interrupted::Interrupted;
 
 /// Runs until the store stands still after `allowed` operations; whether it ended by itself.
-async fn run_until(fixture: &Fixture, allowed: usize, after: bool) -> bool {
+pub(crate) async fn run_until(fixture: &Fixture, allowed: usize, after: bool) -> bool {
     let store = Interrupted::new(fixture.store(), allowed, after);
     let gate = store.gate();
     let collector = fixture.collector(Arc::new(store));
@@ -29,7 +29,7 @@ async fn run_until(fixture: &Fixture, allowed: usize, after: bool) -> bool {
 
 /// What a killed process has not written yet is lost: of objects that were still being written, which
 /// are those that their owner may write to, only the first half is there.
-async fn lose_what_was_not_durable(fixture: &Fixture) {
+pub(crate) async fn lose_what_was_not_durable(fixture: &Fixture) {
     while matches!(
         fixture.store().lock(&fixture.id()).await,
         Err(StoreError::Busy { .. })
@@ -58,7 +58,7 @@ async fn lose_what_was_not_durable(fixture: &Fixture) {
 }
 
 /// A dead process's lock ends with it; here its threads may need a moment more.
-async fn run_again(fixture: &Fixture) -> impound_controller::collect::SealedCollection {
+pub(crate) async fn run_again(fixture: &Fixture) -> impound_controller::collect::SealedCollection {
     loop {
         match fixture.run().await {
             Err(CollectError::Store {

@@ -14,6 +14,7 @@ use impound_controller::progress::{ArtifactState, CollectionProgress};
 use impound_controller::seal::CustodyAppender;
 use impound_controller::store::directory::DirectoryStore;
 use impound_controller::store::{CollectionId, Store};
+use impound_controller::timestamp::TimestampAuthority;
 use impound_evidence::{DirSource, Entry, Event, Manifest, Signer, SigningKey, Verdict, verify};
 use impound_proto::PeerId;
 use impound_proto::pki::{Plan, init};
@@ -46,6 +47,7 @@ pub(crate) struct Fixture {
     pub(crate) key: Arc<SigningKey>,
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) progress: watch::Sender<CollectionProgress>,
+    pub(crate) timestamps: Mutex<Option<Arc<TimestampAuthority>>>,
 }
 
 /// Where the one node's agent is.
@@ -96,6 +98,7 @@ impl Fixture {
             nodes: Arc::new(Nodes(Mutex::new(port))),
             server: Mutex::new(server),
             progress: watch::Sender::new(CollectionProgress::default()),
+            timestamps: Mutex::default(),
             agent,
             dir,
         }
@@ -115,7 +118,9 @@ impl Fixture {
             impound_controller::revoked::list().0,
         );
         let custody = Arc::new(self.appender(Arc::clone(&store)));
-        let collector = Collector::new(store, agents, custody).unwrap();
+        let collector = Collector::new(store, agents, custody)
+            .unwrap()
+            .with_timestamps(self.timestamps.lock().unwrap().clone());
         collector.with_retry(Retry {
             attempts: 3,
             delay: Duration::from_millis(1),

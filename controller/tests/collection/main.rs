@@ -17,4 +17,5 @@ mod docker;
 mod fixture;
 mod interrupted;
 mod layer;
+mod stamped;
 mod whole;

@@ -64,6 +64,7 @@ pub(crate) fn sample(artifacts: Vec<ArtifactRecord>) -> Manifest {
             size: 2,
             root: Sha256::of(b"root"),
         },
+        timestamp: None,
     }
 }
 

@@ -4,6 +4,7 @@
 mod broken;
 mod mutations;
 mod script;
+mod stamped;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -992,6 +993,7 @@ fn progress_adds_up_to_the_artifacts() {
     let verdict = verify_watched(
         &DirSource::open(collection.directory.path()).unwrap(),
         &[collection.key.verifying_key().clone()],
+        None,
         &|progress| {
             if let Progress::Bytes(n) = progress {
                 bytes.fetch_add(n, std::sync::atomic::Ordering::Relaxed);

@@ -1,7 +1,10 @@
 //! Random damage to everything that this crate parses and did not write itself.
 
 use impound_evidence::index::{BodyIndex, Changes, FileIndex, Kind, Limits};
-use impound_evidence::{Checkpoint, Entry, Manifest, OpenBundle, SigningKey, TarEnd};
+use impound_evidence::{
+    Checkpoint, Entry, Manifest, OpenBundle, Sha256, SigningKey, StampAuthority, StampRequest,
+    TarEnd, stamp_time,
+};
 use impound_fuzz::{Random, run};
 
 use super::hostile::corpus;
@@ -12,6 +15,12 @@ const MANIFEST: &[u8] = include_bytes!("seeds/manifest.json");
 const BUNDLE: &[u8] = include_bytes!("seeds/manifest.sigstore.json");
 const CUSTODY: &[u8] = include_bytes!("seeds/custody.jsonl");
 const CHECKPOINT: &[u8] = include_bytes!("seeds/custody.checkpoint");
+/// Of authorities made with `tests/authority.sh`, over [`STAMPED`].
+const TOKEN_RSA: &[u8] = include_bytes!("seeds/rsa.tst");
+const TOKEN_EC: &[u8] = include_bytes!("seeds/ec.tst");
+const ANSWER: &[u8] = include_bytes!("seeds/ec.tsr");
+const ROOTS: &[u8] = include_bytes!("seeds/tsa-roots.pem");
+const STAMPED: &[u8] = b"hi\n";
 const DIFF: &[u8] = include_bytes!("seeds/diff.jsonl");
 const CONFIG: &[u8] = include_bytes!("seeds/config.json");
 
@@ -125,7 +134,31 @@ fn fuzz_bundle_no_damage_verifies_with_another_key() {
 }
 
 #[test]
+fn fuzz_stamp_no_damage_gives_another_time() {
+    let roots = StampAuthority::from_pem(ROOTS).unwrap();
+    let request = StampRequest::new(Sha256::of(STAMPED), [7; 8]);
+    let seeds = [TOKEN_RSA, TOKEN_EC, ANSWER].map(<[u8]>::to_vec);
+    let times = [TOKEN_RSA, TOKEN_EC].map(|token| stamp_time(token).unwrap());
+    run("stamp", &seeds, |_, bytes| {
+        // What is not signed, e.g. a certificate that is not needed, may be anything.
+        if let Ok(time) = roots.check(&bytes, Sha256::of(STAMPED)) {
+            assert!(times.contains(&time), "{time}");
+        }
+        assert!(request.token(&bytes, &roots).is_err(), "another nonce");
+    });
+}
+
+#[test]
 fn the_seeds_are_whole() {
+    let roots = StampAuthority::from_pem(ROOTS).unwrap();
+    for token in [TOKEN_RSA, TOKEN_EC] {
+        assert!(roots.check(token, Sha256::of(STAMPED)).is_ok());
+    }
+    let asked = StampRequest::new(Sha256::of(STAMPED), [7; 8]);
+    assert_eq!(
+        asked.token(ANSWER, &roots).unwrap_err().to_string(),
+        "the answer has not the nonce of the question: it is an answer to another one"
+    );
     assert!(Manifest::decode(MANIFEST).is_ok());
     assert!(OpenBundle::decode(BUNDLE).is_ok());
     for line in lines(CUSTODY) {

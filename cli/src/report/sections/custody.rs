@@ -1,6 +1,6 @@
 //! Custody, how to check the collection without this program, and the words that are used.
 
-use impound_evidence::{Build, Entry, Event, Manifest};
+use impound_evidence::{Build, CheckpointStamp, Entry, Event, Manifest};
 use maud::{Markup, html};
 
 use super::table;
@@ -70,6 +70,13 @@ pub(super) fn check(case: &Case, manifest: &Manifest) -> Markup {
             "The first prints the key's fingerprint, the next four check that the key signed the manifest, the last compares every file with it. "
             @if case.has_script { code { "verify.sh" } ", which is in the collection, does all of it and checks the custody log too: " code { "bash verify.sh . evidence.pub" } ". " }
             "With the program: " code { "impound verify DIR --key evidence.pub" } ". The bundle is a Sigstore bundle (v0.3) around an in-toto Statement, which other tools read as well."
+        }
+        @if let Some(CheckpointStamp::Token { authority, .. }) = &manifest.timestamp {
+            p {
+                "The head of the custody log was dated by the time-stamping authority " code { (authority) } " (RFC 3161). With its root certificate, at the time that the first command prints: "
+                code { "openssl ts -reply -token_in -in custody.checkpoint.tst -text" } ", "
+                code { "openssl ts -verify -token_in -in custody.checkpoint.tst -data custody.checkpoint -CAfile root.pem -attime SECONDS" } "."
+            }
         }
         h3 { "The programs that collected" }
         dl {

@@ -26,9 +26,13 @@ pub(super) fn script_by(directory: &Path, keys: &[PathBuf]) -> (i32, String) {
 
 /// As [`script_by`], with all lines.
 pub(super) fn all_by(directory: &Path, keys: &[PathBuf]) -> (i32, String) {
+    all_with(&[&[directory.to_owned()], keys].concat())
+}
+
+/// As [`all_by`], with any arguments.
+pub(super) fn all_with(arguments: &[PathBuf]) -> (i32, String) {
     let output = std::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/verify.sh"))
-        .arg(directory)
-        .args(keys)
+        .args(arguments)
         .output()
         .unwrap();
     let code = output.status.code().unwrap();
