@@ -128,7 +128,7 @@ cluster_start() {
     done
     # What is there from an earlier run in the same directory stays: nothing is overwritten.
     "$BIN/impound" pki init "$KEYS" "${flags[@]}" --controller-address "${CONTROLLER%:*}" \
-        --responder responder:responder --responder custodian:custodian >"$CLUSTER_DIR/logs/pki.log" 2>&1 ||
+        --responder responder:responder --responder custodian:custodian --responder viewer:viewer >"$CLUSTER_DIR/logs/pki.log" 2>&1 ||
         fail "impound pki init did not work" "Log: $CLUSTER_DIR/logs/pki.log"
 
     launch kube-memory "$BIN/kube-memory" serve --dir "$CLUSTER_DIR" --listen "$API" \

@@ -296,6 +296,14 @@ say "Who did what to the evidence since, as the case's custody log goes on:"
 show impound custody show "$CASE" --tls-dir "$KEYS/responders/custodian" | tail -n 8
 check "the case's log is whole and goes on from the collection's" impound custody verify "$CASE" --tls-dir "$KEYS/responders/custodian" \
     --key "$KEYS/signing/evidence.pub" --consistency "$COPY/custody.checkpoint"
+impound custody show "$CASE" --tls-dir "$KEYS/responders/custodian" -o json >"$WORK/custody"
+entry() { jq -e "any(.. | objects | select(has(\"event\")); $1)" "$WORK/custody" >/dev/null; }
+check "it says who was authorised, by which certificate" entry '.event == "authorised" and (.certificate_sha256 | length == 64) and (.who | contains("/responder/"))'
+check "that the pod was contained" entry '.event == "contained" and .who == "spiffe://impound.dev/controller"'
+check "that a custodian took the manifest" entry '.event == "exported" and (.who | contains("/custodian/")) and (.what | startswith("manifest.json, all "))'
+check "a viewer may not read evidence" no impound evidence get "$CASE" "$COLLECTION" manifest.json --to "$WORK/viewer" --tls-dir "$KEYS/responders/viewer"
+impound custody show "$CASE" --tls-dir "$KEYS/responders/custodian" -o json >"$WORK/custody"
+check "and that is in the log, too" entry '.event == "refused" and (.who | contains("/viewer/")) and .what == "read evidence"'
 say "As a page for people, and as files for tools:"
 REPORT=$WORK/report.html
 show impound report "$COPY" --key "$KEYS/signing/evidence.pub" --to "$REPORT"

@@ -297,6 +297,19 @@ Examples:
 
 This trusts the controller. `impound verify` checks a copy without trusting anybody.")]
     Verify(EvidenceVerify),
+    /// Put every object of a sealed collection in the store under a legal hold
+    #[command(after_help = "\
+Examples:
+  impound evidence hold INC-7 web-5d4f-x7 --reason 'court order 12/2026'
+
+For custodians, and stores that lock objects. Nobody removes what is under a legal hold before it is lifted,
+also not when its retention has ended.")]
+    Hold(EvidenceHold),
+    /// Lift the legal hold of a collection
+    #[command(after_help = "\
+Examples:
+  impound evidence unhold INC-7 web-5d4f-x7 --reason 'case closed'")]
+    Unhold(EvidenceHold),
     /// Unpack the file systems in a copy of evidence, safely
     #[command(after_help = "\
 Examples:
@@ -435,6 +448,17 @@ pub(crate) struct EvidenceGet {
     /// Where to [default: CASE/COLLECTION in the working directory]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) to: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceHold {
+    /// Case
+    pub(crate) case: CaseId,
+    /// Collection
+    pub(crate) collection: CollectionName,
+    /// Why; goes into the custody log
+    #[arg(long)]
+    pub(crate) reason: String,
 }
 
 #[derive(Debug, Args)]

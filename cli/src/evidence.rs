@@ -1,4 +1,4 @@
-//! `impound evidence ls`, `get` and `verify`: the evidence in the store. `extract` works on a copy.
+//! `impound evidence ls`, `get`, `verify` and `hold`: the evidence in the store. `extract` works on a copy.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use crate::download::{Download, State, Wanted};
 use crate::extract;
 use crate::failure::{Exit, Failure};
 use crate::follow::path_below_node;
+use crate::hold;
 use crate::human;
 use crate::output::{Output, Table};
 use crate::screen::{Bytes, Line};
@@ -28,6 +29,10 @@ pub(crate) async fn run(
         Evidence::Ls(wanted) => ls(&Client::new(connection)?, output, wanted).await,
         Evidence::Get(wanted) => get(&Client::new(connection)?, output, wanted).await,
         Evidence::Verify(wanted) => verify(&Client::new(connection)?, output, wanted).await,
+        Evidence::Hold(wanted) => hold::run(&Client::new(connection)?, output, wanted, true).await,
+        Evidence::Unhold(wanted) => {
+            hold::run(&Client::new(connection)?, output, wanted, false).await
+        }
         Evidence::Extract(wanted) => extract::run(output, wanted).await,
         Evidence::Sign(wanted) => sign::run(output, wanted).await,
     }

@@ -21,6 +21,7 @@ mod evidence;
 mod extract;
 mod failure;
 mod follow;
+mod hold;
 mod human;
 mod output;
 mod pki;

@@ -35,10 +35,11 @@ use crate::kubernetes;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::nodes::NodeAddresses;
+use crate::reconcile::custody::{AT_ONCE, within};
 use crate::reconcile::{self, Context, collection::Running, isolating};
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
-use crate::service::{Counted, Service};
+use crate::service::{Counted, Refusals, Service};
 
 /// Threads of the runtime: the work is waiting, copying and hashing, and hashing has its own.
 const WORKERS: usize = 2;
@@ -161,10 +162,11 @@ async fn run(config: Serve) -> Result<()> {
             .and_then(|limit| limit.try_into().ok()),
     });
 
+    let refusals = Refusals::new(store.clone(), context.custody.clone());
     let service = Service {
         context: context.clone(),
+        refusals: refusals.clone(),
         store,
-        refusals: Mutex::default(),
         verifying: Semaphore::new(1),
     };
     let listener = TcpListener::bind(config.listen)
@@ -217,6 +219,14 @@ async fn run(config: Serve) -> Result<()> {
     .await;
     if drained.is_err() {
         tracing::warn!(after_s = DRAIN.as_secs(), "open calls were cut off");
+    }
+    if let Err(problem) = within(AT_ONCE, async {
+        refusals.finish().await;
+        Ok(())
+    })
+    .await
+    {
+        tracing::error!(problem, "refusals that were only counted are lost");
     }
     Ok(())
 }

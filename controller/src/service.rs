@@ -9,6 +9,7 @@ mod containers;
 mod convert;
 mod count;
 mod evidence;
+mod hold;
 mod isolation;
 mod quarantines;
 mod refused;
@@ -20,13 +21,14 @@ use std::sync::Arc;
 use futures::Stream;
 use impound_proto::controller::v1 as wire;
 use impound_proto::controller::v1::controller_server::Controller;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::reconcile::Context;
 use crate::store::Store;
 use authorise::{Need, requester};
 pub use count::Counted;
+pub use refused::Refusals;
 
 /// The gRPC service of the controller.
 pub struct Service {
@@ -34,8 +36,8 @@ pub struct Service {
     pub context: Arc<Context>,
     /// Where the evidence is.
     pub store: Arc<dyn Store>,
-    /// When whom was refused what, so that nobody fills a custody log with refusals.
-    pub(crate) refusals: Mutex<refused::Recent>,
+    /// Writes down who was refused what.
+    pub refusals: Arc<Refusals>,
     /// Whoever verifies holds the one permit.
     pub verifying: Semaphore,
 }
@@ -110,7 +112,11 @@ impl Controller for Service {
         &self,
         request: Request<wire::ReleaseQuarantineRequest>,
     ) -> Result<Response<wire::Plan>, Status> {
-        requester(&request, Need::Respond)?;
+        let asked = request.get_ref();
+        let found = quarantines::find(self, &asked.namespace, &asked.name).await;
+        let case = found.map(|found| found.spec.case).unwrap_or_default();
+        self.admit(&request, Need::Respond, "plan release", &case)
+            .await?;
         quarantines::plan_release(self, request.into_inner())
             .await
             .map(Response::new)
@@ -180,11 +186,10 @@ impl Controller for Service {
     ) -> Result<Response<Self::ReadEvidenceStream>, Status> {
         let case = request.get_ref().case_id.clone();
         let who = self
-            .admit(&request, Need::Read, "read evidence", &case)
+            .admit(&request, Need::Keep, "read evidence", &case)
             .await?;
-        evidence::read(self, who, request.into_inner())
-            .await
-            .map(Response::new)
+        let answer = evidence::read(self, &who, request.into_inner()).await;
+        self.noted(&who, "read evidence", &case, answer).await
     }
 
     async fn verify_evidence(
@@ -195,15 +200,22 @@ impl Controller for Service {
         let who = self
             .admit(&request, Need::Respond, "verify evidence", &case)
             .await?;
-        // Each re-reads a whole collection: one at a time, so that nobody starves the store.
-        let _alone = self.verifying.try_acquire().map_err(|_| {
-            Status::resource_exhausted(
-                "a verification is running already: try again when it has ended",
-            )
-        })?;
-        evidence::verify(self, who, request.into_inner())
-            .await
-            .map(Response::new)
+        let answer = evidence::verify(self, &who, request.into_inner()).await;
+        self.noted(&who, "verify evidence", &case, answer).await
+    }
+
+    async fn hold_evidence(
+        &self,
+        request: Request<wire::HoldEvidenceRequest>,
+    ) -> Result<Response<wire::HoldEvidenceResponse>, Status> {
+        let case = request.get_ref().case_id.clone();
+        let call = match request.get_ref().lift {
+            true => "lift hold of evidence",
+            false => "hold evidence",
+        };
+        let who = self.admit(&request, Need::Keep, call, &case).await?;
+        let answer = hold::hold(self, &who, request.into_inner()).await;
+        self.noted(&who, call, &case, answer).await
     }
 
     async fn list_containers(

@@ -128,6 +128,29 @@ pub trait Store: Send + Sync {
     /// Bytes that can still be written; the largest number if the store has no such limit.
     async fn free_bytes(&self) -> Result<u64, StoreError>;
 
+    /// Whether each object of evidence is under a legal hold from its writing on.
+    fn holds_all(&self) -> bool {
+        false
+    }
+
+    /// What of a collection can be put under a legal hold: every version of every object, the seal and the
+    /// custody log's copy among them. Fails with [`StoreError::NoHolds`] if the store has none.
+    async fn holdable(&self, at: &CollectionId) -> Result<Vec<Holdable>, StoreError> {
+        Err(StoreError::NoHolds {
+            place: self.location(at),
+            reason: "a directory has no legal holds; they are for object stores with --store-lock",
+        })
+    }
+
+    /// Puts one of them under a legal hold, or lifts that.
+    async fn hold(&self, object: &Holdable, on: bool) -> Result<(), StoreError> {
+        let _ = on;
+        Err(StoreError::NoHolds {
+            place: object.key.clone(),
+            reason: "a directory has no legal holds; they are for object stores with --store-lock",
+        })
+    }
+
     /// Whether stored objects can be changed or removed behind our back, as it was found at start.
     fn write_once(&self) -> WriteOnce;
 }
@@ -330,6 +353,15 @@ pub struct StoredFile {
     pub path: EvidencePath,
     /// Bytes.
     pub size: u64,
+}
+
+/// A version of an object that can be put under a legal hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holdable {
+    /// Its whole name in the store.
+    pub key: String,
+    /// The version, if the store keeps versions.
+    pub version: Option<String>,
 }
 
 /// A file being read.

@@ -128,6 +128,7 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
         outcome: Outcome::Complete,
         requested_by: "bench".to_owned(),
         claimed: false,
+        requester_certificate_sha256: None,
         reason: "bench".to_owned(),
         created: now,
         controller: Build {

@@ -54,6 +54,9 @@ pub struct Entry {
     /// write such objects, and not by a certificate that was shown to the controller.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub claimed: bool,
+    /// SHA-256 of that certificate, DER: names can be given again. Of the controller's own entries there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_sha256: Option<Sha256>,
     /// What it happened to or with, for people.
     pub what: String,
     /// Why: the requester's reason, or what went wrong.
@@ -135,6 +138,13 @@ impl Entry {
         self
     }
 
+    /// The same by whoever has this certificate.
+    #[must_use]
+    pub fn with_certificate(mut self, sha256: Sha256) -> Self {
+        self.certificate_sha256 = Some(sha256);
+        self
+    }
+
     /// An entry of now. `seq` comes with [`CustodyLog::append`].
     #[must_use]
     pub fn new(event: Event, who: impl Into<String>, what: impl Into<String>) -> Self {
@@ -145,6 +155,7 @@ impl Entry {
             collection: None,
             who: who.into(),
             claimed: false,
+            certificate_sha256: None,
             what: what.into(),
             why: None,
             clock_offset_ms: None,

@@ -43,6 +43,9 @@ pub struct Manifest {
     /// Whether that is only claimed, by a Kubernetes object, as of [`crate::Entry::claimed`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub claimed: bool,
+    /// SHA-256 of that certificate, DER; none if the requester is only claimed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requester_certificate_sha256: Option<Sha256>,
     /// The requester's reason, word for word.
     pub reason: String,
     /// When this manifest was made. The controller's clock, as everywhere without another note.

@@ -154,7 +154,12 @@ fn summary(case: &Case, manifest: &Manifest) -> Markup {
             dt { "Suspect pod" } dd { (manifest.pod.namespace) "/" (manifest.pod.name) ", uid " code { (manifest.pod.uid) } }
             dt { "Node" } dd { (manifest.node.name) @if let Some(uid) = &manifest.node.uid { ", uid " code { (uid) } } }
             dt { "Cluster" } dd { code { (manifest.cluster) } " (uid of its kube-system namespace)" }
-            dt { "Requested by" } dd { (manifest.requested_by) }
+            dt { "Requested by" }
+            dd {
+                (manifest.requested_by)
+                @if manifest.claimed { " (claimed by a Kubernetes object, shown by no certificate)" }
+                @if let Some(sha256) = manifest.requester_certificate_sha256 { ", certificate SHA-256 " code { (sha256) } }
+            }
             dt { "Reason given" } dd { (manifest.reason) }
             @if let Some(at) = case.requested() { dt { "Evidence requested" } dd.time { (clock(at)) " UTC" } }
             dt { "Sealed" } dd.time { (clock(manifest.created.to_utc())) " UTC" }

@@ -72,6 +72,7 @@ impl Collection {
             outcome: Outcome::Complete,
             requested_by: "spiffe://impound.dev/responder/responder/ada".to_owned(),
             claimed: false,
+            requester_certificate_sha256: None,
             reason: "shell in container".to_owned(),
             created: "2026-01-31T03:05:00.000000Z".parse().unwrap(),
             controller: Build {

@@ -338,3 +338,42 @@ fn the_controller_can_be_asked_to_verify() {
         assert_eq!((ran.code, ran.out.as_str()), (code, said));
     }
 }
+
+#[test]
+fn a_hold_says_on_how_many_objects_it_was_put_and_fails_if_not_on_all() {
+    let fake = Fake::start();
+    let ran = |command: &str, collection: &str| {
+        fake.run(&[
+            "evidence",
+            command,
+            "INC-7",
+            collection,
+            "--reason",
+            "court order",
+        ])
+    };
+    let held = ran("hold", "web-5d4f-x7");
+    assert_eq!(
+        (held.code, held.out.as_str(), held.err.as_str()),
+        (0, "legal hold put on 8 objects of INC-7/web-5d4f-x7\n", "")
+    );
+    let lifted = ran("unhold", "web-5d4f-x7");
+    assert_eq!(
+        (lifted.code, lifted.out.as_str()),
+        (0, "legal hold lifted from 9 objects of INC-7/web-5d4f-x7\n")
+    );
+    let partly = ran("hold", "partial-1");
+    assert_eq!(
+        (partly.code, partly.out.as_str()),
+        (
+            1,
+            "legal hold put on 8 objects of INC-7/partial-1\nNOT put on 1 of them\n  INC-7/partial-1/a: court order\n"
+        )
+    );
+    let refused = ran("hold", "in-a-directory");
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert!(
+        refused.err.contains("a directory has no legal holds"),
+        "{refused:?}"
+    );
+}

@@ -393,6 +393,25 @@ impl Controller for State {
         }))
     }
 
+    async fn hold_evidence(
+        &self,
+        request: Request<HoldEvidenceRequest>,
+    ) -> Answer<HoldEvidenceResponse> {
+        let asked = request.into_inner();
+        if asked.collection == "in-a-directory" {
+            return Err(Status::failed_precondition(
+                "nothing in file:///evidence can be put under a legal hold: a directory has no legal holds",
+            ));
+        }
+        let failed = asked.collection == "partial-1";
+        let problems = failed.then(|| format!("INC-7/partial-1/a: {}", asked.reason));
+        Ok(Response::new(HoldEvidenceResponse {
+            objects: if asked.lift { 9 } else { 8 },
+            failed: u64::from(failed),
+            problems: problems.into_iter().collect(),
+        }))
+    }
+
     async fn list_containers(
         &self,
         request: Request<ListContainersRequest>,

@@ -161,3 +161,48 @@ fn a_directory_that_is_none_is_refused() {
         ran.out
     );
 }
+
+#[test]
+fn what_the_authority_says_is_shown_with_its_certificate_and_called_unchecked_without() {
+    let stamped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../evidence/tests/stamped");
+    let (good, key) = (stamped.join("good"), stamped.join("evidence.pub"));
+    let ca = [
+        "--timestamp-ca",
+        stamped.join("authority.pem").to_str().unwrap(),
+    ]
+    .map(str::to_owned);
+    let ca = [ca[0].as_str(), ca[1].as_str()];
+    let ran = verify(&good, &key, &[]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(
+        ran.out.contains("timestamp     not checked: one of 20"),
+        "{}",
+        ran.out
+    );
+    let ran = verify(&good, &key, &ca);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(
+        ran.out
+            .contains("timestamp     the authority says that it existed at 20"),
+        "{}",
+        ran.out
+    );
+    let json = verify(&good, &key, &[&ca[..], &["-o", "json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(json["timestamp"]["state"], "good");
+    let ran = verify(&stamped.join("signed-by-another-authority"), &key, &ca);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.out
+            .contains("the time-stamp's signer is not to be trusted"),
+        "{}",
+        ran.out
+    );
+    let ran = verify(&good, &key, &["--timestamp-ca", key.to_str().unwrap()]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(
+        ran.err
+            .contains("expected certificates of a time-stamping authority"),
+        "{ran:?}"
+    );
+}

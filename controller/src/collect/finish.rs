@@ -45,7 +45,8 @@ impl Session<'_> {
         }
         let logged = self.collector.custody.entries(&self.at).await;
         let logged = logged.map_err(|error| self.seal_error(error))?;
-        let claimed = |entry: &Entry| entry.event == Event::Requested && entry.claimed;
+        let requested = |entry: &&Entry| entry.event == Event::Requested;
+        let mut requested = logged.iter().filter(requested);
         let missing = self
             .all_missing()
             .into_iter()
@@ -53,7 +54,8 @@ impl Session<'_> {
             .collect();
         let settled = Settled {
             created: Timestamp::now(),
-            claimed: logged.iter().any(claimed),
+            claimed: requested.clone().any(|entry| entry.claimed),
+            certificate: requested.find_map(|entry| entry.certificate_sha256),
             missing,
             storage: Some(self.collector.store.write_once().into()),
             authority: self
@@ -70,12 +72,21 @@ impl Session<'_> {
             stored.len(),
             naming(self.noted(|note| note.settled(&settled)).await)
         );
+        let mut entries = Vec::new();
+        if self.collector.store.holds_all() {
+            let what = format!(
+                "legal hold on {} objects, and on each that is written after them",
+                stored.len()
+            );
+            entries.push(Entry::new(Event::Hold, Collector::who(), what));
+        }
         let mut entry = Entry::new(Event::Verified, Collector::who(), what);
         entry.time = settled.created;
+        entries.push(entry);
         let custody = self
             .collector
             .custody
-            .append_all(&self.at, vec![entry])
+            .append_all(&self.at, entries)
             .await
             .map_err(|error| self.seal_error(error))?;
         let sealing = Sealing { settled, custody };
@@ -168,6 +179,7 @@ impl Session<'_> {
             },
             requested_by: self.job.requested_by.clone(),
             claimed: settled.claimed,
+            requester_certificate_sha256: settled.certificate,
             reason: self.job.reason.clone(),
             created: settled.created,
             controller: settled.controller.clone(),

@@ -142,6 +142,9 @@ pub(super) struct Settled {
     pub(super) created: Timestamp,
     /// Whether the requester is only claimed.
     pub(super) claimed: bool,
+    /// SHA-256 of the requester's certificate, if it was shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<Sha256>,
     pub(super) missing: Vec<Missing>,
     /// What the store was found to be at this controller's start.
     #[serde(default)]

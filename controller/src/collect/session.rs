@@ -14,7 +14,7 @@ use super::standstill::Standstill;
 use super::{CollectError, CollectionJob, Collector};
 use crate::agents::AgentConnection;
 use crate::progress::Board;
-use crate::reconcile::custody::is_authorised;
+use crate::reconcile::custody::authorisation;
 use crate::seal::SealError;
 use crate::store::{CollectionId, CollectionLock, Content, Receipt, StoreError};
 
@@ -250,8 +250,10 @@ impl<'a> Session<'a> {
             let mut entry = Entry::new(Event::Requested, self.job.requested_by.clone(), what)
                 .because(self.job.reason.clone());
             let (who, reason) = (&self.job.requested_by, &self.job.reason);
-            let authorised = |request: &String| is_authorised(&case, who, request, reason);
-            entry.claimed = !self.job.request.as_ref().is_some_and(authorised);
+            let request = self.job.request.as_ref();
+            let authorised = request.and_then(|request| authorisation(&case, who, request, reason));
+            entry.claimed = authorised.is_none();
+            entry.certificate_sha256 = authorised.and_then(|entry| entry.certificate_sha256);
             return self.append(vec![entry]).await;
         };
         let same = first.who == self.job.requested_by

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use impound_evidence::{CaseId, Entry, Event};
+use impound_evidence::{CaseId, Entry, Event, Sha256};
 use impound_proto::PeerId;
 
 use kube::Resource;
@@ -73,18 +73,20 @@ fn suffix(id: Uuid) -> String {
     format!(", request {id}")
 }
 
-/// Writes that `who`, known by certificate, may ask for `subject`.
+/// Writes that `who`, known by the certificate with this SHA-256, may ask for `subject`.
 ///
 /// # Errors
 /// In words, if the log can't be written.
 pub async fn authorised(
     context: &Context,
     case: &CaseId,
-    who: &str,
+    (who, certificate): (&str, Sha256),
     subject: &str,
     reason: &str,
 ) -> Result<(), String> {
-    let entry = Entry::new(Event::Authorised, who, subject).because(reason);
+    let entry = Entry::new(Event::Authorised, who, subject)
+        .because(reason)
+        .with_certificate(certificate);
     write(context, case, entry).await
 }
 
@@ -107,14 +109,21 @@ pub async fn withdrawn(
     .await
 }
 
-/// Whether the log says that `who` was authorised to ask for `subject` for this reason, and not that
-/// nothing came of it.
+/// The entry that says that `who` was authorised to ask for `subject` for this reason; none if there is none,
+/// or another says that nothing came of it.
 #[must_use]
-pub fn is_authorised(entries: &[Entry], who: &str, subject: &str, reason: &str) -> bool {
+pub fn authorisation<'e>(
+    entries: &'e [Entry],
+    who: &str,
+    subject: &str,
+    reason: &str,
+) -> Option<&'e Entry> {
     let of = |event| entries.iter().filter(move |entry| entry.event == event);
-    of(Event::Authorised).any(|entry| {
+    let withdrawn = of(Event::Failed).any(|entry| entry.what == subject);
+    let mut authorised = of(Event::Authorised).filter(|entry| {
         entry.who == who && entry.what == subject && entry.why.as_deref() == Some(reason)
-    }) && of(Event::Failed).all(|entry| entry.what != subject)
+    });
+    authorised.next().filter(|_| !withdrawn)
 }
 
 /// A wish that an object holds.
@@ -143,9 +152,12 @@ impl Asked<'_> {
             && entries.iter().any(|entry| {
                 entry.event == self.event && entry.what.ends_with(&ending) && entry.what != what
             });
-        let authorised = |subject| is_authorised(entries, self.who, subject, self.reason);
+        let authorised = self.authorised.filter(|_| !taken);
+        let authorised =
+            authorised.and_then(|subject| authorisation(entries, self.who, subject, self.reason));
         let mut entry = Entry::new(self.event, self.who, what).because(self.reason);
-        entry.claimed = taken || !self.authorised.is_some_and(authorised);
+        entry.claimed = authorised.is_none();
+        entry.certificate_sha256 = authorised.and_then(|entry| entry.certificate_sha256);
         entry
     }
 }

@@ -1,5 +1,6 @@
 //! Who calls, and whether the role allows it. The identity comes from the client certificate.
 
+use impound_evidence::Sha256;
 use impound_proto::tls::Peer;
 use impound_proto::{PeerId, Role};
 use tonic::{Request, Status};
@@ -11,8 +12,8 @@ pub(super) enum Need {
     Look,
     /// Contain, release, collect.
     Respond,
-    /// Read evidence, which may hold anybody's secrets.
-    Read,
+    /// Read evidence, which may hold anybody's secrets, and have it held.
+    Keep,
 }
 
 impl Need {
@@ -20,16 +21,25 @@ impl Need {
         match self {
             Self::Look => Role::Viewer,
             Self::Respond => Role::Responder,
-            Self::Read => Role::Custodian,
+            Self::Keep => Role::Custodian,
         }
     }
 }
 
-/// The caller's identity as it is recorded, e.g. "spiffe://impound.dev/responder/responder/alice".
+/// Who calls.
+#[derive(Clone, Debug)]
+pub(super) struct Requester {
+    /// As it is recorded, e.g. "spiffe://impound.dev/responder/responder/alice".
+    pub(super) id: String,
+    /// SHA-256 of the certificate, DER.
+    pub(super) certificate: Sha256,
+}
+
+/// The caller, if the role allows the call.
 ///
 /// # Errors
 /// `PERMISSION_DENIED` if the role does not allow it, `UNAUTHENTICATED` without an identity.
-pub(super) fn requester<T>(request: &Request<T>, need: Need) -> Result<String, Status> {
+pub(super) fn requester<T>(request: &Request<T>, need: Need) -> Result<Requester, Status> {
     let peer = Peer::of(request)
         .ok_or_else(|| Status::unauthenticated("the connection carries no client certificate"))?;
     let PeerId::Responder { role, .. } = &peer.id else {
@@ -45,7 +55,10 @@ pub(super) fn requester<T>(request: &Request<T>, need: Need) -> Result<String, S
             &format!("this call needs the role {needed}, the certificate has {role}"),
         ));
     }
-    Ok(peer.id.to_string())
+    Ok(Requester {
+        id: peer.id.to_string(),
+        certificate: peer.certificate_sha256.into(),
+    })
 }
 
 fn refused(peer: &Peer, why: &str) -> Status {

@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use uuid::Uuid;
 
+use super::authorise::Requester;
 use super::quarantines::{REASON_LIMIT, base_name};
 use super::{Answers, Service, convert, status};
 use crate::contain::observe;
@@ -21,7 +22,7 @@ use crate::resources::{Collection, CollectionSpec};
 
 pub(super) async fn create(
     service: &Service,
-    who: String,
+    who: Requester,
     request: wire::CreateCollectionRequest,
 ) -> Result<wire::Collection, Status> {
     status::checked_name("namespace", &request.namespace)?;
@@ -71,7 +72,8 @@ pub(super) async fn create(
     }
     let id = Uuid::new_v4();
     let subject = custody::request("collection", &request.namespace, name.as_str(), id);
-    custody::authorised(&service.context, &case, &who, &subject, &request.reason)
+    let by = (who.id.as_str(), who.certificate);
+    custody::authorised(&service.context, &case, by, &subject, &request.reason)
         .await
         .map_err(Status::unavailable)?;
     let mut collection = Collection::new(
@@ -82,7 +84,7 @@ pub(super) async fn create(
             node: Some(node),
             case: request.case_id,
             reason: request.reason,
-            requested_by: who,
+            requested_by: who.id,
             pause: request.pause,
             freeze: request.freeze,
             quarantine: None,

@@ -10,6 +10,7 @@ use impound_proto::controller::v1 as wire;
 use tonic::Status;
 use wire::read_evidence_response::Message;
 
+use super::authorise::Requester;
 use super::{Answers, Service, status};
 use crate::describe::describe;
 use crate::store::{CollectionId, StoredFile};
@@ -68,7 +69,7 @@ pub(super) async fn list(
 
 pub(super) async fn read(
     service: &Service,
-    who: String,
+    who: &Requester,
     request: wire::ReadEvidenceRequest,
 ) -> Result<Answers<wire::ReadEvidenceResponse>, Status> {
     let at = collection_id(&request.case_id, &request.collection)?;
@@ -91,7 +92,7 @@ pub(super) async fn read(
             ),
             offset => (Event::Accessed, format!("{path} from byte {offset} on")),
         };
-        log(service, &at, event, &who, &what).await?;
+        log(service, &at, entry(event, who, what)).await?;
     }
     let sha256 = manifest
         .as_ref()
@@ -135,9 +136,13 @@ pub(super) async fn read(
 
 pub(super) async fn verify(
     service: &Service,
-    who: String,
+    who: &Requester,
     request: wire::VerifyEvidenceRequest,
 ) -> Result<wire::VerifyEvidenceResponse, Status> {
+    // Each re-reads a whole collection: one at a time, so that nobody starves the store.
+    let _alone = service.verifying.try_acquire().map_err(|_| {
+        Status::resource_exhausted("a verification is running already: try again when it has ended")
+    })?;
     let at = collection_id(&request.case_id, &request.collection)?;
     if case_log().is_ok_and(|log| log == at.name) {
         return Err(Status::invalid_argument(format!(
@@ -173,7 +178,7 @@ pub(super) async fn verify(
     for warning in &verdict.warnings {
         what = format!("{what}; warning: {warning}");
     }
-    log(service, &at, Event::Verified, &who, &what).await?;
+    log(service, &at, entry(Event::Verified, who, what)).await?;
     Ok(wire::VerifyEvidenceResponse {
         intact,
         complete: intact && verdict.outcome == Some(Outcome::Complete),
@@ -183,18 +188,17 @@ pub(super) async fn verify(
     })
 }
 
-/// A read that can't be recorded does not happen.
-async fn log(
-    service: &Service,
-    at: &CollectionId,
-    event: Event,
-    who: &str,
-    what: &str,
-) -> Result<(), Status> {
+/// What the caller does.
+pub(super) fn entry(event: Event, who: &Requester, what: String) -> Entry {
+    Entry::new(event, who.id.as_str(), what).with_certificate(who.certificate)
+}
+
+/// What can't be recorded does not happen.
+pub(super) async fn log(service: &Service, at: &CollectionId, entry: Entry) -> Result<(), Status> {
     service
         .context
         .custody
-        .append(at, Entry::new(event, who, what))
+        .append(at, entry)
         .await
         .map(drop)
         .map_err(|error| {
@@ -237,7 +241,7 @@ fn described(
     }
 }
 
-fn collection_id(case: &str, name: &str) -> Result<CollectionId, Status> {
+pub(super) fn collection_id(case: &str, name: &str) -> Result<CollectionId, Status> {
     Ok(CollectionId {
         case: case.parse().map_err(|error| status::of_name(&error))?,
         name: name.parse().map_err(|error| status::of_name(&error))?,

@@ -9,6 +9,7 @@ use serde_json::json;
 use tonic::Status;
 use uuid::Uuid;
 
+use super::authorise::Requester;
 use super::{Answers, Service, convert, isolation, status};
 use crate::contain::observe;
 use crate::contain::plan::NAME_LIMIT;
@@ -57,10 +58,10 @@ pub(super) async fn plan(
 
 pub(super) async fn create(
     service: &Service,
-    who: String,
+    who: Requester,
     request: wire::CreateQuarantineRequest,
 ) -> Result<wire::CreateQuarantineResponse, Status> {
-    let (namespace, mut spec) = checked(request, who)?;
+    let (namespace, mut spec) = checked(request, who.id)?;
     // Planned here only to refuse at once what can't be contained; the reconciler plans again.
     let (observed, plan) = prepare(&service.context, &namespace, "planned", &spec)
         .await
@@ -93,8 +94,8 @@ pub(super) async fn create(
         let id = Uuid::new_v4();
         let subject = custody::request("quarantine", &namespace, &name, id);
         let context = &service.context;
-        let logged =
-            custody::authorised(context, &case, &spec.requested_by, &subject, &spec.reason);
+        let by = (spec.requested_by.as_str(), who.certificate);
+        let logged = custody::authorised(context, &case, by, &subject, &spec.reason);
         if let Err(problem) = custody::within(custody::AT_ONCE, logged).await {
             tracing::error!(%case, problem, "a request is not in the custody log");
         }
@@ -214,7 +215,7 @@ pub(super) async fn watch(
 
 pub(super) async fn release(
     service: &Service,
-    who: String,
+    who: Requester,
     request: wire::ReleaseQuarantineRequest,
 ) -> Result<wire::Quarantine, Status> {
     status::checked_text("reason", &request.reason, REASON_LIMIT)?;
@@ -229,12 +230,13 @@ pub(super) async fn release(
         .map_err(|error| status::of_name(&error))?;
     let uid = found.metadata.uid.clone().unwrap_or_default();
     let subject = custody::subject("release of quarantine", &request.namespace, &name, &uid);
-    custody::authorised(&service.context, &case, &who, &subject, &request.reason)
+    let by = (who.id.as_str(), who.certificate);
+    custody::authorised(&service.context, &case, by, &subject, &request.reason)
         .await
         .map_err(Status::unavailable)?;
     let release = ReleaseSpec {
         reason: request.reason,
-        requested_by: who,
+        requested_by: who.id,
         force: request.force,
     };
     let patch =

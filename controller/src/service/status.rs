@@ -52,10 +52,10 @@ pub(super) fn of_name(error: &NameError) -> Status {
 }
 
 pub(super) fn of_store(error: &StoreError) -> Status {
-    let code = if error.is_not_found() {
-        Code::NotFound
-    } else {
-        Code::Unavailable
+    let code = match error {
+        StoreError::NoHolds { .. } => Code::FailedPrecondition,
+        error if error.is_not_found() => Code::NotFound,
+        _ => Code::Unavailable,
     };
     Status::new(code, describe(error))
 }

@@ -204,6 +204,14 @@ pub enum StoreError {
         /// Bytes that fit.
         limit: u64,
     },
+    /// Legal holds are asked for where there are none.
+    #[error("nothing in {place} can be put under a legal hold: {reason}")]
+    NoHolds {
+        /// The collection's or object's URL.
+        place: String,
+        /// Why, and what would have them.
+        reason: &'static str,
+    },
     /// A writer's thread ended without saying why.
     #[error("{at}: the thread that writes it ended unexpectedly")]
     WriterLost {

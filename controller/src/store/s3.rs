@@ -32,8 +32,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::{
-    CollectionId, CollectionLock, Content, ObjectReader, ObjectWriter, Receipt, Store, StoreError,
-    StoredEvidence, StoredFile, Unfinished, WriteOnce,
+    CollectionId, CollectionLock, Content, Holdable, ObjectReader, ObjectWriter, Receipt, Store,
+    StoreError, StoredEvidence, StoredFile, Unfinished, WriteOnce,
 };
 use bucket::{Bucket, Created, Purpose, attempt};
 use http::Http;
@@ -467,6 +467,42 @@ impl Store for S3Store {
         let asked = bucket.head(&keys::canary(place, "none")).await;
         asked.map_err(|source| remote(&place.to_string(), "answer", source))?;
         Ok(u64::MAX)
+    }
+
+    fn holds_all(&self) -> bool {
+        self.inner.bucket.config.legal_hold
+    }
+
+    async fn holdable(&self, at: &CollectionId) -> Result<Vec<Holdable>, StoreError> {
+        let bucket = &self.inner.bucket;
+        if bucket.config.lock.is_none() {
+            return Err(StoreError::NoHolds {
+                place: self.location(at),
+                reason: "the controller runs without --store-lock, so it is not known to lock objects",
+            });
+        }
+        let prefix = keys::collection(&bucket.config.place, at);
+        let versions = bucket.versions_below(&prefix, MOST_FILES).await;
+        let versions = versions.map_err(|source| remote(&at.to_string(), "list it", source))?;
+        let holdable = versions.into_iter().map(|version| Holdable {
+            key: version.key,
+            version: Some(version.version_id).filter(|version| version != "null"),
+        });
+        Ok(holdable.collect())
+    }
+
+    async fn hold(&self, object: &Holdable, on: bool) -> Result<(), StoreError> {
+        let held = self
+            .inner
+            .bucket
+            .hold(&object.key, object.version.as_deref(), on);
+        let step = if on {
+            "put a legal hold on it"
+        } else {
+            "lift its legal hold"
+        };
+        held.await
+            .map_err(|source| remote(&object.key, step, source))
     }
 
     fn write_once(&self) -> WriteOnce {

@@ -21,6 +21,9 @@ use super::fixture::Fixture;
 const IMPRINT: usize = 30;
 const NONCE: usize = 60;
 
+/// Operations on the store from the end of collecting on, and some more.
+const SEALING: usize = 22;
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     Good,
@@ -285,43 +288,56 @@ async fn without_a_good_answer_the_manifest_and_the_log_say_why_there_is_no_time
 async fn killed_at_any_operation_while_it_seals_the_answer_that_came_first_counts() {
     let authority = Authority::new(&["ec"]).await;
     let (mut dated, mut not) = (0, 0);
-    for first in [Mode::Good, Mode::Garbage] {
-        for after in [false, true] {
-            // What comes before the seal is killed elsewhere.
-            let mut allowed = 45;
-            loop {
-                let fixture = Fixture::small().await;
-                authority.ask_for(&fixture);
-                authority.set(first);
-                let ended = run_until(&fixture, allowed, after).await;
-                lose_what_was_not_durable(&fixture).await;
-                let before = std::fs::read(fixture.collection().join(CHECKPOINT_STAMP)).ok();
-                // Another answer than the first time; it must make no difference to what is there.
-                authority.set(match first {
-                    Mode::Good => Mode::Garbage,
-                    _ => Mode::Good,
-                });
-                run_again(&fixture).await;
-                let place = format!("{first:?}, killed at operation {allowed}, after: {after}");
-                match stamped(&fixture, &authority) {
-                    Some(Stamped::Good { .. }) => dated += 1,
-                    Some(Stamped::None { .. }) => {
-                        assert_eq!(before, None, "{place}");
-                        not += 1;
-                    }
-                    other => panic!("{place}: {other:?}"),
+    let all = operations(&authority).await;
+    for (first, after) in [
+        (Mode::Good, false),
+        (Mode::Good, true),
+        (Mode::Garbage, true),
+    ] {
+        // What comes before the seal is killed elsewhere.
+        for allowed in all - SEALING..all {
+            let fixture = Fixture::small().await;
+            authority.ask_for(&fixture);
+            authority.set(first);
+            run_until(&fixture, allowed, after).await;
+            lose_what_was_not_durable(&fixture).await;
+            let before = std::fs::read(fixture.collection().join(CHECKPOINT_STAMP)).ok();
+            // Another answer than the first time; it must make no difference to what is there.
+            authority.set(match first {
+                Mode::Good => Mode::Garbage,
+                _ => Mode::Good,
+            });
+            run_again(&fixture).await;
+            let place = format!("{first:?}, killed at operation {allowed}, after: {after}");
+            match stamped(&fixture, &authority) {
+                Some(Stamped::Good { .. }) => dated += 1,
+                Some(Stamped::None { .. }) => {
+                    assert_eq!(before, None, "{place}");
+                    not += 1;
                 }
-                if let Some(token) = before {
-                    assert_eq!(fixture.file(CHECKPOINT_STAMP), token, "{place}");
-                }
-                if ended {
-                    break;
-                }
-                allowed += 1;
+                other => panic!("{place}: {other:?}"),
+            }
+            if let Some(token) = before {
+                assert_eq!(fixture.file(CHECKPOINT_STAMP), token, "{place}");
             }
         }
     }
     assert!(dated > 10 && not > 10, "dated {dated}, not {not}");
+}
+
+/// Operations on the store of a whole collection.
+async fn operations(authority: &Authority) -> usize {
+    let (mut few, mut enough) = (0, 1024);
+    while enough - few > 1 {
+        let middle = (few + enough) / 2;
+        let fixture = Fixture::small().await;
+        authority.ask_for(&fixture);
+        match run_until(&fixture, middle, false).await {
+            true => enough = middle,
+            false => few = middle,
+        }
+    }
+    enough
 }
 
 /// Nobody listens there.

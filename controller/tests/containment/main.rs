@@ -16,6 +16,7 @@
 #[allow(dead_code, reason = "its faults are for the tests of collecting")]
 mod agent;
 mod crashes;
+mod custody;
 mod drift;
 mod evictions;
 mod faults;

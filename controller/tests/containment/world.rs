@@ -37,6 +37,8 @@ pub(crate) struct World {
     controller: Option<Child>,
     /// What the controller is told about agents.
     pub(crate) about_agents: Vec<String>,
+    /// Where the evidence goes, if not into a directory of the test.
+    pub(crate) store: Option<String>,
     /// Further arguments of the controller.
     pub(crate) arguments: Vec<String>,
 }
@@ -126,6 +128,7 @@ impl World {
                 .collect(),
             responders: vec![
                 ("alice".parse::<ResponderName>().unwrap(), Role::Responder),
+                ("carol".parse::<ResponderName>().unwrap(), Role::Custodian),
                 ("eve".parse::<ResponderName>().unwrap(), Role::Viewer),
             ],
             controller_addresses: vec!["127.0.0.1".into()],
@@ -152,6 +155,7 @@ impl World {
             ]
             .map(String::from)
             .to_vec(),
+            store: None,
             arguments: Vec::new(),
         };
         world.furnish().await;
@@ -195,7 +199,10 @@ impl World {
             .arg("--signing-key")
             .arg(pki.join("signing/evidence.key"))
             .arg("--store")
-            .arg(self.dir.path().join("store"))
+            .arg(match &self.store {
+                Some(store) => store.into(),
+                None => self.dir.path().join("store"),
+            })
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -16,6 +16,7 @@ pub(crate) fn sample(artifacts: Vec<ArtifactRecord>) -> Manifest {
         outcome: Outcome::Complete,
         requested_by: "spiffe://impound.dev/responder/responder/ada".to_owned(),
         claimed: false,
+        requester_certificate_sha256: None,
         reason: "shell in a web container".to_owned(),
         created: "2026-01-31T03:04:05.678901Z".parse().unwrap(),
         controller: Build {

@@ -575,6 +575,31 @@ pub struct VerifyEvidenceResponse {
     pub bytes: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldEvidenceRequest {
+    #[prost(string, tag = "1")]
+    pub case_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub collection: ::prost::alloc::string::String,
+    /// Lifts the hold.
+    #[prost(bool, tag = "3")]
+    pub lift: bool,
+    /// Required, at most 1024 characters; goes into the custody log.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldEvidenceResponse {
+    /// Versions of objects that the hold was put on or lifted from.
+    #[prost(uint64, tag = "1")]
+    pub objects: u64,
+    /// Those that the store did not do it for, one line each with the name and why; at most 100.
+    #[prost(string, repeated, tag = "2")]
+    pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How many they are.
+    #[prost(uint64, tag = "3")]
+    pub failed: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListContainersRequest {
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
@@ -1064,6 +1089,34 @@ pub mod controller_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Puts every object of a sealed collection under a legal hold, or lifts that. The custody log has it first.
+        /// FAILED_PRECONDITION where the store has no legal holds. For custodians.
+        pub async fn hold_evidence(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HoldEvidenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HoldEvidenceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.controller.v1.Controller/HoldEvidence",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("impound.controller.v1.Controller", "HoldEvidence"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// The containers on a node as its agent sees them.
         pub async fn list_containers(
             &mut self,
@@ -1211,6 +1264,15 @@ pub mod controller_server {
             request: tonic::Request<super::VerifyEvidenceRequest>,
         ) -> std::result::Result<
             tonic::Response<super::VerifyEvidenceResponse>,
+            tonic::Status,
+        >;
+        /// Puts every object of a sealed collection under a legal hold, or lifts that. The custody log has it first.
+        /// FAILED_PRECONDITION where the store has no legal holds. For custodians.
+        async fn hold_evidence(
+            &self,
+            request: tonic::Request<super::HoldEvidenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HoldEvidenceResponse>,
             tonic::Status,
         >;
         /// The containers on a node as its agent sees them.
@@ -1873,6 +1935,51 @@ pub mod controller_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = VerifyEvidenceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.controller.v1.Controller/HoldEvidence" => {
+                    #[allow(non_camel_case_types)]
+                    struct HoldEvidenceSvc<T: Controller>(pub Arc<T>);
+                    impl<
+                        T: Controller,
+                    > tonic::server::UnaryService<super::HoldEvidenceRequest>
+                    for HoldEvidenceSvc<T> {
+                        type Response = super::HoldEvidenceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HoldEvidenceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Controller>::hold_evidence(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HoldEvidenceSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

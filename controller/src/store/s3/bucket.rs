@@ -286,19 +286,50 @@ impl Bucket {
         }
     }
 
+    /// Every version of the objects whose keys begin with `prefix`, without deletion markers; at most `limit`.
+    pub(super) async fn versions_below(
+        &self,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<Version>, S3Error> {
+        let mut found = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.version_page(prefix, after).await?;
+            found.extend(page.version);
+            if found.len() > limit {
+                return Err(S3Error::Request(format!(
+                    "more than {limit} versions begin with {prefix}"
+                )));
+            }
+            after = page.next_key_marker.zip(page.next_version_id_marker);
+            if !page.is_truncated || after.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
+    async fn version_page(
+        &self,
+        prefix: &str,
+        after: Option<(String, String)>,
+    ) -> Result<VersionPage, S3Error> {
+        let mut request = Request::new(Method::GET, "");
+        if let Some((key, version)) = after {
+            request = request.query("key-marker", key);
+            request = request.query("version-id-marker", version);
+        }
+        let request = request.query("prefix", prefix).query("versions", "");
+        let answer = self.document(&request, "ListVersionsResult").await?;
+        xml::read("ListVersionsResult", &answer.body)
+    }
+
     /// Versions and deletion markers of exactly this key.
     pub(super) async fn versions(&self, key: &str) -> Result<Vec<Version>, S3Error> {
         let mut found = Vec::new();
         let mut after = None;
         loop {
-            let mut request = Request::new(Method::GET, "");
-            if let Some((key, version)) = after {
-                request = request.query("key-marker", key);
-                request = request.query("version-id-marker", version);
-            }
-            let request = request.query("prefix", key).query("versions", "");
-            let answer = self.document(&request, "ListVersionsResult").await?;
-            let page: VersionPage = xml::read("ListVersionsResult", &answer.body)?;
+            let page = self.version_page(key, after).await?;
             let all = page.version.into_iter().chain(page.delete_marker);
             found.extend(all.filter(|version| version.key == key));
             after = page.next_key_marker.zip(page.next_version_id_marker);
@@ -346,11 +377,19 @@ impl Bucket {
         self.http.call(&request).await.map(drop)
     }
 
-    /// Puts a legal hold on a version.
-    pub(super) async fn hold(&self, key: &str, version: Option<&str>) -> Result<(), S3Error> {
-        let document = r#"<LegalHold xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Status>ON</Status></LegalHold>"#;
+    /// Puts a legal hold on a version, or lifts it.
+    pub(super) async fn hold(
+        &self,
+        key: &str,
+        version: Option<&str>,
+        on: bool,
+    ) -> Result<(), S3Error> {
+        let status = if on { "ON" } else { "OFF" };
+        let document = format!(
+            r#"<LegalHold xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Status>{status}</Status></LegalHold>"#
+        );
         let request = Request::new(Method::PUT, key).query("legal-hold", "");
-        let request = versioned(request, version).bytes(Bytes::from_static(document.as_bytes()))?;
+        let request = versioned(request, version).bytes(document.into())?;
         self.http.call(&request).await.map(drop)
     }
 

@@ -370,7 +370,7 @@ async fn lock_object(bucket: &Bucket, key: &str, stored: &StoredAs) -> Result<St
         changed = true;
     }
     if bucket.config.legal_hold && !has.is_some_and(|lock| lock.hold) {
-        bucket.hold(key, version).await?;
+        bucket.hold(key, version, true).await?;
         changed = true;
     }
     if !changed {

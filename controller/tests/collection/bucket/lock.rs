@@ -1,10 +1,13 @@
 //! Object Lock, and what the store says of itself after it tried.
 
+use std::sync::Arc;
+
+use impound_controller::store::directory::DirectoryStore;
 use impound_controller::store::s3::S3Store;
-use impound_controller::store::{StoreError, WriteOnce};
+use impound_controller::store::{Content, Store, StoreError, WriteOnce};
 use impound_evidence::LockMode;
 
-use super::{LOCKING, MIB, PLAIN, bytes, config, id, lock, locking, open, put};
+use super::{LOCKING, MIB, PLAIN, at, bytes, config, id, lock, locking, open, put};
 
 fn why(found: WriteOnce) -> String {
     match found {
@@ -51,6 +54,53 @@ async fn every_object_is_locked_and_the_receipt_says_until_when() {
         assert!(lock.mode == LockMode::Compliance && lock.hold, "{lock:?}");
         let left = lock.until.to_utc() - now;
         assert!((55..=65).contains(&left.whole_minutes()), "{left}");
+    }
+}
+
+#[tokio::test]
+async fn a_hold_is_put_on_every_object_of_a_collection_and_lifted() {
+    let store = open(locking(LockMode::Governance)).await;
+    store.create_collection(&id()).await.unwrap();
+    let lock = lock(&store).await;
+    let names = ["a/b", "manifest.json", "manifest.sigstore.json"];
+    for name in names {
+        put(&store, &lock, name, b"1").await.unwrap();
+    }
+    store.append_log(&id(), 0, b"{}\n".to_vec()).await.unwrap();
+    let holdable = store.holdable(&id()).await.unwrap();
+    assert_eq!(holdable.len(), names.len() + 1, "{holdable:?}");
+    for on in [true, false] {
+        for object in &holdable {
+            store.hold(object, on).await.unwrap();
+        }
+        for name in names {
+            let receipt = store
+                .recheck(&lock, &at(name), Content::of(b"1"))
+                .await
+                .unwrap();
+            assert_eq!(receipt.storage().lock.as_ref().unwrap().hold, on, "{name}");
+        }
+    }
+    let mut gone = holdable[0].clone();
+    gone.version = Some("0000".to_owned());
+    assert!(store.hold(&gone, true).await.is_err());
+}
+
+#[tokio::test]
+async fn where_nothing_can_be_held_the_reason_is_said() {
+    let bucket = open(config(PLAIN)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let directory: Arc<dyn Store> = Arc::new(DirectoryStore::open(directory.path()).unwrap());
+    for (store, expected) in [
+        (bucket, "--store-lock"),
+        (directory, "a directory has no legal holds"),
+    ] {
+        match store.holdable(&id()).await {
+            Err(error @ StoreError::NoHolds { .. }) => {
+                assert!(error.to_string().contains(expected), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 
