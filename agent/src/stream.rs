@@ -4,9 +4,9 @@
 //! runtime --small pieces--> fill --chunks--> digest --messages--> gRPC
 //! ```
 //! `fill` and `digest` are tasks of their own, so that hashing one chunk overlaps with reading the
-//! next. Every queue between them holds one chunk: a client that stops reading stops the runtime's
-//! stream within a few chunks, and memory stays flat. Peak per stream: 4 chunks of [`CHUNK`] and what
-//! HTTP/2 buffers, about 3 MiB.
+//! next. The queues between them hold [`QUEUE`] chunks each: a client that stops reading stops the
+//! runtime's stream within a few chunks, and memory stays flat. Peak per stream: 9 chunks of [`CHUNK`] and
+//! what HTTP/2 buffers, about 6 MiB.
 //!
 //! The message stream ends in exactly one of two ways: with a trailer, or with an error status. An
 //! end of the tasks for any other reason, a panic included, is the error.
@@ -32,6 +32,10 @@ use crate::service::status;
 /// Size of a chunk on the wire, bytes. Docker hands out 32 KiB at a time, and a message costs a header,
 /// a wake-up and a queue slot each; four chunks of this size per stream are still nothing.
 pub(crate) const CHUNK: usize = 512 << 10;
+
+/// Chunks that wait for the next task. With one, everything waits for everything on a busy node: each
+/// chunk costs a turn of every task and process on its way.
+const QUEUE: usize = 3;
 
 /// How long a client may leave a full stream unread. Then the stream is given up: the runtime would
 /// keep the container's file system mounted for it.
@@ -73,7 +77,7 @@ where
     P: FnOnce(Sender<M>) -> W,
     W: Future<Output = Result<(), Status>> + Send + 'static,
 {
-    let (messages, receiver) = mpsc::channel(1);
+    let (messages, receiver) = mpsc::channel(QUEUE);
     let (verdict, judged) = oneshot::channel();
     let work = produce(Sender { messages });
     let task = async move {
@@ -141,7 +145,7 @@ async fn digest(
 ) -> Result<(), Status> {
     let started = Instant::now();
     client.send(message(Message::Header(header))).await?;
-    let (chunks, mut filled) = mpsc::channel(1);
+    let (chunks, mut filled) = mpsc::channel(QUEUE);
     tokio::spawn(fill(bytes, chunks).in_current_span());
     let mut hasher = Sha256Hasher::new();
     let mut judge = Judge::new(check);

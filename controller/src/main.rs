@@ -8,7 +8,10 @@ use impound_controller::config::{Command, Config};
 use impound_controller::contain::guard;
 use impound_controller::{resources, run};
 
+mod lean;
+
 fn main() -> ExitCode {
+    lean::allocate();
     let config = Config::parse();
     let outcome = match config.command {
         Some(Command::Crds) => resources::print_definitions(&mut std::io::stdout().lock()),

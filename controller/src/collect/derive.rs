@@ -8,7 +8,7 @@
 //! if that is slower than the runtime. Nothing is read a second time, except after a crash between a
 //! tar and its listings: then the stored tar is, see [`Session::derive_missing`].
 //!
-//! Memory: two queues of four chunks, the index's tables, and for each file that is written a block
+//! Memory: two queues of chunks, the index's tables, and for each file that is written a block
 //! of the store's and the pieces on their way.
 
 use bytes::Bytes;
@@ -28,8 +28,8 @@ use super::session::Session;
 use crate::describe::describe;
 use crate::store::{Content, ObjectWriter, StoreError};
 
-/// Chunks of at most 1 MiB that wait for a thread.
-const QUEUE: usize = 4;
+/// Chunks of half a MiB that wait for a thread: as many as wait for the disk, which are the same.
+const QUEUE: usize = 16;
 /// Bytes of lines from which on they are handed to the writer.
 const PIECE: usize = 64 << 10;
 /// Pieces on their way to the writers.

@@ -6,7 +6,7 @@
 //!                                            -> queues -> the listing threads, of a tar
 //!                                            -> queue -> the writer's threads
 //! ```
-//! Chunks are reference-counted, not copied: however many queues of four chunks there are, memory is
+//! Chunks are reference-counted, not copied: however many queues of chunks there are, memory is
 //! the client's 8 MiB stream window and little more than the longest of the queues.
 
 use std::time::Duration;
@@ -26,8 +26,8 @@ use crate::store::{Content, ObjectWriter, StoreError};
 
 /// Most reasons for an artifact's incompleteness that are recorded.
 const REASONS: usize = 16;
-/// Chunks that wait to be hashed.
-const QUEUE: usize = 4;
+/// Chunks of half a MiB that wait to be hashed: as many as wait for the disk, which are the same.
+const QUEUE: usize = 16;
 /// Most bytes of one chunk, of the wire contract.
 const CHUNK_LIMIT: usize = 1 << 20;
 

@@ -6,7 +6,7 @@
 //! opened relative to its parent and never through a symlink, so that something planted in the
 //! store is refused, not followed.
 //!
-//! Memory of a running writer: up to 12 MiB (a queue of four chunks and two blocks of 4 MiB); for a
+//! Memory of a running writer: up to 16 MiB (a queue of chunks and two blocks of 4 MiB); for a
 //! small object little more than its size.
 
 use std::path::Path;

@@ -84,9 +84,10 @@ impl<'a> Rehash<'a> {
             self.drop_pages(to);
         }
         while self.at < to {
-            let read = self.read()?;
-            let wanted = usize::try_from(to - self.at).unwrap_or(usize::MAX);
-            let Some(bytes) = self.block.space().get(..read.min(wanted)) else {
+            let left = to - self.at;
+            let read = self.read(left)?;
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX);
+            let Some(bytes) = self.block.space(left).get(..read.min(wanted)) else {
                 break;
             };
             if bytes.is_empty() {
@@ -111,9 +112,10 @@ impl<'a> Rehash<'a> {
         Ok(self.hasher.finish())
     }
 
-    fn read(&mut self) -> Result<usize, StoreError> {
+    /// Reads some of the `left` bytes, and what shares the last one's page.
+    fn read(&mut self, left: u64) -> Result<usize, StoreError> {
         loop {
-            match rustix::io::pread(&self.file, self.block.space(), self.at) {
+            match rustix::io::pread(&self.file, self.block.space(left), self.at) {
                 Ok(read) => return Ok(read),
                 Err(Errno::INTR) => {}
                 // Another alignment than ours, or a file system that only finds out now.

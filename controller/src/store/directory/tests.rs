@@ -369,7 +369,8 @@ async fn a_full_volume_is_reported_with_what_is_free_and_keeps_no_false_claim() 
     let mount = Mount::new("tmpfs", "size=8m");
     let fixture = Fixture::at(mount.0.path()).await;
     let lock = fixture.lock().await;
-    let content = bytes(24 * MIB);
+    // Far more than the volume takes and the writer's queue holds.
+    let content = bytes(64 * MIB);
     for keep in [false, true] {
         let mut writer = fixture.store.writer(&lock, &at("a")).await.unwrap();
         let mut error = None;
