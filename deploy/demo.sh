@@ -356,6 +356,7 @@ if reached_by_server; then say "  ${GREEN}ok${PLAIN}  the server reaches the pod
     check "$POD is gone or going" no ready_pod "$POD"
 fi
 check "nginx has two pods, as before" eval 'has_ready nginx 2'
+docker rm -f "$SERVER" >/dev/null
 
 say ""
 say "demo: $PASSED passed, $FAILED failed"
@@ -374,6 +375,7 @@ The report on the evidence: $REPORT
 To stop it:
     $HERE/demo.sh --stop $CLUSTER_DIR
 END
+    [ -z "$DOCKERD_PID" ] || say "and the Docker Engine that was started for it: kill $DOCKERD_PID"
 fi
 exit 0
 }

@@ -267,24 +267,63 @@ pub(crate) async fn list(
 
 /// What the end of it all says to a script.
 fn exit(followed: &Followed) -> Exit {
-    if let Some(quarantine) = &followed.quarantine {
-        let failed_check = quarantine.facts.iter().any(|fact| fact.state == "False");
-        match quarantine.phase.as_str() {
-            "Refused" => return Exit::Refused,
-            "Failed" => return Exit::Failed,
-            "Released" => return Exit::Ok,
-            // Contained, but something that containment needs does not hold.
-            _ if failed_check => return Exit::Failed,
-            _ => {}
-        }
+    let phase = |object: Option<&str>| object.unwrap_or_default().to_owned();
+    let quarantine = followed.quarantine.as_ref();
+    let collection = followed.collection.as_ref();
+    match phase(quarantine.map(|quarantine| quarantine.phase.as_str())).as_str() {
+        "Refused" => return Exit::Refused,
+        // Not contained, whatever else is done.
+        "Failed" => return Exit::Failed,
+        "Released" => return Exit::Ok,
+        _ => {}
     }
-    match followed
-        .collection
-        .as_ref()
-        .map(|collection| collection.phase.as_str())
-    {
-        None | Some("Sealed") => Exit::Ok,
-        Some("Partial") => Exit::Partial,
-        Some(_) => Exit::Failed,
+    match phase(collection.map(|collection| collection.phase.as_str())).as_str() {
+        "Partial" => Exit::Partial,
+        "" | "Sealed" if quarantine.is_some_and(|quarantine| quarantine.phase == "Incomplete") => {
+            Exit::Partial
+        }
+        "" | "Sealed" => Exit::Ok,
+        _ => Exit::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_sees_what_the_quarantine_and_its_evidence_came_to() {
+        let rows = [
+            ("Complete", Some("Sealed"), Exit::Ok),
+            ("Complete", None, Exit::Ok),
+            ("Complete", Some("Partial"), Exit::Partial),
+            // Something asked for is not done, e.g. a neighbour stayed.
+            ("Incomplete", Some("Sealed"), Exit::Partial),
+            ("Incomplete", None, Exit::Partial),
+            ("Incomplete", Some("Failed"), Exit::Failed),
+            // Not contained.
+            ("Failed", Some("Sealed"), Exit::Failed),
+            ("Refused", None, Exit::Refused),
+            ("Released", Some("Partial"), Exit::Ok),
+        ];
+        for (phase, collection, expected) in rows {
+            let followed = Followed {
+                quarantine: Some(wire::Quarantine {
+                    phase: phase.into(),
+                    // Of a pod isolated at its node: what its policies allow matters no more.
+                    facts: vec![wire::Fact {
+                        name: "NoPolicyAllows".into(),
+                        state: "False".into(),
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                }),
+                collection: collection.map(|phase| wire::Collection {
+                    phase: phase.into(),
+                    ..Default::default()
+                }),
+            };
+            assert_eq!(exit(&followed), expected, "{phase} {collection:?}");
+        }
     }
 }

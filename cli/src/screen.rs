@@ -160,7 +160,8 @@ impl Screen {
         }
         match running.bar.clone() {
             Some(bar) => {
-                let bars = "{bar:20.cyan/dim}";
+                // The figures fit beside it in 80 columns.
+                let bars = "{bar:10.cyan/dim}";
                 let bars = if known { bars } else { "{spinner:.cyan}" };
                 bar.set_style(style(&format!(
                     "           {{prefix:12}}{bars} {{wide_msg}}"

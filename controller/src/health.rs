@@ -1,4 +1,5 @@
-//! `/live`, `/ready` and `/metrics` over plain HTTP, for the kubelet and Prometheus.
+//! `/live`, `/ready` and `/metrics` over plain HTTP, for the kubelet and Prometheus, and the same as gRPC
+//! health for platforms.
 //!
 //! Live: the process answers; a part that ends by itself ends the process. Ready: nothing is pending;
 //! what is pending is named, one line each. A replica that waits for the lease is ready: it serves calls.
@@ -6,12 +7,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use impound_proto::controller::v1::controller_server::SERVICE_NAME;
 use impound_proto::probe::{self, Page, Pages};
 use impound_proto::tls::Credentials;
 use kube::Client;
 use rustls::{ClientConfig, ServerConfig};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::describe::describe;
 use crate::metrics::{CONTENT_TYPE, Metrics};
@@ -19,6 +23,9 @@ use crate::store::Store;
 
 /// How long one thing that is asked may take; a kubelet's probe gives up after some seconds as well.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often gRPC health follows readiness, as a kubelet's probe would by default.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// What readiness depends on.
 pub struct Health {
@@ -36,13 +43,29 @@ pub struct Health {
 
 impl Health {
     /// Answers for as long as the process lives.
-    pub async fn serve(self, listener: TcpListener) {
-        let health = Arc::new(self);
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let health = self;
         let pages: Pages = Arc::new(move |path| {
             let health = Arc::clone(&health);
             Box::pin(async move { health.page(&path).await })
         });
         probe::serve(listener, pages).await;
+    }
+
+    /// Tells gRPC health again and again whether anything is pending, for as long as the process lives.
+    pub async fn report(&self, reporter: &HealthReporter) {
+        let mut looks = tokio::time::interval(REPORT_EVERY);
+        loop {
+            looks.tick().await;
+            let status = if self.pending().await.is_empty() {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            // "" is the server as a whole.
+            reporter.set_service_status("", status).await;
+            reporter.set_service_status(SERVICE_NAME, status).await;
+        }
     }
 
     async fn page(&self, path: &str) -> Option<Page> {

@@ -196,6 +196,19 @@ pub fn from_kube(method: &str, path: &str, error: kube::Error) -> ApiError {
     }
 }
 
+/// Whether a text can be an object's name: lower-case letters, digits, "-" and ".", first and last a letter
+/// or digit, at most 253. What is, is safe as part of an API path.
+#[must_use]
+pub fn is_object_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    text.len() <= 253
+        && text
+            .bytes()
+            .all(|byte| plain(byte) || matches!(byte, b'-' | b'.'))
+        && text.bytes().next().is_some_and(plain)
+        && text.bytes().last().is_some_and(plain)
+}
+
 /// The Status message with its causes, which name e.g. the disruption budget that refused.
 fn refusal_text(status: &Status) -> String {
     let causes: Vec<&str> = status

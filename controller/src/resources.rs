@@ -29,8 +29,15 @@ use serde_json::Value;
 /// API group of the custom resources.
 pub const GROUP: &str = "impound.dev";
 
-/// Case id as [`impound_evidence::names::CaseId`] accepts it; the schema stops most mistakes early.
-pub(crate) const CASE_PATTERN: &str = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$";
+/// Case id as [`impound_evidence::CaseId`] accepts it, but for its length: no two dots in a row.
+pub(crate) const CASE_PATTERN: &str = r"^[A-Za-z0-9]+(\.?([_-]+\.?)*[A-Za-z0-9]+)*$";
+
+/// Name of an object: a DNS-1123 subdomain, as the API server has it for pods, nodes and our own.
+pub(crate) const NAME_PATTERN: &str =
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+
+/// A text that says something.
+pub(crate) const TEXT_PATTERN: &str = r"\S";
 
 /// The definitions in the order in which they are to be applied.
 #[must_use]

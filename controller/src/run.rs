@@ -131,14 +131,18 @@ async fn run(config: Serve) -> Result<()> {
     let collector = Collector::new(store.clone(), agents.clone(), custody.clone())?
         .with_timestamps(config.timestamps.open()?);
     let metrics = Arc::new(Metrics::default());
-    let health = Health {
+    let health = Arc::new(Health {
         client: client.clone(),
         store: store.clone(),
         agents: agents_own,
         responders: credentials.clone(),
         metrics: metrics.clone(),
-    };
-    let mut probes = tokio::spawn(serve_health(health, config.health_listen, stop.clone()));
+    });
+    let mut probes = tokio::spawn(serve_health(
+        health.clone(),
+        config.health_listen,
+        stop.clone(),
+    ));
     let context = Arc::new(Context {
         metrics,
         recorder: Recorder::new(client.clone(), Reporter::from("impound-controller")),
@@ -173,10 +177,11 @@ async fn run(config: Serve) -> Result<()> {
         .await
         .with_context(|| format!("can't listen at {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, "serving");
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<ControllerServer<Service>>().await;
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let mut reporting = tokio::spawn(async move { health.report(&reporter).await });
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let server = tls::http2::server(Server::builder())
         .add_service(health_service)
@@ -199,6 +204,7 @@ async fn run(config: Serve) -> Result<()> {
         _ = interrupt.recv() => {}
         ended = &mut reloaders => return Err(anyhow!("the certificates are not watched any more: {ended:?}")),
         ended = &mut revocations => return Err(anyhow!("revoked nodes are not watched any more: {ended:?}")),
+        ended = &mut reporting => return Err(anyhow!("gRPC health is not told any more: {ended:?}")),
         ended = &mut cutting => return Err(anyhow!("revoked nodes are not cut off any more: {ended:?}")),
         ended = &mut issuing => {
             ended?.context("agents' certificates can't be issued")?;
@@ -233,7 +239,7 @@ async fn run(config: Serve) -> Result<()> {
 
 /// Serves health and metrics, if that is asked for.
 async fn serve_health(
-    health: Health,
+    health: Arc<Health>,
     address: Option<SocketAddr>,
     stop: CancellationToken,
 ) -> Result<()> {

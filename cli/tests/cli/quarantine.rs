@@ -271,3 +271,44 @@ fn an_interrupt_leaves_the_quarantine_and_says_how_to_go_on() {
         "error: interrupted; nothing was stopped in the cluster; go on watching with: impound watch web-5d4f-x7 -n default\n"
     );
 }
+
+/// What a terminal receives: `script` gives the program one.
+#[test]
+fn a_terminal_shows_bars_with_bytes_rate_and_time_left_and_a_pipe_only_lines() {
+    let arguments = ["watch", "collection/web-5d4f-x7"];
+    let piped = Fake::start().run(&arguments);
+    // Slow enough that a rate is known.
+    let fake = Fake::paced(std::time::Duration::from_millis(200));
+    assert!(!piped.out.contains('\u{1b}'), "{}", piped.out);
+    let program = fake.command(&arguments);
+    let mut script = std::process::Command::new("script");
+    let words: Vec<_> = std::iter::once(program.get_program())
+        .chain(program.get_args())
+        .map(|word| word.to_str().unwrap())
+        .collect();
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => script.env(name, value),
+            None => script.env_remove(name),
+        };
+    }
+    let shown = script
+        .env_remove("NO_COLOR")
+        .env("TERM", "xterm-256color")
+        .args(["-qec", &words.join(" "), "/dev/null"])
+        .output()
+        .expect("script, of Debian's package bsdutils");
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    let bar =
+        |text: &&str| text.contains("iB of ") && text.contains("/s, ") && text.contains(" left");
+    assert!(shown.split('\r').any(|text| bar(&text)), "{shown}");
+    assert!(shown.contains('\u{1b}'), "{shown}");
+    // What is over stays as a line, in the same words as in a pipe.
+    for line in piped.out.lines().filter(|line| line.contains("  stored  ")) {
+        let words: Vec<_> = line.split_whitespace().skip(3).collect();
+        assert!(
+            words.iter().all(|word| shown.contains(word)),
+            "{line}\n{shown}"
+        );
+    }
+}

@@ -189,11 +189,19 @@ fn help_names_every_exit_code_and_the_plugin_its_own_name() {
             ran.out
         );
     }
-    let plugin = std::process::Command::new(env!("CARGO_BIN_EXE_kubectl-impound"))
-        .args(["watch", "--help"])
+    // kubectl finds it by its name in PATH.
+    let plugin = std::path::Path::new(env!("CARGO_BIN_EXE_kubectl-impound"));
+    let path = format!(
+        "{}:{}",
+        plugin.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let run = std::process::Command::new("kubectl")
+        .env("PATH", path)
+        .args(["impound", "watch", "--help"])
         .output()
-        .unwrap();
-    let out = String::from_utf8(plugin.stdout).unwrap();
+        .expect("kubectl, of Debian's package kubernetes-client");
+    let out = String::from_utf8(run.stdout).unwrap();
     assert!(out.contains("Usage: kubectl impound watch"), "{out}");
 }
 

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::plugin::Plugin;
 use super::refusal::Refusal;
-use crate::kubernetes::{ApiError, read};
+use crate::kubernetes::{ApiError, is_object_name, read};
 
 /// What was seen of a suspect and its surroundings.
 #[derive(Clone, Debug)]
@@ -193,13 +193,16 @@ pub async fn suspect(
     namespace: &str,
     pod: &str,
 ) -> Result<(Value, Pod), ObserveError> {
+    let no_such_pod = || Refusal::NoSuchPod {
+        namespace: namespace.to_owned(),
+        pod: pod.to_owned(),
+    };
+    // It becomes part of a path: `web/status` or `web?x` would read the pod `web`.
+    if !is_object_name(pod) {
+        return Err(no_such_pod().into());
+    }
     let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
-    let raw = read(client, &path)
-        .await?
-        .ok_or_else(|| Refusal::NoSuchPod {
-            namespace: namespace.to_owned(),
-            pod: pod.to_owned(),
-        })?;
+    let raw = read(client, &path).await?.ok_or_else(no_such_pod)?;
     let pod = typed(&path, "Pod", raw.clone())?;
     Ok((raw, pod))
 }

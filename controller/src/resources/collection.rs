@@ -14,7 +14,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::CASE_PATTERN;
+use super::{CASE_PATTERN, NAME_PATTERN, TEXT_PATTERN};
 
 /// What is to be collected. Fixed at creation.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, Deserialize, Serialize)]
@@ -47,7 +47,7 @@ use super::CASE_PATTERN;
 #[serde(rename_all = "camelCase")]
 pub struct CollectionSpec {
     /// Name of the pod in this namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
     pub pod: String,
     /// metadata.uid that the pod must have. Without it, the pod that has the name when the
     /// collection is first seen.
@@ -55,12 +55,13 @@ pub struct CollectionSpec {
     pub pod_uid: Option<String>,
     /// Node whose agent is asked. Without it, the node that the pod runs on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
     pub node: Option<String>,
     /// Case id, as in `Quarantine`.
     #[schemars(length(min = 1, max = 63), regex(pattern = CASE_PATTERN))]
     pub case: String,
     /// Why, for the custody log.
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = TEXT_PATTERN))]
     pub reason: String,
     /// Who asked, as in `Quarantine`.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::isolation::{AttemptStatus, IsolationSpec, IsolationStatus, Verdict};
-use super::{CASE_PATTERN, any_object};
+use super::{CASE_PATTERN, NAME_PATTERN, TEXT_PATTERN, any_object};
 
 /// What a responder asks for. Everything but `release` is fixed at creation.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, Deserialize, Serialize)]
@@ -50,7 +50,7 @@ use super::{CASE_PATTERN, any_object};
 #[serde(rename_all = "camelCase")]
 pub struct QuarantineSpec {
     /// Name of the suspect pod in this namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the pod of a quarantine can't be changed: create another quarantine"))]
     pub pod: String,
     /// metadata.uid that the pod must have. Without it, the pod that has the name when the
@@ -58,12 +58,12 @@ pub struct QuarantineSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the pod of a quarantine can't be changed: create another quarantine"))]
     pub pod_uid: Option<String>,
-    /// Case id: 1 to 63 letters, digits, "-", "_" or ".", first and last a letter or digit.
+    /// Case id: 1 to 63 letters, digits, "-", "_" or ".", first and last a letter or digit, no "..".
     #[schemars(length(min = 1, max = 63), regex(pattern = CASE_PATTERN))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the case of a quarantine can't be changed: create another quarantine"))]
     pub case: String,
     /// Why, for the custody log.
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = TEXT_PATTERN))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub reason: String,
     /// Who asked. Set from the client certificate for requests over gRPC; for an object made with

@@ -4,6 +4,7 @@ use futures::StreamExt;
 use impound_evidence::{CaseId, CollectionName, case_log};
 use impound_proto::controller::v1 as wire;
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt as _;
 use kube::api::{Api, ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::mpsc;
@@ -49,27 +50,33 @@ pub(super) async fn create(
             request.namespace, request.pod
         )));
     };
-    // Asked now, so that a node without an agent is an answer and not a collection that fails.
-    service
-        .context
-        .agents
-        .connect(&node)
-        .await
-        .map_err(|error| Status::unavailable(crate::describe::describe(&error)))?;
     let name = collection_name(&request)?;
+    if name == case_log().map_err(|error| status::of_name(&error))? {
+        return Err(Status::invalid_argument(format!(
+            "no collection can be called {name}: the case's custody log is; choose another --name"
+        )));
+    }
     let stored = service
         .store
         .collections(&case)
         .await
         .map_err(|error| status::of_store(&error))?;
     if stored.contains(&name) {
-        return Err(exists(&case, &name));
+        return Err(exists(&format!("collection {name} of case {case}")));
     }
-    if name == case_log().map_err(|error| status::of_name(&error))? {
-        return Err(Status::invalid_argument(format!(
-            "no collection can be called {name}: the case's custody log is; choose another --name"
-        )));
+    let there = api(service, &request.namespace)
+        .get_opt(name.as_str())
+        .await;
+    if let Some(there) = there.map_err(|error| status::of_kube("GET", "collections", error))? {
+        return Err(exists_in_namespace(&there));
     }
+    // Asked now, so that a node without an agent is an answer and not a collection that fails.
+    service
+        .context
+        .agents
+        .connect(&node)
+        .await
+        .map_err(|error| status::of_agent(&error))?;
     let id = Uuid::new_v4();
     let subject = custody::request("collection", &request.namespace, name.as_str(), id);
     let by = (who.id.as_str(), who.certificate);
@@ -104,7 +111,10 @@ pub(super) async fn create(
                 tracing::error!(%case, problem, "that nothing was made is not in the custody log");
             }
             match error {
-                error if error.is_conflict() => Err(exists(&case, &name)),
+                error if error.is_conflict() => Err(exists(&format!(
+                    "collection {name} in namespace {}",
+                    request.namespace
+                ))),
                 error => Err(status::of_api(&error)),
             }
         }
@@ -215,7 +225,7 @@ async fn find(service: &Service, namespace: &str, name: &str) -> Result<Collecti
         .map_err(|error| status::of_kube("GET", name, error))?
         .ok_or_else(|| {
             Status::not_found(format!(
-                "no collection is named {name} in namespace {namespace}: see `impound list`"
+                "no collection is named {name} in namespace {namespace}: see `impound list collections`"
             ))
         })
 }
@@ -230,9 +240,18 @@ fn collection_name(request: &wire::CreateCollectionRequest) -> Result<Collection
     name.parse().map_err(|error| status::of_name(&error))
 }
 
-fn exists(case: &CaseId, name: &CollectionName) -> Status {
+fn exists(what: &str) -> Status {
     Status::already_exists(format!(
-        "collection {name} of case {case} exists: a collection is never written twice; choose another --name"
+        "{what} exists: a collection is never written twice; choose another --name"
+    ))
+}
+
+fn exists_in_namespace(there: &Collection) -> Status {
+    exists(&format!(
+        "collection {} in namespace {} (of case {})",
+        there.name_any(),
+        there.namespace().unwrap_or_default(),
+        there.spec.case
     ))
 }
 

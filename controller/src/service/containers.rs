@@ -8,7 +8,6 @@ use tonic::Status;
 
 use super::{Service, status};
 use crate::contain::observe;
-use crate::describe::describe;
 
 pub(super) async fn list(
     service: &Service,
@@ -20,7 +19,7 @@ pub(super) async fn list(
         .agents
         .connect(&request.node)
         .await
-        .map_err(|error| Status::unavailable(describe(&error)))?;
+        .map_err(|error| status::of_agent(&error))?;
     let pods = observe::pods_on_node(&service.context.client, &request.node)
         .await
         .map_err(|error| status::of_observe(&error))?;

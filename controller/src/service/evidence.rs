@@ -37,7 +37,7 @@ pub(super) async fn list(
     }
     if names.is_empty() {
         return Err(Status::not_found(format!(
-            "no evidence of case {case}{} is in the store: see `impound list`",
+            "no evidence of case {case}{} is in the store: see `impound list collections`",
             if request.collection.is_empty() {
                 String::new()
             } else {

@@ -4,10 +4,11 @@ use tonic::{Code, Status};
 
 use impound_evidence::NameError;
 
+use crate::agents::AgentError;
 use crate::contain::observe::ObserveError;
 use crate::contain::refusal::Refusal;
 use crate::describe::describe;
-use crate::kubernetes::{ApiError, from_kube};
+use crate::kubernetes::{ApiError, from_kube, is_object_name};
 use crate::store::StoreError;
 
 pub(super) fn of_observe(error: &ObserveError) -> Status {
@@ -27,6 +28,16 @@ pub(super) fn of_refusal(refusal: &Refusal) -> Status {
         _ => Code::FailedPrecondition,
     };
     Status::new(code, refusal.to_string())
+}
+
+/// Unavailable only if asking again can help.
+pub(super) fn of_agent(error: &AgentError) -> Status {
+    let code = match error {
+        AgentError::NoSuchNode { .. } => Code::NotFound,
+        error if error.is_transient() => Code::Unavailable,
+        _ => Code::FailedPrecondition,
+    };
+    Status::new(code, describe(error))
 }
 
 pub(super) fn of_api(error: &ApiError) -> Status {
@@ -78,15 +89,7 @@ pub(super) fn checked_text(field: &str, value: &str, limit: usize) -> Result<(),
 
 /// A name that becomes part of an API path.
 pub(super) fn checked_name(field: &str, value: &str) -> Result<(), Status> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let valid = !value.is_empty()
-        && value.len() <= 253
-        && value
-            .bytes()
-            .all(|byte| plain(byte) || matches!(byte, b'-' | b'.'))
-        && value.bytes().next().is_some_and(plain)
-        && value.bytes().last().is_some_and(plain);
-    if valid {
+    if is_object_name(value) {
         return Ok(());
     }
     Err(Status::invalid_argument(format!(

@@ -2,6 +2,13 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::world::World;
 
@@ -54,4 +61,61 @@ async fn readiness_names_what_is_pending() {
     assert_eq!(status, 503);
     assert!(text.starts_with("kubernetes: "), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+#[tokio::test]
+async fn grpc_health_follows_readiness() {
+    let world = World::start_in_memory().await;
+    let mut health = HealthClient::new(world.try_channel("alice").await.unwrap());
+    let mut answers = Vec::new();
+    for service in ["", "impound.controller.v1.Controller"] {
+        let service = service.to_owned();
+        let watch = health.watch(HealthCheckRequest { service }).await.unwrap();
+        answers.push(watch.into_inner());
+    }
+    for watch in &mut answers {
+        while watch.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
+    }
+    world.memory.as_ref().unwrap().inject(
+        kube_memory::Fault::answer(500)
+            .on("GET", "/version")
+            .times(usize::MAX),
+    );
+    for watch in &mut answers {
+        while watch.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
+    }
+}
+
+#[tokio::test]
+async fn reflection_names_every_service_that_is_served() {
+    let world = World::start().await;
+    let mut client = ServerReflectionClient::new(world.try_channel("alice").await.unwrap());
+    let list = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let asked = futures::stream::iter([list]);
+    let mut answers = client
+        .server_reflection_info(asked)
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+        panic!("{answer:?}");
+    };
+    let mut names: Vec<_> = list
+        .service
+        .into_iter()
+        .map(|service| service.name)
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "impound.controller.v1.Controller"
+        ]
+    );
 }

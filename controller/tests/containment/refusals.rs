@@ -142,8 +142,65 @@ async fn a_node_without_an_agent_is_an_answer_and_not_a_failed_collection() {
         node: "nosuch".into(),
     };
     let refused = alice.list_containers(unknown).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
     assert!(
         refused.message().contains("node nosuch does not exist"),
         "{refused}"
     );
+}
+
+#[tokio::test]
+async fn the_api_server_refuses_malformed_quarantines_and_collections() {
+    let world = World::start().await;
+    let cases = [
+        (
+            "spec.case",
+            json!({ "pod": "web", "case": "a..b", "reason": "x" }),
+        ),
+        (
+            "spec.case",
+            json!({ "pod": "web", "case": "../../etc", "reason": "x" }),
+        ),
+        (
+            "spec.case",
+            json!({ "pod": "web", "case": "x".repeat(64), "reason": "x" }),
+        ),
+        (
+            "spec.pod",
+            json!({ "pod": "web/status", "case": "INC-1", "reason": "x" }),
+        ),
+        (
+            "spec.pod",
+            json!({ "pod": "web?dryRun=All", "case": "INC-1", "reason": "x" }),
+        ),
+        (
+            "spec.pod",
+            json!({ "pod": "Web", "case": "INC-1", "reason": "x" }),
+        ),
+        (
+            "spec.reason",
+            json!({ "pod": "web", "case": "INC-1", "reason": "  " }),
+        ),
+    ];
+    for kind in ["Quarantine", "Collection"] {
+        for (field, spec) in &cases {
+            let object = json!({
+                "apiVersion": "impound.dev/v1alpha1", "kind": kind, "metadata": { "name": "q" }, "spec": spec,
+            });
+            let refused = world.try_create(object).await.unwrap_err().to_string();
+            assert!(refused.contains(field), "{kind} {spec}: {refused}");
+        }
+    }
+    let accepted = ["INC-7", "a", "a.b-c_d", "2026.11_x--y", &"x".repeat(63)];
+    for (number, case) in accepted.into_iter().enumerate() {
+        let name = format!("q{number}");
+        let object = json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": name },
+            "spec": { "pod": "nosuch", "case": case, "reason": "x" },
+        });
+        world
+            .try_create(object)
+            .await
+            .unwrap_or_else(|error| panic!("{case}: {error}"));
+    }
 }

@@ -166,7 +166,7 @@ impl World {
     pub(crate) async fn start_controller(&mut self) {
         self.controller = Some(self.replica(&self.kubeconfig, self.port, self.health_port));
         eventually("the controller answers", || async {
-            let connected = self.try_responder("alice").await;
+            let connected = self.try_channel("alice").await;
             connected
                 .map(drop)
                 .map_err(|error| format!("{error}; {}", self.log()))
@@ -246,20 +246,16 @@ impl World {
     }
 
     pub(crate) async fn responder(&self, name: &str) -> ControllerClient<Channel> {
-        self.try_responder(name).await.unwrap()
+        ControllerClient::new(self.try_channel(name).await.unwrap())
     }
 
-    async fn try_responder(
-        &self,
-        name: &str,
-    ) -> Result<ControllerClient<Channel>, tls::ConnectError> {
+    /// A connection to the controller with the certificate of a responder.
+    pub(crate) async fn try_channel(&self, name: &str) -> Result<Channel, tls::ConnectError> {
         let dir = self.dir.path().join("pki/responders").join(name);
         let files = TlsFiles::in_dir(&dir, "controller-ca.crt");
         let (credentials, _) = tls::client_credentials(files, Peers::AnyResponder).unwrap();
         let address = format!("127.0.0.1:{}", self.port);
-        tls::connect(&address, credentials, PeerId::Controller)
-            .await
-            .map(ControllerClient::new)
+        tls::connect(&address, credentials, PeerId::Controller).await
     }
 
     /// Quarantines a pod without collecting and waits until nothing more happens.
@@ -321,6 +317,11 @@ impl World {
 
     /// Creates an object in the test's namespace and gives its uid.
     pub(crate) async fn create(&self, object: Value) -> String {
+        self.try_create(object).await.unwrap()
+    }
+
+    /// The uid of what was created.
+    pub(crate) async fn try_create(&self, object: Value) -> kube::Result<String> {
         let mut object = object;
         object["metadata"]["namespace"] = json!(self.namespace);
         let (group, version) = match object["apiVersion"].as_str().unwrap().split_once('/') {
@@ -336,8 +337,8 @@ impl World {
         let object: DynamicObject = serde_json::from_value(object).unwrap();
         let api =
             Api::<DynamicObject>::namespaced_with(self.client.clone(), &self.namespace, &resource);
-        let created = api.create(&PostParams::default(), &object).await.unwrap();
-        created.metadata.uid.unwrap()
+        let created = api.create(&PostParams::default(), &object).await?;
+        Ok(created.metadata.uid.unwrap())
     }
 
     /// A Deployment with a Service, and its pods once they run. The first is on a node of its own
