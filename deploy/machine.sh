@@ -126,10 +126,22 @@ stop_docker() {
     DOCKERD_PID=
 }
 
+# From Debian where it has the package (13 and later), else as https://rustup.rs says.
+install_rustup() {
+    if apt-cache madison rustup 2>/dev/null | grep -q .; then
+        apt_install rustup
+    else
+        say "No cargo here: installing rustup from https://sh.rustup.rs"
+        need_packages curl=curl
+        curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -q -y --profile minimal --default-toolchain none --no-modify-path
+    fi
+}
+
 need_rust() {
     local wanted=$1/rust-toolchain.toml channel found
     channel=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' "$wanted")
     command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    command -v cargo >/dev/null || install_rustup || true
     command -v cargo >/dev/null || fail "cargo is not installed (Rust $channel is needed to build)" \
         "With rustup, which installs exactly that version for this directory:" \
         "    Debian 13 and later:  apt-get install rustup" \
