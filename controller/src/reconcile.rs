@@ -5,6 +5,7 @@
 pub mod collection;
 pub mod containing;
 pub mod custody;
+pub mod ending;
 pub mod evicting;
 pub mod guarding;
 pub mod isolating;
@@ -68,6 +69,8 @@ pub struct Context {
     pub shared: Mutex<()>,
     /// What is under way and known about isolations at nodes.
     pub isolation: isolating::Memory,
+    /// Neighbours whose end is waited for.
+    pub endings: ending::Endings,
     /// User name of this process at the Kubernetes API, once it is known.
     pub user: OnceCell<String>,
     /// Reconciliations that failed last time.
@@ -98,9 +101,9 @@ const SLOWEST_RETRY: Duration = Duration::from_secs(30);
 /// Failures in a row, by kind, namespace and name of the object.
 pub type Failures = std::sync::Mutex<HashMap<[String; 3], u32>>;
 
-/// Watches both resources and reconciles them, for ever. `client` is for the watches alone. May be
-/// dropped at any point, as a crash may come at any point.
-pub async fn run(client: Client, context: Arc<Context>) {
+/// Watches both resources and reconciles them, for ever. `client` is for the watches alone; `ended` are the
+/// quarantines that [`Context::endings`] wakes. May be dropped at any point, as a crash may come at any point.
+pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
     let quarantines = Api::<Quarantine>::all(client.clone());
     let collections = Api::<Collection>::all(client.clone());
     let (known, writer) = reflector::store();
@@ -111,12 +114,13 @@ pub async fn run(client: Client, context: Arc<Context>) {
         .predicate_filter(wish, Default::default());
     let controller = Controller::for_stream(asked, known.clone()).trigger_backoff(Steady);
     let controller = guarded_objects(controller, &client, &known);
-    let ended = watcher(collections.clone(), watcher::Config::default())
+    let collected = watcher(collections.clone(), watcher::Config::default())
         .default_backoff()
         .touched_objects()
         .predicate_filter(progress, Default::default());
     let quarantine_controller = controller
-        .watches_stream(ended, |collection: Collection| {
+        .reconcile_on(ending::woken(ended))
+        .watches_stream(collected, |collection: Collection| {
             let quarantine = collection.spec.quarantine.clone();
             let namespace = collection.namespace().unwrap_or_default();
             quarantine.map(|name| ObjectRef::<Quarantine>::new(&name).within(&namespace))

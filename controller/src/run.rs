@@ -36,6 +36,7 @@ use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::nodes::NodeAddresses;
 use crate::reconcile::custody::{AT_ONCE, within};
+use crate::reconcile::ending::{Ended, Endings};
 use crate::reconcile::{self, Context, collection::Running, isolating};
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
@@ -143,6 +144,7 @@ async fn run(config: Serve) -> Result<()> {
         config.health_listen,
         stop.clone(),
     ));
+    let (endings, ended) = Endings::new(watch_client.clone());
     let context = Arc::new(Context {
         metrics,
         recorder: Recorder::new(client.clone(), Reporter::from("impound-controller")),
@@ -155,6 +157,7 @@ async fn run(config: Serve) -> Result<()> {
         running: Running::default(),
         shared: Mutex::default(),
         isolation: isolating::Memory::default(),
+        endings,
         user: OnceCell::new(),
         failures: reconcile::Failures::default(),
         eviction_patience: config
@@ -196,7 +199,7 @@ async fn run(config: Serve) -> Result<()> {
         );
 
     let mut server = tokio::spawn(server);
-    let mut reconcilers = tokio::spawn(lead(watch_client, context, stop.clone()));
+    let mut reconcilers = tokio::spawn(lead(watch_client, context, ended, stop.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
@@ -314,6 +317,7 @@ async fn issue(
 async fn lead(
     watch_client: Client,
     context: Arc<Context>,
+    ended: Ended,
     stop: CancellationToken,
 ) -> anyhow::Error {
     let client = context.client.clone();
@@ -331,7 +335,7 @@ async fn lead(
     let metrics = context.metrics.clone();
     metrics.leads(true);
     let lost = tokio::select! {
-        () = reconcile::run(watch_client, context) => Some("the watches ended".to_owned()),
+        () = reconcile::run(watch_client, context, ended) => Some("the watches ended".to_owned()),
         lost = leadership.keep() => Some(lost),
         // Dropped at once, as a crash would: the next holder goes on from what is recorded.
         () = stop.cancelled() => None,

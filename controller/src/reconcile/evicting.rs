@@ -1,9 +1,10 @@
 //! Evicts the node's other pods, one round at a time, and says what blocks them.
 //!
-//! What is still there after a while ([`Context::eviction_patience`]) is reported as failed, so that the quarantine comes to an end, and
-//! is asked for again now and then for as long as the quarantine is in force.
+//! What is still there after a while ([`Context::eviction_patience`]) is reported as failed, so that the
+//! quarantine comes to an end, and is asked for again now and then for as long as the quarantine is in force.
+//! A pod that terminates is not asked for again: its end is watched for ([`super::ending`]).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -22,10 +23,12 @@ use crate::contain::{evict, observe};
 use crate::kubernetes::{ApiError, send};
 use crate::resources::{EvictionState, EvictionStatus, StepName, StepState, now};
 
-/// Pause while granted evictions are terminating, and while a budget blocks one. A budget that is
-/// exhausted answers 429 without Retry-After.
-const TERMINATING_PAUSE: Duration = Duration::from_millis(500);
+/// Pause while an eviction is blocked, or was granted and the pod is not seen terminating yet. A budget that
+/// is exhausted answers 429 without Retry-After.
 const BLOCKED_PAUSE: Duration = Duration::from_secs(5);
+
+/// Pause while all that is left terminates. Their end is told by a watch.
+const TERMINATING_PAUSE: Duration = Duration::from_secs(15);
 
 /// Longest Retry-After that is followed to the letter.
 const MERCY: u32 = 60;
@@ -65,7 +68,7 @@ pub async fn round(
             .or_else(|| suspect.then(|| "it is quarantined itself".to_owned()));
         if let Some(why) = stays {
             (eviction.state, eviction.message) = (EvictionState::Kept, why);
-        } else if pod.metadata.deletion_timestamp.is_some() {
+        } else if is_terminating(Some(pod)) {
             (eviction.state, eviction.message) =
                 (EvictionState::Evicting, "the pod is terminating".into());
         } else if is_due(eviction) {
@@ -75,16 +78,17 @@ pub async fn round(
     }
     say_what_blocks(context, &mut evictions, &present).await;
     let patience = context.eviction_patience;
-    if is_overdue(record, patience) {
+    if until_overdue(record, patience).is_zero() {
         for eviction in evictions
             .iter_mut()
             .filter(|eviction| is_open(eviction.state))
         {
-            give_up(eviction, patience);
+            give_up(eviction, on_node(&present, eviction), patience);
         }
     }
     record.status.evictions = evictions;
-    Ok(conclude(record))
+    await_ends(record, context, &present);
+    Ok(conclude(record, &present, patience))
 }
 
 /// Looks after what was given up, as long as the quarantine is in force: asks again now and then, and
@@ -96,42 +100,58 @@ pub async fn again(
     record: &mut Record,
     context: &Context,
 ) -> Result<Option<Duration>, ReconcileError> {
-    let failed = next_step::state(&record.status, StepName::Evict) == Some(StepState::Failed);
-    let open = |eviction: &EvictionStatus| eviction.state == EvictionState::Evicting;
-    let patience = context.eviction_patience;
-    let mut asked = record.status.evictions.iter();
-    if !failed || !asked.any(|eviction| open(eviction) || is_due_again(eviction, patience)) {
-        return Ok(until_due_again(&record.status.evictions, patience));
+    if next_step::state(&record.status, StepName::Evict) != Some(StepState::Failed) {
+        return Ok(None);
     }
+    let patience = context.eviction_patience;
     let node = record.status.node.clone().unwrap_or_default();
     let present = observe::pods_on_node(&context.client, &node).await?;
     let mut evictions = std::mem::take(&mut record.status.evictions);
-    for eviction in &mut evictions {
-        let asked_for = open(eviction) || eviction.state == EvictionState::Failed;
-        if asked_for && on_node(&present, eviction).is_none() {
+    for eviction in evictions
+        .iter_mut()
+        .filter(|eviction| is_left(eviction.state))
+    {
+        let pod = on_node(&present, eviction);
+        if pod.is_none() {
             (eviction.state, eviction.message) = (EvictionState::Gone, String::new());
-        } else if is_due_again(eviction, patience) {
+        } else if !is_terminating(pod) && until_due(eviction, patience).is_zero() {
             ask(record, context, eviction).await;
         }
     }
     say_what_blocks(context, &mut evictions, &present).await;
     for eviction in &mut evictions {
-        if eviction.state == EvictionState::Blocked {
-            give_up(eviction, patience);
+        let granted = eviction.state == EvictionState::Evicting;
+        let overdue = granted && until_due(eviction, patience).is_zero();
+        if eviction.state == EvictionState::Blocked || overdue {
+            give_up(eviction, on_node(&present, eviction), patience);
         }
     }
-    let terminating = evictions.iter().any(open);
-    let left = evictions
-        .iter()
-        .any(|eviction| open(eviction) || eviction.state == EvictionState::Failed);
     record.status.evictions = evictions;
-    if !left {
+    await_ends(record, context, &present);
+    let evictions = record.status.evictions.iter();
+    let left = evictions.filter(|eviction| is_left(eviction.state));
+    // Whoever terminates and was given up is not asked for again.
+    let asked_for = left.clone().filter(|eviction| {
+        eviction.state == EvictionState::Evicting || !is_terminating(on_node(&present, eviction))
+    });
+    let due = asked_for.map(|eviction| until_due(eviction, patience));
+    let due = due.min();
+    if left.count() == 0 {
         let summary = summary(&record.status.evictions);
         record.end(StepName::Evict, StepState::Done, summary);
     }
-    Ok(terminating
-        .then_some(TERMINATING_PAUSE)
-        .or_else(|| until_due_again(&record.status.evictions, patience)))
+    Ok(due)
+}
+
+/// Has the end of what terminates told, given up or not.
+fn await_ends(record: &Record, context: &Context, present: &[Pod]) {
+    let evictions = record.status.evictions.iter();
+    let ending = evictions.filter(|eviction| match eviction.state {
+        EvictionState::Evicting => true,
+        state => is_left(state) && is_terminating(on_node(present, eviction)),
+    });
+    let ending: BTreeSet<String> = ending.map(|eviction| eviction.uid.clone()).collect();
+    context.endings.watch(record, ending);
 }
 
 async fn ask(record: &Record, context: &Context, eviction: &mut EvictionStatus) {
@@ -180,24 +200,31 @@ async fn say_what_blocks(context: &Context, evictions: &mut [EvictionStatus], pr
     }
 }
 
-/// Says why, and what a responder can do now.
-fn give_up(eviction: &mut EvictionStatus, patience: SignedDuration) {
+/// Says why, and what a responder can do now. `present` is the pod as it is on the node.
+fn give_up(eviction: &mut EvictionStatus, present: Option<&Pod>, patience: SignedDuration) {
     let EvictionStatus {
         namespace,
         pod,
         message,
         ..
     } = eviction;
-    let why = message.strip_prefix("waiting: ").unwrap_or(message);
-    eviction.message = format!(
-        "given up after {seconds} s: {why}. It is asked for again every {seconds} s; to be done with it at once, \
-         past every budget: kubectl delete pod {pod} -n {namespace}",
-        seconds = patience.as_secs(),
-    );
+    let seconds = patience.as_secs();
+    eviction.message = if is_terminating(present) {
+        format!(
+            "given up after {seconds} s: the pod is still terminating: its finalizers or its node's kubelet keep it, \
+             which kubectl get pod {pod} -n {namespace} -o yaml shows. Its end will be noticed"
+        )
+    } else {
+        let why = message.strip_prefix("waiting: ").unwrap_or(message);
+        format!(
+            "given up after {seconds} s: {why}. It is asked for again every {seconds} s; to be done with it at once, \
+             past every budget: kubectl delete pod {pod} -n {namespace}"
+        )
+    };
     eviction.state = EvictionState::Failed;
 }
 
-fn conclude(record: &mut Record) -> Option<Duration> {
+fn conclude(record: &mut Record, present: &[Pod], patience: SignedDuration) -> Option<Duration> {
     let summary = summary(&record.status.evictions);
     let any = |state| {
         record
@@ -207,13 +234,16 @@ fn conclude(record: &mut Record) -> Option<Duration> {
             .any(|eviction| eviction.state == state)
     };
     if any(EvictionState::Evicting) || any(EvictionState::Blocked) {
-        let pause = if any(EvictionState::Evicting) {
+        record.wait(StepName::Evict, summary);
+        let mut open = record.status.evictions.iter();
+        let all_end = open
+            .all(|one| !is_open(one.state) || is_terminating(on_node(present, one)));
+        let pause = if all_end {
             TERMINATING_PAUSE
         } else {
             BLOCKED_PAUSE
         };
-        record.wait(StepName::Evict, summary);
-        return Some(pause);
+        return Some(pause.min(until_overdue(record, patience)));
     }
     if any(EvictionState::Failed) {
         record.end(StepName::Evict, StepState::Failed, summary);
@@ -325,23 +355,12 @@ fn is_due(eviction: &EvictionStatus) -> bool {
     tried.is_none_or(|tried| since(tried.0) >= pause.max(asked))
 }
 
-fn is_due_again(eviction: &EvictionStatus, patience: SignedDuration) -> bool {
+/// How long until something that was given up is asked for again, or a grant that came to nothing given up.
+fn until_due(eviction: &EvictionStatus, patience: SignedDuration) -> Duration {
     let tried = eviction.tried.as_ref();
-    eviction.state == EvictionState::Failed && tried.is_none_or(|tried| since(tried.0) >= patience)
-}
-
-fn until_due_again(evictions: &[EvictionStatus], patience: SignedDuration) -> Option<Duration> {
-    let failed = evictions
-        .iter()
-        .filter(|eviction| eviction.state == EvictionState::Failed);
-    let left = failed.map(|eviction| {
-        let waited = eviction
-            .tried
-            .as_ref()
-            .map_or(patience, |tried| since(tried.0));
-        Duration::try_from(patience - waited).unwrap_or_default()
-    });
-    left.min()
+    let left = tried.map(|tried| patience - since(tried.0));
+    left.and_then(|left| Duration::try_from(left).ok())
+        .unwrap_or_default()
 }
 
 fn since(time: Timestamp) -> SignedDuration {
@@ -374,11 +393,20 @@ fn is_open(state: EvictionState) -> bool {
     )
 }
 
-fn is_overdue(record: &Record, patience: SignedDuration) -> bool {
+/// Not gone yet, given up or not.
+fn is_left(state: EvictionState) -> bool {
+    is_open(state) || state == EvictionState::Failed
+}
+
+fn is_terminating(pod: Option<&Pod>) -> bool {
+    pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some())
+}
+
+/// How long evictions are tried yet, from the begin of the step on.
+fn until_overdue(record: &Record, patience: SignedDuration) -> Duration {
     let steps = &record.status.steps;
-    let started = steps
-        .iter()
-        .find(|step| step.name == StepName::Evict)
-        .and_then(|step| step.started.clone());
-    started.is_some_and(|started| since(started.0) > patience)
+    let step = steps.iter().find(|step| step.name == StepName::Evict);
+    let started = step.and_then(|step| step.started.as_ref());
+    let left = patience - started.map_or(SignedDuration::ZERO, |started| since(started.0));
+    Duration::try_from(left).unwrap_or_default()
 }

@@ -1,5 +1,7 @@
 //! The neighbours leave: not before their quick diff is stored, past no budget, and not without a word.
 
+use std::time::{Duration, Instant};
+
 use impound_proto::controller::v1::{CreateQuarantineRequest, Quarantine};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -57,6 +59,23 @@ impl World {
             }
         })
         .await
+    }
+
+    /// Keeps a pod that is deleted in Terminating, or lets it go.
+    async fn hold(&self, pod: &str, finalizers: Value) {
+        let held = Patch::Merge(json!({ "metadata": { "finalizers": finalizers } }));
+        Api::<Pod>::namespaced(self.client.clone(), &self.namespace)
+            .patch(pod, &PatchParams::default(), &held)
+            .await
+            .unwrap();
+    }
+
+    /// Requests of the controller a second, lease and events included, over some seconds from now.
+    async fn rate(&self, seconds: u8) -> f64 {
+        let before = self.requests().len();
+        tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+        let requests = self.requests().split_off(before);
+        f64::from(u32::try_from(requests.len()).unwrap()) / f64::from(seconds)
     }
 
     /// Requests for evictions: when each was answered, and how.
@@ -295,4 +314,52 @@ async fn those_who_stay_are_named_with_the_reason() {
         "{:#?}",
         done.evictions
     );
+}
+
+#[tokio::test]
+async fn a_neighbour_that_terminates_for_long_costs_few_requests_and_its_end_is_noticed_at_once() {
+    let world = World::start_in_memory().await;
+    let (suspect, neighbour) = world.neighbours().await;
+    let stuck = name(&neighbour);
+    world.hold(&stuck, json!(["impound.dev/test"])).await;
+    let quarantine = world.asked_for(&name(&suspect)).await;
+    world.evict_says(&quarantine, "1 terminating").await;
+    let rate = world.rate(8).await;
+    assert!(rate < 5.0, "{rate} requests a second");
+    world.hold(&stuck, Value::Null).await;
+    let let_go = Instant::now();
+    assert_eq!(world.settled(&quarantine).await.phase, "Complete");
+    let took = let_go.elapsed();
+    assert!(took < Duration::from_secs(4), "noticed after {took:?}");
+    assert_eq!(world.evictions().len(), 1, "{:?}", world.evictions());
+}
+
+#[tokio::test]
+async fn a_neighbour_that_does_not_end_is_given_up_and_not_asked_for_again() {
+    let world = World::start_with(&["--eviction-patience", "3"]).await;
+    let (suspect, neighbour) = world.neighbours().await;
+    let stuck = name(&neighbour);
+    world.hold(&stuck, json!(["impound.dev/test"])).await;
+    let quarantine = world.asked_for(&name(&suspect)).await;
+    let ended = world.settled(&quarantine).await;
+    assert_eq!(ended.phase, "Incomplete", "{ended:#?}");
+    let eviction = ended.evictions.iter().find(|one| one.pod == stuck).unwrap();
+    assert_eq!(eviction.state, "Failed");
+    assert!(
+        eviction.message.starts_with("given up after 3 s: the pod is still terminating"),
+        "{}",
+        eviction.message
+    );
+    let rate = world.rate(8).await;
+    assert!(rate < 5.0, "{rate} requests a second");
+    assert_eq!(world.evictions().len(), 1, "{:?}", world.evictions());
+    world.hold(&stuck, Value::Null).await;
+    eventually("its end is noticed", || async {
+        let now = world.current(&quarantine).await;
+        match now.phase.as_str() {
+            "Complete" => Ok(()),
+            phase => Err(format!("{phase}: {}", now.message)),
+        }
+    })
+    .await;
 }

@@ -1,0 +1,113 @@
+//! Notices at once that neighbours which terminate have ended: one watch over their node's pods as long as
+//! one of them is there, instead of asking the API again and again.
+//!
+//! It only wakes the reconciler, which looks for itself. A watch that fails costs time: the reconciler looks
+//! now and then without being woken.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::record::Record;
+use crate::describe::describe;
+use crate::resources::Quarantine;
+
+/// The watches of this process, one for each quarantine whose neighbours terminate.
+pub struct Endings {
+    client: Client,
+    wake: mpsc::UnboundedSender<ObjectRef<Quarantine>>,
+    watched: Mutex<HashMap<String, Watched>>,
+}
+
+struct Watched {
+    /// uids of the pods whose end is waited for.
+    pods: BTreeSet<String>,
+    task: AbortOnDropHandle<()>,
+}
+
+/// Quarantines whose neighbours have ended, as [`Endings`] tells them.
+pub type Ended = mpsc::UnboundedReceiver<ObjectRef<Quarantine>>;
+
+impl Endings {
+    /// `client` must allow watches to be silent for minutes.
+    #[must_use]
+    pub fn new(client: Client) -> (Self, Ended) {
+        let (wake, ended) = mpsc::unbounded_channel();
+        let endings = Self {
+            client,
+            wake,
+            watched: Mutex::default(),
+        };
+        (endings, ended)
+    }
+
+    /// Wakes the quarantine once when none of the pods with these uids is on its node any more. Replaces what
+    /// was watched for it before; without pods nothing is.
+    pub fn watch(&self, record: &Record, pods: BTreeSet<String>) {
+        let uid = record.object.metadata.uid.clone().unwrap_or_default();
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if pods.is_empty() {
+            watched.remove(&uid);
+            return;
+        }
+        let same = |known: &Watched| known.pods == pods && !known.task.is_finished();
+        if watched.get(&uid).is_some_and(same) {
+            return;
+        }
+        let node = record.status.node.clone().unwrap_or_default();
+        let (client, wake) = (self.client.clone(), self.wake.clone());
+        let (quarantine, left) = (ObjectRef::from_obj(&record.object), pods.clone());
+        let task = tokio::spawn(async move {
+            until_gone(client, &node, left).await;
+            // Nobody listens once the reconcilers were dropped, as by a lost lease.
+            let _ = wake.send(quarantine);
+        });
+        let task = AbortOnDropHandle::new(task);
+        watched.insert(uid, Watched { pods, task });
+    }
+
+    /// Ends what is watched for the quarantine with this uid.
+    pub fn forget(&self, uid: &str) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.remove(uid);
+    }
+}
+
+/// The quarantines to look at, for the controller.
+pub fn woken(ended: Ended) -> impl Stream<Item = ObjectRef<Quarantine>> + Send + 'static {
+    stream::unfold(ended, |mut ended| async {
+        let quarantine = ended.recv().await?;
+        Some((quarantine, ended))
+    })
+}
+
+async fn until_gone(client: Client, node: &str, mut left: BTreeSet<String>) {
+    let on_node = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let events = watcher(Api::<Pod>::all(client), on_node).default_backoff();
+    let mut events = std::pin::pin!(events);
+    let mut listed = BTreeSet::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::InitApply(pod)) => listed.extend(pod.uid()),
+            Ok(watcher::Event::InitDone) => left.retain(|uid| listed.contains(uid)),
+            Ok(watcher::Event::Apply(_)) => {}
+            Ok(watcher::Event::Delete(pod)) => {
+                let _ = pod.uid().is_some_and(|uid| left.remove(&uid));
+            }
+            Err(error) => {
+                tracing::warn!(node, error = %describe(&error), "the node's pods can't be watched");
+            }
+        }
+        if left.is_empty() {
+            return;
+        }
+    }
+}
