@@ -10,6 +10,7 @@ pub mod evicting;
 pub mod guarding;
 pub mod isolating;
 pub mod next_step;
+pub mod pace;
 pub mod quarantine;
 pub mod record;
 pub mod releasing;
@@ -69,6 +70,8 @@ pub struct Context {
     pub shared: Mutex<()>,
     /// What is under way and known about isolations at nodes.
     pub isolation: isolating::Memory,
+    /// What is done again only after a while.
+    pub pace: pace::Pace,
     /// Neighbours whose end is waited for.
     pub endings: ending::Endings,
     /// User name of this process at the Kubernetes API, once it is known.
@@ -80,6 +83,15 @@ pub struct Context {
     pub eviction_patience: SignedDuration,
     /// How long a collection waits for an agent; the default if none.
     pub agent_patience: Option<SignedDuration>,
+}
+
+impl Context {
+    /// Nothing is remembered of the quarantine with this uid, which is over.
+    pub fn forget(&self, quarantine: &str) {
+        self.isolation.forget(quarantine);
+        self.endings.forget(quarantine);
+        self.pace.forget(quarantine);
+    }
 }
 
 /// Why a reconciliation is tried again.

@@ -37,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::nodes::NodeAddresses;
 use crate::reconcile::custody::{AT_ONCE, within};
 use crate::reconcile::ending::{Ended, Endings};
+use crate::reconcile::pace::Pace;
 use crate::reconcile::{self, Context, collection::Running, isolating};
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
@@ -157,6 +158,7 @@ async fn run(config: Serve) -> Result<()> {
         running: Running::default(),
         shared: Mutex::default(),
         isolation: isolating::Memory::default(),
+        pace: Pace::default(),
         endings,
         user: OnceCell::new(),
         failures: reconcile::Failures::default(),

@@ -51,7 +51,7 @@ impl Endings {
     /// Wakes the quarantine once when none of the pods with these uids is on its node any more. Replaces what
     /// was watched for it before; without pods nothing is.
     pub fn watch(&self, record: &Record, pods: BTreeSet<String>) {
-        let uid = record.object.metadata.uid.clone().unwrap_or_default();
+        let uid = record.uid();
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if pods.is_empty() {
             watched.remove(&uid);

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
 
 use super::containing::missing_denies;
+use super::next_step::ended;
 use super::record::Record;
 use super::{Context, ReconcileError, isolating, verifying};
 use crate::contain::observe::{self, ObserveError};
@@ -19,7 +20,7 @@ use crate::contain::refusal::Refusal;
 use crate::contain::{node, pod, policy, protect};
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, read, send};
-use crate::resources::{ApiCall, Drift, QuarantinePhase, now};
+use crate::resources::{ApiCall, Drift, QuarantinePhase, StepName, now};
 
 /// Entries kept in the status: enough to see a pattern, far below any size limit. Every one is
 /// also an Event and a line in the log.
@@ -36,6 +37,12 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// and more slowly, up to this.
 const SLOWEST: Duration = Duration::from_secs(60);
 
+/// While a quarantine waits for something, its pod is looked at no more often than this.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What a look is called where it is put off.
+const LOOK: &str = "look";
+
 /// Whether a quarantine in this phase is in force and not about to end.
 #[must_use]
 pub fn applies(phase: QuarantinePhase) -> bool {
@@ -48,6 +55,26 @@ pub fn applies(phase: QuarantinePhase) -> bool {
     )
 }
 
+/// [`look`] for a quarantine whose work goes on, unless the last one was a moment ago. Returns when the next
+/// is due, if something is to be seen to before anything is heard.
+///
+/// # Errors
+/// If the API can't be read.
+pub async fn look_meanwhile(
+    record: &mut Record,
+    context: &Context,
+) -> Result<Option<Duration>, ReconcileError> {
+    let begun = [StepName::Strip, StepName::Verify];
+    let over = record.status.phase.is_over() || record.status.phase == QuarantinePhase::Releasing;
+    if over || !begun.iter().any(|step| ended(&record.status, *step)) {
+        return Ok(None);
+    }
+    match context.pace.left(&record.uid(), LOOK) {
+        Some(left) => Ok(Some(left)),
+        None => look(record, context).await,
+    }
+}
+
 /// Looks at pod, node, policy and budget, puts back what is missing, and states the facts anew.
 /// Returns a delay if something could not be put back.
 ///
@@ -57,6 +84,7 @@ pub async fn look(
     record: &mut Record,
     context: &Context,
 ) -> Result<Option<Duration>, ReconcileError> {
+    context.pace.put_off(&record.uid(), LOOK, LOOK_EVERY);
     let namespace = record.namespace();
     let suspect = match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await
     {
@@ -99,7 +127,13 @@ pub async fn look(
         }
     }
     let looked = isolating::look(record, context, &suspect).await;
-    verifying::state_again(record, context).await?;
+    // Before verification, what is not so is not yet so.
+    if ended(&record.status, StepName::Verify) {
+        verifying::state_again(record, context).await?;
+    }
+    if let Some(again) = again.filter(|again| *again < LOOK_EVERY) {
+        context.pace.put_off(&record.uid(), LOOK, again);
+    }
     Ok(again.or(looked))
 }
 
@@ -156,6 +190,8 @@ async fn missing(
     }
     match policy::deny_all(&namespace, &policies, &context.settings) {
         Ok(call) => calls.extend(call),
+        // Its own step says so.
+        Err(_) if !ended(&record.status, StepName::Policy) => {}
         // It may be somebody's own by now: it is told, and left alone.
         Err(refusal) => note(record, "PolicyChanged", refusal.to_string()),
     }
@@ -167,6 +203,8 @@ async fn missing(
     ));
     calls.extend(pod::strip(suspect, &undo.pod));
     calls.extend(deny::create(&denies, |_| false));
+    // What was not made yet is not missing: its step makes it.
+    calls.retain(|call| ended(&record.status, call.step));
     Ok(calls)
 }
 

@@ -60,6 +60,14 @@ pub struct Memory {
     looks: Mutex<HashMap<String, (Instant, String)>>,
 }
 
+impl Memory {
+    /// The quarantine with this uid is over.
+    pub fn forget(&self, quarantine: &str) {
+        locked(&self.before).remove(quarantine);
+        locked(&self.looks).remove(quarantine);
+    }
+}
+
 /// Attempts that are being made.
 struct Before {
     task: JoinHandle<Result<Tried, CallError>>,
@@ -88,7 +96,7 @@ pub fn try_before(record: &Record, context: &Context, pod: &Pod) {
         begun: Instant::now(),
         sent: None,
     };
-    locked(&context.isolation.before).insert(uid(record), before);
+    locked(&context.isolation.before).insert(record.uid(), before);
 }
 
 /// Carries the step out; returns a delay if it has to be tried again.
@@ -265,8 +273,7 @@ pub(super) async fn undo(
     context: &Context,
     attempts: u32,
 ) -> Result<Undone, StepError> {
-    locked(&context.isolation.before).remove(&uid(record));
-    locked(&context.isolation.looks).remove(&uid(record));
+    context.isolation.forget(&record.uid());
     if !is_planned(record) || super::next_step::state(&record.status, StepName::Isolate).is_none() {
         return Ok(Undone::NotNeeded("it was not isolated at its node".into()));
     }
@@ -348,7 +355,7 @@ pub fn facts(record: &Record) -> Vec<Fact> {
 async fn set(record: &mut Record, context: &Context, pod: &Pod) -> Result<String, CallError> {
     let node = record.status.node.clone().unwrap_or_default();
     let asked = isolation::request(pod, &record.name(), &record.object.spec);
-    if let Some(before) = locked(&context.isolation.before).get_mut(&uid(record)) {
+    if let Some(before) = locked(&context.isolation.before).get_mut(&record.uid()) {
         before.sent.get_or_insert_with(Timestamp::now);
     }
     let status = isolate::isolate(&context.agents, &node, asked, &record.object.spec).await?;
@@ -381,7 +388,7 @@ fn lose(record: &mut Record, state: TableState, problem: String) {
 
 /// Waits for the attempts before the isolation, as long as it may, and records those that ended in time.
 async fn gather(record: &mut Record, context: &Context, patience: Option<Duration>) {
-    let taken = locked(&context.isolation.before).remove(&uid(record));
+    let taken = locked(&context.isolation.before).remove(&record.uid());
     let Some(mut before) = taken else {
         return;
     };
@@ -394,7 +401,7 @@ async fn gather(record: &mut Record, context: &Context, patience: Option<Duratio
     };
     let tried = match ended {
         None => {
-            locked(&context.isolation.before).insert(uid(record), before);
+            locked(&context.isolation.before).insert(record.uid(), before);
             return;
         }
         Some(Ok(Ok(tried))) => tried,
@@ -480,10 +487,10 @@ fn is_due(record: &Record, context: &Context, pod: &Pod) -> bool {
     );
     let mut looks = locked(&context.isolation.looks);
     let recent = looks
-        .get(&uid(record))
+        .get(&record.uid())
         .is_some_and(|(at, known)| *known == seen && at.elapsed() < LOOK_EVERY);
     if !recent {
-        looks.insert(uid(record), (Instant::now(), seen));
+        looks.insert(record.uid(), (Instant::now(), seen));
     }
     !recent
 }
@@ -509,10 +516,6 @@ fn is_planned(record: &Record) -> bool {
 fn is_in_force(record: &Record) -> bool {
     let isolation = record.status.isolation.as_ref();
     isolation.is_some_and(|isolation| isolation.state == TableState::InForce)
-}
-
-fn uid(record: &Record) -> String {
-    record.object.metadata.uid.clone().unwrap_or_default()
 }
 
 /// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.

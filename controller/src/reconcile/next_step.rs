@@ -235,7 +235,9 @@ pub fn is_wanted(status: &QuarantineStatus, step: StepName) -> bool {
     }
 }
 
-fn ended(status: &QuarantineStatus, step: StepName) -> bool {
+/// Whether a step is done, failed or skipped.
+#[must_use]
+pub fn ended(status: &QuarantineStatus, step: StepName) -> bool {
     state(status, step).is_some_and(StepState::is_final)
 }
 

@@ -7,8 +7,11 @@ use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use kube::runtime::controller::Action;
 
-use impound_evidence::Event as CustodyEvent;
+mod logged;
 
+use self::logged::{
+    log_again, log_contained, log_refused_release, log_release, log_request, report,
+};
 use super::custody::{AT_LEISURE, AT_ONCE};
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;
@@ -19,7 +22,7 @@ use super::{
 use crate::contain::facts::is_gone;
 use crate::kubernetes::from_kube;
 use crate::resources::{
-    Collection, CollectionPhase, CollectionSpec, CollectionStatus, FactState, Quarantine,
+    Collection, CollectionPhase, CollectionSpec, FactState, Quarantine,
     QuarantinePhase, StepName, StepState,
 };
 
@@ -29,9 +32,6 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 /// A contained pod is looked at this often also when nothing was heard: a watch shows what carries our
 /// labels, and what others add (a policy that allows, a Service) carries none.
 const WATCH_OVER: Duration = Duration::from_secs(60);
-
-/// Pauses this long leave time for a look at what is in force.
-const SLOW: Duration = Duration::from_secs(5);
 
 /// Brings a quarantine as far as it gets without waiting.
 ///
@@ -49,6 +49,7 @@ pub async fn reconcile(
         .await
         .map_err(|error| from_kube("GET", "quarantine", error))?
     else {
+        context.forget(&cached.uid().unwrap_or_default());
         return Ok(Action::await_change());
     };
     let mut record = Record::new(object, context.clone());
@@ -58,137 +59,163 @@ pub async fn reconcile(
         let collection = collection(&record, &context).await?;
         let status = collection
             .as_ref()
-            .and_then(|collection| collection.status.clone());
-        let delay = match next_step::next(&record.object.spec, &record.status, status.as_ref()) {
-            Next::Plan => {
-                planned = containing::record_plan(&mut record, &context).await?;
-                // Written again before anything is evicted, and said if it can't be.
-                let logged = custody::within(AT_ONCE, log_request(&record, &context));
-                report(&record, logged.await);
-                None
-            }
-            Next::Contain(step) => {
-                let delay = containing::carry_out(&mut record, &context, step, planned).await?;
-                if delay.is_some() || Some(&step) == CONTAINMENT.last() {
-                    record.save().await?;
-                }
-                delay
-            }
-            Next::Isolate => {
-                let delay = isolating::isolate(&mut record, &context).await?;
-                // On the first attempt verification follows at once, and saves.
-                let verified = next_step::state(&record.status, StepName::Verify).is_some();
-                if verified {
-                    verifying::state_again(&mut record, &context).await?;
-                    record.save().await?;
-                }
-                delay.filter(|_| verified)
-            }
-            Next::Prove => {
-                isolating::prove(&mut record, &context).await?;
-                record.save().await?;
-                None
-            }
-            Next::Verify => {
-                verifying::verify(&mut record, &context).await?;
-                let logged = custody::within(AT_ONCE, log_contained(&record, &context));
-                report(&record, logged.await);
-                record.save().await?;
-                verifying::report_credentials(&mut record, &context).await;
-                None
-            }
-            Next::Neighbours => neighbours(&mut record, &context, collection.as_ref()).await?,
-            Next::Evict => {
-                let delay = evicting::round(&mut record, &context).await?;
-                if delay.is_none_or(|delay| delay >= SLOW) {
-                    guarding::look(&mut record, &context).await?;
-                }
-                record.save().await?;
-                delay
-            }
-            Next::Collect => {
-                collected(&mut record, status.as_ref());
-                record.save().await?;
-                None
-            }
-            Next::AwaitCollection => {
-                if collection.is_none() {
-                    let what =
-                        "its Collection object was deleted; what was stored is still in the store";
-                    record.end(StepName::Collect, StepState::Failed, what);
-                } else {
-                    record.wait(StepName::Collect, "evidence is on its way");
-                }
-                let again = guarding::look(&mut record, &context).await?;
-                record.save().await?;
-                if collection.is_none() {
-                    None
-                } else {
-                    Some(again.unwrap_or(HEARTBEAT))
-                }
-            }
-            Next::Finish => {
-                finish(&mut record);
-                record.save().await?;
-                None
-            }
-            Next::Undo(step) => {
-                let delay = releasing::undo(&mut record, &context, step).await?;
-                record.save().await?;
-                delay
-            }
-            Next::FinishRelease => {
-                match custody::within(AT_LEISURE, log_release(&record, &context)).await {
-                    Ok(()) => releasing::finish(&mut record),
-                    Err(problem) => {
-                        record.status.message = format!("everything is undone; {problem}");
-                        record.save().await?;
-                        return Ok(Action::requeue(HEARTBEAT));
-                    }
-                }
-                record.save().await?;
-                None
-            }
-            Next::RefuseRelease => {
-                let again = guarding::look(&mut record, &context).await?;
-                record.status.message = releasing::refusal();
-                let logged = custody::within(AT_LEISURE, log_refused_release(&record, &context));
-                report(&record, logged.await);
-                record.save().await?;
-                return Ok(Action::requeue(again.unwrap_or(WATCH_OVER)));
-            }
-            Next::Rest => {
-                let mut again = None;
-                if record.status.phase == QuarantinePhase::Refused {
-                    let logged = custody::within(AT_LEISURE, log_request(&record, &context)).await;
-                    again = logged.is_err().then_some(WATCH_OVER);
-                    report(&record, logged);
-                }
-                if guarding::applies(record.status.phase) {
-                    let looked = guarding::look(&mut record, &context).await?;
-                    let evicting = evicting::again(&mut record, &context).await?;
-                    again = [looked, evicting, Some(WATCH_OVER)]
-                        .into_iter()
-                        .flatten()
-                        .min();
-                    // What is called contained, complete or failed follows the facts of now.
-                    finish(&mut record);
-                    withdraw(&mut record);
-                }
-                record.save().await?;
-                if matches!(
-                    record.status.phase,
-                    QuarantinePhase::Released | QuarantinePhase::Refused
-                ) {
-                    containing::let_go(&mut record, &context).await?;
-                }
-                return Ok(again.map_or_else(Action::await_change, Action::requeue));
-            }
-        };
-        if let Some(delay) = delay {
-            return Ok(Action::requeue(delay));
+            .and_then(|collection| collection.status.as_ref());
+        let next = next_step::next(&record.object.spec, &record.status, status);
+        let collection = collection.as_ref();
+        match work(&mut record, &context, next, collection, &mut planned).await? {
+            Then::GoOn => {}
+            Then::Save => record.save().await?,
+            Then::Wait(pause) => return wait(&mut record, &context, pause).await,
+            Then::Rest => return rest(&mut record, &context, next).await,
         }
     }
+}
+
+/// What follows a piece of work.
+enum Then {
+    /// The next one, which records this one too.
+    GoOn,
+    /// The next one, once this one is recorded.
+    Save,
+    /// Something outside must happen first: it is looked again after this long, if nothing is heard before.
+    Wait(Duration),
+    /// Nothing, until somebody wants something else.
+    Rest,
+}
+
+impl Then {
+    fn after(delay: Option<Duration>) -> Self {
+        delay.map_or(Self::Save, Self::Wait)
+    }
+}
+
+/// Carries out what comes next. `planned`: the plan has just been made, and is carried out as it is.
+async fn work(
+    record: &mut Record,
+    context: &Context,
+    next: Next,
+    collection: Option<&Collection>,
+    planned: &mut bool,
+) -> Result<Then, ReconcileError> {
+    Ok(match next {
+        Next::Plan => {
+            *planned = containing::record_plan(record, context).await?;
+            // Written again before anything is evicted, and said if it can't be.
+            let logged = custody::within(AT_ONCE, log_request(record, context));
+            report(record, logged.await);
+            Then::GoOn
+        }
+        Next::Contain(step) => {
+            match containing::carry_out(record, context, step, *planned).await? {
+                None if Some(&step) != CONTAINMENT.last() => Then::GoOn,
+                delay => Then::after(delay),
+            }
+        }
+        Next::Isolate => {
+            let delay = isolating::isolate(record, context).await?;
+            // On the first attempt verification follows at once.
+            if next_step::state(&record.status, StepName::Verify).is_none() {
+                return Ok(Then::GoOn);
+            }
+            verifying::state_again(record, context).await?;
+            Then::after(delay)
+        }
+        Next::Verify => {
+            verifying::verify(record, context).await?;
+            let logged = custody::within(AT_ONCE, log_contained(record, context));
+            report(record, logged.await);
+            record.save().await?;
+            verifying::report_credentials(record, context).await;
+            Then::GoOn
+        }
+        Next::Neighbours => neighbours(record, context, collection).await?,
+        Next::Prove => {
+            isolating::prove(record, context).await?;
+            Then::Save
+        }
+        Next::Evict => Then::after(evicting::round(record, context).await?),
+        Next::Collect => {
+            collected(record, collection);
+            Then::Save
+        }
+        Next::AwaitCollection if collection.is_none() => {
+            let what = "its Collection object was deleted; what was stored is still in the store";
+            record.end(StepName::Collect, StepState::Failed, what);
+            Then::Save
+        }
+        Next::AwaitCollection => {
+            record.wait(StepName::Collect, "evidence is on its way");
+            Then::Wait(HEARTBEAT)
+        }
+        Next::Finish => {
+            finish(record);
+            Then::Save
+        }
+        Next::Undo(step) => Then::after(releasing::undo(record, context, step).await?),
+        Next::FinishRelease => {
+            match custody::within(AT_LEISURE, log_release(record, context)).await {
+                Ok(()) => {
+                    releasing::finish(record);
+                    Then::Save
+                }
+                Err(problem) => {
+                    record.status.message = format!("everything is undone; {problem}");
+                    Then::Wait(HEARTBEAT)
+                }
+            }
+        }
+        Next::Rest | Next::RefuseRelease => Then::Rest,
+    })
+}
+
+/// Whatever is waited for, what is in force is kept so meanwhile.
+async fn wait(
+    record: &mut Record,
+    context: &Context,
+    pause: Duration,
+) -> Result<Action, ReconcileError> {
+    let look = guarding::look_meanwhile(record, context).await?;
+    record.save().await?;
+    Ok(Action::requeue(
+        look.map_or(pause, |look| look.min(pause)),
+    ))
+}
+
+/// Everything has ended, well or not, or waits for somebody: what is in force is kept so, and what could not
+/// be done is tried now and then.
+async fn rest(
+    record: &mut Record,
+    context: &Context,
+    next: Next,
+) -> Result<Action, ReconcileError> {
+    let mut again = None;
+    if record.status.phase == QuarantinePhase::Refused {
+        let logged = custody::within(AT_LEISURE, log_request(record, context)).await;
+        again = logged.is_err().then_some(WATCH_OVER);
+        report(record, logged);
+    }
+    if guarding::applies(record.status.phase) {
+        let looked = guarding::look(record, context).await?;
+        let evicting = evicting::again(record, context).await?;
+        again = [looked, evicting, Some(WATCH_OVER)]
+            .into_iter()
+            .flatten()
+            .min();
+        // What is called contained, complete or failed follows the facts of now.
+        finish(record);
+        withdraw(record);
+    }
+    if next == Next::RefuseRelease {
+        record.status.message = releasing::refusal();
+        let logged = custody::within(AT_LEISURE, log_refused_release(record, context));
+        report(record, logged.await);
+    }
+    record.save().await?;
+    if record.status.phase.is_over() {
+        containing::let_go(record, context).await?;
+        context.forget(&record.uid());
+    }
+    Ok(again.map_or_else(Action::await_change, Action::requeue))
 }
 
 /// A quarantine that is deleted or released before anything was changed ends there; one that is
@@ -214,7 +241,7 @@ async fn neighbours(
     record: &mut Record,
     context: &Context,
     collection: Option<&Collection>,
-) -> Result<Option<Duration>, ReconcileError> {
+) -> Result<Then, ReconcileError> {
     let spec = &record.object.spec;
     if spec.skip_collection {
         let nothing = "the request says to collect nothing";
@@ -226,8 +253,7 @@ async fn neighbours(
                 format!("{nothing}; {problem}"),
             ),
         }
-        record.save().await?;
-        return Ok(None);
+        return Ok(Then::Save);
     }
     let Some(collection) = collection else {
         record.begin(StepName::Neighbours);
@@ -237,8 +263,7 @@ async fn neighbours(
             StepName::Neighbours,
             "inspect and diff of every container on the node",
         );
-        record.save().await?;
-        return Ok(None);
+        return Ok(Then::Save);
     };
     if collection.spec.quarantine.as_deref() != Some(&record.name()) {
         let message = format!(
@@ -247,8 +272,7 @@ async fn neighbours(
         );
         record.end(StepName::Neighbours, StepState::Failed, message.clone());
         record.end(StepName::Collect, StepState::Failed, message);
-        record.save().await?;
-        return Ok(None);
+        return Ok(Then::Save);
     }
     record.status.collection = Some(record.name());
     let status = collection.status.clone().unwrap_or_default();
@@ -274,11 +298,9 @@ async fn neighbours(
             StepName::Neighbours,
             "inspect and diff of every container on the node",
         );
-        record.save().await?;
-        return Ok(Some(HEARTBEAT));
+        return Ok(Then::Wait(HEARTBEAT));
     }
-    record.save().await?;
-    Ok(None)
+    Ok(Then::Save)
 }
 
 async fn create_collection(record: &Record, context: &Context) -> Result<(), ReconcileError> {
@@ -325,7 +347,8 @@ async fn collection(
         .map_err(|error| from_kube("GET", "collection", error))?)
 }
 
-fn collected(record: &mut Record, status: Option<&CollectionStatus>) {
+fn collected(record: &mut Record, collection: Option<&Collection>) {
+    let status = collection.and_then(|collection| collection.status.as_ref());
     let Some(status) = status.filter(|_| !record.object.spec.skip_collection) else {
         record.end(
             StepName::Collect,
@@ -407,97 +430,4 @@ fn finish(record: &mut Record) {
             format!("{proved}, but not all is done: {failed}{unproved}"),
         );
     }
-}
-
-/// Says that something is not in the custody log.
-fn report(record: &Record, logged: Result<(), String>) {
-    if let Err(problem) = logged {
-        tracing::error!(
-            quarantine = record.name(),
-            problem,
-            "not in the custody log"
-        );
-    }
-}
-
-/// Writes what containment did not wait for, unless it is there already.
-async fn log_again(record: &Record, context: &Context) -> Result<(), String> {
-    let writing = async {
-        log_request(record, context).await?;
-        log_contained(record, context).await
-    };
-    custody::within(AT_LEISURE, writing).await
-}
-
-/// The custody log says who asked, and at once if it is refused.
-async fn log_request(record: &Record, context: &Context) -> Result<(), String> {
-    let spec = &record.object.spec;
-    let subject = subject("quarantine", record);
-    let request = custody::request_id(&record.object);
-    let authorised =
-        request.map(|id| custody::request("quarantine", &record.namespace(), &record.name(), id));
-    let asked = custody::Asked {
-        event: CustodyEvent::Requested,
-        who: &spec.requested_by,
-        subject: &subject,
-        authorised: authorised.as_deref(),
-        request,
-        reason: &spec.reason,
-    };
-    custody::asked(context, &spec.case, asked).await?;
-    if record.status.phase != QuarantinePhase::Refused {
-        return Ok(());
-    }
-    let why = Some(record.status.message.clone());
-    custody::done(context, &spec.case, CustodyEvent::Refused, &subject, why).await
-}
-
-/// The custody log says when and how far the pod was contained.
-async fn log_contained(record: &Record, context: &Context) -> Result<(), String> {
-    let facts: Vec<String> = record
-        .status
-        .facts
-        .iter()
-        .map(|fact| format!("{}={:?}", fact.name, fact.state))
-        .collect();
-    let event = if is_contained(&record.status) {
-        CustodyEvent::Contained
-    } else {
-        CustodyEvent::Failed
-    };
-    let what = format!(
-        "containment of pod {}/{} (uid {}) by {}: {}",
-        record.namespace(),
-        record.object.spec.pod,
-        record.status.pod_uid.as_deref().unwrap_or_default(),
-        subject("quarantine", record),
-        facts.join(", ")
-    );
-    custody::done(context, &record.object.spec.case, event, &what, None).await
-}
-
-async fn log_release(record: &Record, context: &Context) -> Result<(), String> {
-    let release = record.object.spec.release.clone().unwrap_or_default();
-    let subject = subject("release of quarantine", record);
-    let asked = custody::Asked {
-        event: CustodyEvent::Released,
-        who: &release.requested_by,
-        subject: &subject,
-        authorised: Some(&subject),
-        request: None,
-        reason: &release.reason,
-    };
-    custody::asked(context, &record.object.spec.case, asked).await
-}
-
-async fn log_refused_release(record: &Record, context: &Context) -> Result<(), String> {
-    let what = subject("release of quarantine", record);
-    let why = Some(releasing::refusal());
-    let case = &record.object.spec.case;
-    custody::done(context, case, CustodyEvent::Refused, &what, why).await
-}
-
-fn subject(kind: &str, record: &Record) -> String {
-    let uid = record.object.metadata.uid.as_deref().unwrap_or_default();
-    custody::subject(kind, &record.namespace(), &record.name(), uid)
 }

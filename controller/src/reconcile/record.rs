@@ -58,6 +58,12 @@ impl Record {
         self.object.name_any()
     }
 
+    /// metadata.uid of the quarantine.
+    #[must_use]
+    pub fn uid(&self) -> String {
+        self.object.metadata.uid.clone().unwrap_or_default()
+    }
+
     /// The suspect as it was before the first change.
     #[must_use]
     pub fn suspect_before(&self) -> Pod {
