@@ -5,7 +5,7 @@ use crate::contain::plugin::facts::NO_PLUGIN_POLICY_ALLOWS;
 use crate::contain::proof::{INCOMING_BLOCKED, NO_WAY_PAST, NODE_ISOLATED, OUTGOING_BLOCKED};
 use crate::resources::{
     CollectionPhase, CollectionStatus, FactState, QuarantinePhase, QuarantineSpec,
-    QuarantineStatus, StepName, StepState, Verdict,
+    QuarantineStatus, StepName, StepState, StepStatus, Verdict,
 };
 
 /// Steps that contain the pod, in their safe order: the node takes no new pods before the
@@ -33,6 +33,14 @@ pub const RELEASE: [StepName; 8] = [
     StepName::UndoCordon,
 ];
 
+/// Attempts after which the policy or the strip keeps nothing else waiting than the evictions: isolation at the
+/// node and the evidence are needed all the more.
+pub const BLOCKED_AFTER: u32 = 3;
+
+/// Attempts, the last of them half a minute apart, after which a quarantine whose policy or strip is still
+/// refused is called failed. They go on being tried.
+const CALLED_FAILED_AFTER: u32 = 8;
+
 /// What a quarantine needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -54,6 +62,8 @@ pub enum Next {
     Collect,
     /// Wait until the collection changes.
     AwaitCollection,
+    /// Wait until the step that is refused again and again succeeds.
+    AwaitContainment,
     /// Everything is done or has failed: say which.
     Finish,
     /// Carry out a release step.
@@ -177,8 +187,8 @@ fn work(
     if status.undo.is_none() {
         return Next::Plan;
     }
-    let mut steps = CONTAINMENT.into_iter();
-    if let Some(step) = steps.find(|step| is_wanted(status, *step) && !ended(status, *step)) {
+    let blocked = blocked(status);
+    if let Some(step) = unended(status).filter(|_| blocked.is_none()) {
         return Next::Contain(step);
     }
     // An agent that does not answer keeps nobody waiting: what failed once is tried again later.
@@ -210,16 +220,40 @@ fn work(
     {
         return Next::Collect;
     }
-    if !ended(status, StepName::Evict) {
+    // Neighbours are only moved away from a pod that its steps have contained.
+    if !ended(status, StepName::Evict) && blocked.is_none() {
         return Next::Evict;
     }
     if !ended(status, StepName::Collect) {
         return Next::AwaitCollection;
     }
+    if blocked.is_some_and(|step| step.attempts < CALLED_FAILED_AFTER) {
+        return Next::AwaitContainment;
+    }
     if !status.phase.is_final() {
         return Next::Finish;
     }
     Next::Rest
+}
+
+/// The policy or the strip, if it was refused so often that nothing but the evictions waits for it any more. The
+/// other steps that contain are given up instead.
+#[must_use]
+pub fn blocked(status: &QuarantineStatus) -> Option<&StepStatus> {
+    let step = unended(status)?;
+    let mut recorded = status.steps.iter();
+    recorded.find(|recorded| {
+        recorded.name == step
+            && matches!(step, StepName::Policy | StepName::Strip)
+            && recorded.state == StepState::Waiting
+            && recorded.attempts >= BLOCKED_AFTER
+    })
+}
+
+/// The first step that contains and has not ended.
+fn unended(status: &QuarantineStatus) -> Option<StepName> {
+    let mut steps = CONTAINMENT.into_iter();
+    steps.find(|step| is_wanted(status, *step) && !ended(status, *step))
 }
 
 /// Steps about which the plan says nothing don't exist for this quarantine.
@@ -254,7 +288,7 @@ pub fn state(status: &QuarantineStatus, step: StepName) -> Option<StepState> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::{DenyUndo, Fact, PolicyUndo, ReleaseSpec, StepStatus, Undo};
+    use crate::resources::{DenyUndo, Fact, PolicyUndo, ReleaseSpec, Undo};
 
     /// A quarantine whose plan has every step.
     fn status(done: &[StepName]) -> QuarantineStatus {
@@ -367,6 +401,62 @@ mod tests {
             next(&QuarantineSpec::default(), &status, Some(&sealed())),
             Next::Collect
         );
+    }
+
+    #[test]
+    fn a_refused_policy_or_strip_keeps_nothing_waiting_but_the_evictions() {
+        let spec = QuarantineSpec::default();
+        for refused in [StepName::Policy, StepName::Strip] {
+            let before = CONTAINMENT.iter().take_while(|step| **step != refused);
+            let before: Vec<StepName> = before.copied().collect();
+            let mut status = status(&before);
+            let mut waiting = step(refused, StepState::Waiting);
+            waiting.attempts = BLOCKED_AFTER - 1;
+            status.steps.push(waiting);
+            assert_eq!(next(&spec, &status, None), Next::Contain(refused));
+            status.steps.last_mut().unwrap().attempts = BLOCKED_AFTER;
+            for (ended, expected) in [
+                (StepName::Isolate, Next::Isolate),
+                (StepName::Verify, Next::Verify),
+                (StepName::Neighbours, Next::Neighbours),
+                (StepName::Prove, Next::Prove),
+            ] {
+                assert_eq!(next(&spec, &status, None), expected);
+                status.steps.push(step(ended, StepState::Done));
+            }
+            assert_eq!(next(&spec, &status, None), Next::AwaitCollection);
+            assert_eq!(next(&spec, &status, Some(&sealed())), Next::Collect);
+            status.steps.push(step(StepName::Collect, StepState::Done));
+            assert_eq!(next(&spec, &status, None), Next::AwaitContainment);
+            let position = before.len();
+            status.steps[position].attempts = CALLED_FAILED_AFTER;
+            assert_eq!(next(&spec, &status, None), Next::Finish);
+            status.phase = QuarantinePhase::Failed;
+            assert_eq!(next(&spec, &status, None), Next::Rest);
+            status.steps[position].state = StepState::Done;
+            let after = CONTAINMENT.iter().skip(position + 1);
+            for next_one in after {
+                assert_eq!(next(&spec, &status, None), Next::Contain(*next_one));
+                status.steps.push(step(*next_one, StepState::Done));
+            }
+            assert_eq!(next(&spec, &status, None), Next::Evict);
+        }
+    }
+
+    #[test]
+    fn no_other_step_that_contains_is_passed_over() {
+        let spec = QuarantineSpec::default();
+        for name in CONTAINMENT {
+            if matches!(name, StepName::Policy | StepName::Strip) {
+                continue;
+            }
+            let before = CONTAINMENT.iter().take_while(|step| **step != name);
+            let mut status = status(&before.copied().collect::<Vec<_>>());
+            let mut waiting = step(name, StepState::Waiting);
+            waiting.attempts = 100;
+            status.steps.push(waiting);
+            assert_eq!(next(&spec, &status, None), Next::Contain(name));
+        }
     }
 
     #[test]

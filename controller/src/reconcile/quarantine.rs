@@ -16,7 +16,7 @@ use super::custody::{AT_LEISURE, AT_ONCE};
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;
 use super::{
-    Context, ReconcileError, containing, custody, evicting, guarding, isolating, releasing,
+    Context, ReconcileError, blocking, containing, custody, evicting, guarding, isolating, releasing,
     verifying,
 };
 use crate::contain::facts::is_gone;
@@ -61,6 +61,11 @@ pub async fn reconcile(
             .as_ref()
             .and_then(|collection| collection.status.as_ref());
         let next = next_step::next(&record.object.spec, &record.status, status);
+        if blocking::is_due(&record, &context, next) {
+            blocking::try_again(&mut record, &context).await?;
+            record.save().await?;
+            continue;
+        }
         let collection = collection.as_ref();
         match work(&mut record, &context, next, collection, &mut planned).await? {
             Then::GoOn => {}
@@ -108,6 +113,7 @@ async fn work(
         Next::Contain(step) => {
             match containing::carry_out(record, context, step, *planned).await? {
                 None if Some(&step) != CONTAINMENT.last() => Then::GoOn,
+                Some(pause) if blocking::begins(record, context, pause) => Then::Save,
                 delay => Then::after(delay),
             }
         }
@@ -147,6 +153,7 @@ async fn work(
             record.wait(StepName::Collect, "evidence is on its way");
             Then::Wait(HEARTBEAT)
         }
+        Next::AwaitContainment => Then::Wait(HEARTBEAT),
         Next::Finish => {
             finish(record);
             Then::Save
@@ -176,8 +183,9 @@ async fn wait(
 ) -> Result<Action, ReconcileError> {
     let look = guarding::look_meanwhile(record, context).await?;
     record.save().await?;
+    let pauses = [look, blocking::left(record, context)];
     Ok(Action::requeue(
-        look.map_or(pause, |look| look.min(pause)),
+        pauses.into_iter().flatten().fold(pause, Duration::min),
     ))
 }
 
@@ -197,7 +205,8 @@ async fn rest(
     if guarding::applies(record.status.phase) {
         let looked = guarding::look(record, context).await?;
         let evicting = evicting::again(record, context).await?;
-        again = [looked, evicting, Some(WATCH_OVER)]
+        let blocking = blocking::left(record, context);
+        again = [looked, evicting, blocking, Some(WATCH_OVER)]
             .into_iter()
             .flatten()
             .min();
@@ -377,11 +386,15 @@ fn collected(record: &mut Record, collection: Option<&Collection>) {
 
 /// The last word: complete only if every step and every fact says so.
 fn finish(record: &mut Record) {
+    let blocked = next_step::blocked(&record.status).map(|step| step.name);
     let failed: Vec<String> = record
         .status
         .steps
         .iter()
-        .filter(|step| step.state == StepState::Failed)
+        .filter(|step| {
+            step.state == StepState::Failed
+                || blocked.as_ref().is_some_and(|blocked| *blocked == step.name)
+        })
         .map(|step| format!("{}: {}", step.name, step.message))
         .collect();
     let failed = failed.join("; ");

@@ -90,6 +90,12 @@ impl Record {
         step.started.get_or_insert_with(now);
     }
 
+    /// A step that has ended is to be carried out again.
+    pub fn reopen(&mut self, name: StepName, why: impl Into<String>) {
+        self.wait(name, why);
+        self.step(name).finished = None;
+    }
+
     /// Ends a step and announces it.
     pub fn end(&mut self, name: StepName, state: StepState, message: impl Into<String>) {
         let message = message.into();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::next_step::is_contained;
+use super::next_step::{blocked, is_contained};
 use super::record::Record;
 use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::ObserveError;
@@ -30,7 +30,8 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
     loop {
         match check(record, context).await {
             Ok(mut facts) => {
-                let settling = facts::settling(&facts);
+                // What a step that is still refused would bring about does not come by itself.
+                let settling = facts::settling(&facts) && blocked(&record.status).is_none();
                 let last = !settling || Instant::now() >= deadline;
                 if last {
                     facts.push(guarded(context).await);
@@ -116,6 +117,9 @@ pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), R
             format!("not called isolated any more: {untrue}{open}"),
         );
     }
+    if !is && !was && record.status.phase == QuarantinePhase::Containing {
+        record.status.message = not_contained(record);
+    }
     // The last word on a quarantine that is over and done with is said elsewhere.
     if is
         && matches!(
@@ -181,7 +185,7 @@ async fn guarded(context: &Context) -> Fact {
 fn conclude(record: &mut Record) {
     let untrue = sentences(&record.status.facts, FactState::False);
     if !is_contained(&record.status) {
-        let message = format!("NOT contained: {untrue}");
+        let message = not_contained(record);
         record.end(StepName::Verify, StepState::Failed, message.clone());
         // Eviction and collection go on: the evidence is needed all the more.
         record.enter(QuarantinePhase::Containing, message);
@@ -195,6 +199,14 @@ fn conclude(record: &mut Record) {
         record.end(StepName::Verify, StepState::Failed, message);
     }
     say(record);
+}
+
+/// Why the pod is not contained.
+fn not_contained(record: &Record) -> String {
+    let untrue = sentences(&record.status.facts, FactState::False);
+    let blocked = blocked(&record.status);
+    let blocked = blocked.map(|step| format!("; {}: {}", step.name, step.message));
+    format!("NOT contained: {untrue}{}", blocked.unwrap_or_default())
 }
 
 /// Says of a contained pod how far it is.

@@ -17,6 +17,9 @@ use tokio::net::TcpListener;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
+#[path = "table.rs"]
+mod table;
+
 /// Small, so that an artifact has many chunks.
 const CHUNK: usize = 1000;
 
@@ -60,6 +63,11 @@ pub(crate) struct State {
     pub(crate) faults: HashMap<&'static str, Vec<Fault>>,
     /// How long before the thaw was asked for the freeze had ended by itself; zero: it had not.
     pub(crate) thawed_early: Duration,
+    /// The suspect's table is set.
+    pub(crate) isolated: bool,
+    /// Exports, or inspections, wait.
+    pub(crate) slow: bool,
+    pub(crate) slow_inspect: bool,
     /// Every call.
     pub(crate) calls: Vec<String>,
     /// The list is of every pod of the name, whatever its uid.
@@ -174,6 +182,12 @@ impl FakeAgent {
 
     pub(crate) fn calls(&self) -> Vec<String> {
         self.state.lock().unwrap().calls.clone()
+    }
+
+    async fn while_it(&self, is: impl Fn(&State) -> bool) {
+        while is(&self.state.lock().unwrap()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     fn called(&self, name: &'static str, what: &str) -> Result<Option<Fault>, Status> {
@@ -307,6 +321,7 @@ impl Agent for FakeAgent {
     ) -> Result<Response<Messages>, Status> {
         let id = request.into_inner().container_id;
         let fault = self.called("inspect", &id)?;
+        self.while_it(|state| state.slow_inspect).await;
         self.state
             .lock()
             .unwrap()
@@ -390,6 +405,7 @@ impl Agent for FakeAgent {
     async fn export(&self, request: Request<ExportRequest>) -> Result<Response<Messages>, Status> {
         let id = request.into_inner().container_id;
         let fault = self.called("export", &id)?;
+        self.while_it(|state| state.slow).await;
         let restart = self.state.lock().unwrap().restarts.pop();
         if let Some((pod, name, attempt)) = restart {
             self.add(pod, name, attempt, 2_000);
@@ -486,34 +502,41 @@ impl Agent for FakeAgent {
         Ok(Response::new(RemoveImageResponse { removed }))
     }
 
-    // Collecting never isolates.
-
     async fn isolate(
         &self,
-        _: Request<IsolateRequest>,
+        request: Request<IsolateRequest>,
     ) -> Result<Response<IsolateResponse>, Status> {
-        Err(Status::unimplemented("not part of a collection"))
+        let pod = request.into_inner().pod.unwrap_or_default();
+        self.called("isolate", &pod.name)?;
+        let mut state = self.state.lock().unwrap();
+        Ok(Response::new(table::isolate(&mut state)))
     }
 
     async fn inspect_isolation(
         &self,
         _: Request<InspectIsolationRequest>,
     ) -> Result<Response<InspectIsolationResponse>, Status> {
-        Err(Status::unimplemented("not part of a collection"))
+        self.called("inspect_isolation", "")?;
+        Ok(Response::new(table::inspect(&self.state.lock().unwrap())))
     }
 
     async fn lift_isolation(
         &self,
-        _: Request<LiftIsolationRequest>,
+        request: Request<LiftIsolationRequest>,
     ) -> Result<Response<LiftIsolationResponse>, Status> {
-        Err(Status::unimplemented("not part of a collection"))
+        let pod = request.into_inner().pod.unwrap_or_default();
+        self.called("lift", &pod.name)?;
+        let mut state = self.state.lock().unwrap();
+        Ok(Response::new(table::lift(&mut state)))
     }
 
     async fn probe_isolation(
         &self,
-        _: Request<ProbeIsolationRequest>,
+        request: Request<ProbeIsolationRequest>,
     ) -> Result<Response<ProbeIsolationResponse>, Status> {
-        Err(Status::unimplemented("not part of a collection"))
+        self.called("probe", "")?;
+        let state = self.state.lock().unwrap();
+        Ok(Response::new(table::probe(&state, request.into_inner())))
     }
 
     async fn freeze(

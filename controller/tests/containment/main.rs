@@ -15,6 +15,7 @@
 #[path = "../collection/agent.rs"]
 #[allow(dead_code, reason = "its faults are for the tests of collecting")]
 mod agent;
+mod blocked;
 mod crashes;
 mod custody;
 mod drift;
