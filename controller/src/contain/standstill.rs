@@ -16,7 +16,8 @@ const MARGIN: Duration = Duration::from_secs(2);
 ///
 /// A probe that fails `failureThreshold` times in a row restarts the container. The first failure can come at
 /// once (a command in a paused container fails without delay), the last one a period later for each of the
-/// others, so it is that number less one that counts. Readiness restarts nothing.
+/// others. One may have failed just before, which no API tells: that one counts, too. So it is the threshold
+/// less two that is left. Readiness restarts nothing.
 #[must_use]
 pub fn allowed(pod: &Pod, most: Duration) -> Duration {
     let containers = pod.spec.iter().flat_map(|spec| {
@@ -35,7 +36,7 @@ pub fn allowed(pod: &Pod, most: Duration) -> Duration {
 }
 
 fn patience(probe: &Probe) -> Duration {
-    let failures = probe.failure_threshold.unwrap_or(FAILURES).max(1) - 1;
+    let failures = probe.failure_threshold.unwrap_or(FAILURES).saturating_sub(2).max(0);
     let period = probe.period_seconds.unwrap_or(PERIOD).max(1);
     let seconds = i64::from(failures) * i64::from(period);
     Duration::from_secs(seconds.unsigned_abs())
@@ -60,17 +61,34 @@ mod tests {
             json!({ "name": "web", "livenessProbe": { "tcpSocket": { "port": 80 },
                 "failureThreshold": failures, "periodSeconds": period } })
         };
-        assert_eq!(allowed_for(liveness(3, 10)), 18);
+        assert_eq!(allowed_for(liveness(3, 10)), 8);
         assert_eq!(allowed_for(liveness(100, 10)), 60);
         assert_eq!(allowed_for(liveness(1, 3600)), 0);
-        assert_eq!(allowed_for(liveness(2, 1)), 0);
+        assert_eq!(allowed_for(liveness(2, 3600)), 0);
+        assert_eq!(allowed_for(liveness(3, 2)), 0);
         assert_eq!(
             allowed_for(json!({ "name": "web", "livenessProbe": { "exec": {} } })),
-            18
+            8
         );
-        let startup = json!({ "name": "web", "startupProbe": { "exec": {}, "failureThreshold": 2, "periodSeconds": 7 },
+        let startup = json!({ "name": "web", "startupProbe": { "exec": {}, "failureThreshold": 3, "periodSeconds": 7 },
             "livenessProbe": { "exec": {} } });
         assert_eq!(allowed_for(startup), 5);
+    }
+
+    #[test]
+    fn a_failure_just_before_the_pause_and_all_that_fit_into_it_are_fewer_than_restart() {
+        for threshold in 1..10_i32 {
+            for period in 1..20_i32 {
+                let pod = json!({ "metadata": {}, "spec": { "containers": [{ "name": "web", "livenessProbe": {
+                    "exec": {}, "failureThreshold": threshold, "periodSeconds": period } }] } });
+                let pod: Pod = serde_json::from_value(pod).unwrap();
+                let stands = allowed(&pod, Duration::from_secs(600)).as_secs();
+                if stands > 0 {
+                    let during = stands / u64::from(period.unsigned_abs()) + 1;
+                    assert!(1 + during < u64::from(threshold.unsigned_abs()));
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Reconciles a collection: starts the work once, reports how far it is, records how it ended.
 
+mod recorded;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,17 +10,17 @@ use async_trait::async_trait;
 use impound_evidence::{CaseId, CollectionName, Outcome, case_log};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{Api, Patch};
+use kube::api::Api;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, ResourceExt};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use self::recorded::Recorded;
 use super::custody;
-use super::record::manager;
 use super::{Context, ReconcileError};
 use crate::agents::AgentError;
 use crate::collect::{
@@ -87,11 +89,12 @@ pub async fn reconcile(
         return Ok(Action::await_change());
     }
     status.started.get_or_insert_with(now);
+    let mut recorded = Recorded::new(object.clone());
     let job = match prepare(&object, &status, &context).await {
         Ok(job) => job,
         Err(Unready::Never(reason)) => {
             fail(&mut status, reason);
-            save(&context, &object, &status).await?;
+            recorded.save(&context, &status).await?;
             return Ok(Action::await_change());
         }
         Err(Unready::Now(error)) => return Err(error),
@@ -100,22 +103,22 @@ pub async fn reconcile(
     if let Some(reason) = unreachable(&context, &job.target.node, &status).await {
         context.metrics.agent_failed();
         status.message = format!("tried again in {} s: {reason}", PAUSE.as_secs());
-        save(&context, &object, &status).await?;
+        recorded.save(&context, &status).await?;
         return Ok(Action::requeue(PAUSE));
     }
     status.message = "evidence is on its way".into();
     status.pod_uid = Some(job.target.uid.clone());
     status.node = Some(job.target.node.clone());
-    save(&context, &object, &status).await?;
+    recorded.save(&context, &status).await?;
 
     // One reconciliation of an object runs at a time, so nobody else is at it in this process.
-    let outcome = work(&context, &object, &mut status, job).await;
+    let outcome = work(&context, &mut recorded, &mut status, job).await;
     let pause = conclude(&mut status, outcome);
     if status.phase.is_final() {
         let outcome = format!("{:?}", status.phase);
         context.metrics.collection_ended(&outcome, status.bytes);
     }
-    save_surely(&context, &object, &status).await?;
+    recorded.save_surely(&context, &status).await?;
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
 }
 
@@ -145,12 +148,12 @@ fn artifact(progress: &ArtifactProgress) -> ArtifactStatus {
 /// quick stage is saved at once: evictions wait for it.
 async fn work(
     context: &Context,
-    object: &Collection,
+    recorded: &mut Recorded,
     status: &mut CollectionStatus,
     job: CollectionJob,
 ) -> Result<SealedCollection, CollectError> {
     let (sink, seen) = watch::channel(CollectionProgress::default());
-    let key = ObjectRef::from_obj(object);
+    let key = ObjectRef::from_obj(&recorded.object);
     context.running.locked().insert(key.clone(), seen.clone());
     let collector = context.collector.clone();
     let done = CancellationToken::new();
@@ -161,7 +164,7 @@ async fn work(
             done.cancel();
             outcome
         },
-        report(context, object, status, seen, &done),
+        report(context, recorded, status, seen, &done),
     );
     take_over(status, &sink.borrow());
     context.running.locked().remove(&key);
@@ -172,7 +175,7 @@ async fn work(
 /// after the last word.
 async fn report(
     context: &Context,
-    object: &Collection,
+    recorded: &mut Recorded,
     status: &mut CollectionStatus,
     mut seen: watch::Receiver<CollectionProgress>,
     done: &CancellationToken,
@@ -191,8 +194,8 @@ async fn report(
             continue;
         }
         take_over(status, &seen.borrow());
-        if let Err(error) = save(context, object, status).await {
-            tracing::warn!(case = object.spec.case, error = %describe(&error), "progress not recorded");
+        if let Err(error) = recorded.save(context, status).await {
+            tracing::warn!(case = recorded.object.spec.case, error = %describe(&error), "progress not recorded");
             // The next report says it again.
             status.quick_done = false;
             status.artifacts.clear();
@@ -537,41 +540,4 @@ fn collection_id(case: &str, name: &str) -> Result<CollectionId, impound_evidenc
         case: case.parse::<CaseId>()?,
         name: name.parse::<CollectionName>()?,
     })
-}
-
-async fn save(
-    context: &Context,
-    object: &Collection,
-    status: &CollectionStatus,
-) -> Result<(), ReconcileError> {
-    let namespace = object.namespace().unwrap_or_default();
-    let api = Api::<Collection>::namespaced(context.client.clone(), &namespace);
-    let patch = json!({ "metadata": { "uid": object.metadata.uid }, "status": status });
-    let name = object.name_any();
-    let saved = api
-        .patch_status(&name, &manager(), &Patch::Merge(patch))
-        .await;
-    saved
-        .map(drop)
-        .map_err(|error| from_kube("PATCH", &format!("collections/{name}/status"), error).into())
-}
-
-/// The end of a collection is recorded however long the API is away: a restart would otherwise
-/// do the whole work again.
-async fn save_surely(
-    context: &Context,
-    object: &Collection,
-    status: &CollectionStatus,
-) -> Result<(), ReconcileError> {
-    let mut attempts = 0;
-    loop {
-        match save(context, object, status).await {
-            Err(ReconcileError::Api(error)) if error.is_transient() => {
-                attempts += 1;
-                tracing::warn!(case = object.spec.case, error = %describe(&error), "the collection's end is not recorded yet");
-                tokio::time::sleep(super::containing::backoff(attempts)).await;
-            }
-            outcome => return outcome,
-        }
-    }
 }

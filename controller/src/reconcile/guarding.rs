@@ -26,15 +26,19 @@ use crate::resources::{ApiCall, Drift, QuarantinePhase, StepName, now};
 /// also an Event and a line in the log.
 const KEPT: usize = 50;
 
+/// Reason of a restart.
+const EVIDENCE_LOSS: &str = "EvidenceLoss";
+
 /// Reason of what was put back.
 pub(super) const RESTORED: &str = "Restored";
 
-/// Pause before a write that met a conflict, and before one that was refused, is tried again.
+/// Pause before a write that met a conflict, and before one that was refused, is tried again; the latter is
+/// doubled with each refusal.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(500);
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 /// Somebody (a controller, an intruder) who takes the same thing away again and again is answered more
-/// and more slowly, up to this.
+/// and more slowly, up to this; as is an API that refuses it again and again.
 const SLOWEST: Duration = Duration::from_secs(60);
 
 /// While a quarantine waits for something, its pod is looked at no more often than this.
@@ -104,27 +108,8 @@ pub async fn look(
     restarts(record, &suspect);
     let mut again = None;
     for call in missing(record, context, &suspect).await? {
-        if let Some(wait) = too_soon(record, &call) {
-            again = Some(wait);
-            continue;
-        }
-        match send(&context.client, &call).await {
-            Ok(_) => {
-                note(record, RESTORED, restored(&call));
-                // A node is put back in two patches, and what was put back is to be seen.
-                again.get_or_insert(CONFLICT_PAUSE);
-            }
-            // Somebody else wrote at the same moment.
-            Err(error) if error.is_conflict() => again = Some(CONFLICT_PAUSE),
-            Err(error) => {
-                note(
-                    record,
-                    "NotRestored",
-                    format!("{}: {}", call.purpose, describe(&error)),
-                );
-                again = Some(REFUSED_PAUSE);
-            }
-        }
+        let pause = put_back(record, context, &call).await;
+        again = Some(again.unwrap_or(pause).min(pause));
     }
     let looked = isolating::look(record, context, &suspect).await;
     // Before verification, what is not so is not yet so.
@@ -134,7 +119,32 @@ pub async fn look(
     if let Some(again) = again.filter(|again| *again < LOOK_EVERY) {
         context.pace.put_off(&record.uid(), LOOK, again);
     }
-    Ok(again.or(looked))
+    Ok([again, looked].into_iter().flatten().min())
+}
+
+/// Makes a call whose effect has gone, unless it was made a moment ago. Returns when to look again.
+async fn put_back(record: &mut Record, context: &Context, call: &ApiCall) -> Duration {
+    let (uid, refused) = (record.uid(), format!("{} {}", call.method, call.path));
+    let too_soon = too_soon(record, call).or_else(|| context.pace.left(&uid, &refused));
+    if let Some(wait) = too_soon {
+        return wait;
+    }
+    match send(&context.client, call).await {
+        Ok(_) => {
+            context.pace.clear(&uid, &refused);
+            note(record, RESTORED, restored(call));
+            // A node is put back in two patches, and what was put back is to be seen.
+            CONFLICT_PAUSE
+        }
+        // Somebody else wrote at the same moment.
+        Err(error) if error.is_conflict() => CONFLICT_PAUSE,
+        Err(error) => {
+            let what = format!("{}: {}", call.purpose, describe(&error));
+            note(record, "NotRestored", what);
+            let pace = &context.pace;
+            pace.failed(&uid, &refused, REFUSED_PAUSE, SLOWEST)
+        }
+    }
 }
 
 /// How long to leave a thing alone that was put back before, by how often that was.
@@ -215,14 +225,43 @@ fn restarts(record: &mut Record, suspect: &Pod) {
         let Some((old, _)) = before.get(&name).filter(|(old, _)| *old != id) else {
             continue;
         };
-        note(
-            record,
-            "EvidenceLoss",
-            format!(
-                "container {name} was restarted (restart {restarts}): {old} is now {id}; what {old} changed is \
-                 lost as soon as the kubelet removes it. It was collected if it still existed"
-            ),
-        );
+        let what =
+            format!("container {name} was restarted (restart {restarts}): {old} is now {id}");
+        // What became of the old one was said as it was when the restart was seen.
+        let mut drift = record.status.drift.iter();
+        if !drift.any(|drift| drift.reason == EVIDENCE_LOSS && drift.what.starts_with(&what)) {
+            let became = became(record, old, &id);
+            note(record, EVIDENCE_LOSS, format!("{what}; {became}"));
+        }
+    }
+}
+
+/// What the collection has, or will have, of a container that is not there any more, and of the one that took
+/// its place.
+fn became(record: &Record, old: &str, new: &str) -> String {
+    let spec = &record.object.spec;
+    let collect = format!(
+        "impound collect {} -n {} --case {} --reason 'a container was restarted'",
+        spec.pod,
+        record.namespace(),
+        spec.case
+    );
+    let step = record.status.steps.iter();
+    let step = step.clone().find(|step| step.name == StepName::Collect);
+    match step.filter(|step| step.state.is_final()) {
+        _ if spec.skip_collection => format!(
+            "nothing was to be collected: what {old} changed is lost as soon as the kubelet removes it. To collect \
+             what is there now: {collect}"
+        ),
+        None => format!(
+            "what {old} changed is lost as soon as the kubelet removes it; the collection, which has not ended, takes \
+             it if it still exists then"
+        ),
+        Some(step) => format!(
+            "the collection had ended by then ({}): it holds {old} only as it was when it was read, and nothing of \
+             {new}. To collect what is there now: {collect}",
+            step.message
+        ),
     }
 }
 

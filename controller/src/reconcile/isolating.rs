@@ -316,6 +316,12 @@ pub(super) async fn undo(
         let gone = "the pod is gone, and its network namespace with it";
         return Ok(Undone::NotNeeded(gone.into()));
     }
+    if observe::node(&context.client, &node).await?.is_none() {
+        return Ok(Undone::GivenUp(format!(
+            "NOT lifted: node {node} does not exist any more, so its agent can't be asked; if the machine still \
+             runs, the table stays in the pod's network namespace until the pod ends"
+        )));
+    }
     let enough = attempts >= ATTEMPTS;
     if enough && record.status.isolation.is_none() {
         return Ok(Undone::NotNeeded(format!(

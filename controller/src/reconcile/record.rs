@@ -311,7 +311,8 @@ pub fn manager() -> PatchParams {
 }
 
 /// A merge patch drops what is null, so what was saved and what is read back differ in it.
-fn without_nulls(value: Value) -> Value {
+#[must_use]
+pub fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(fields) => fields
             .into_iter()

@@ -360,9 +360,13 @@ pub fn finish(record: &mut Record) {
             "released; {owner} adopts the pod again and removes one of its pods, which may be this one"
         )
     };
+    let left = record.status.steps.iter();
+    let left = left.filter(|step| RELEASE.contains(&step.name) && step.state == StepState::Failed);
+    let left = left.map(|step| format!("; {}: {}", step.name, step.message));
+    let message = format!("{adopted}{}", left.collect::<String>());
     record.status.before = None;
     record.status.plan.clear();
-    record.enter(QuarantinePhase::Released, adopted);
+    record.enter(QuarantinePhase::Released, message);
 }
 
 /// The reason why a release has to wait, for status and clients.
