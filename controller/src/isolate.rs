@@ -121,16 +121,14 @@ impl Targets {
         }
     }
 
-    fn about(&self, origin: AttemptOrigin, target: &str, node_port: u16) -> String {
+    /// What a target is; `None` for the pod's own node, which the agent adds.
+    fn about(&self, origin: AttemptOrigin, target: &str) -> Option<String> {
         let known = match origin {
             AttemptOrigin::Pod => &self.from_pod,
             AttemptOrigin::Node => &self.from_node,
         };
         let known = known.iter().find(|(known, _)| known.to_string() == target);
-        known.map_or_else(
-            || format!("port {node_port} of the pod's own node"),
-            |(_, about)| about.clone(),
-        )
+        known.map(|(_, about)| about.clone())
     }
 }
 
@@ -286,16 +284,19 @@ pub async fn probe(
             let target = target.to_string();
             // By durations alone, since the node's clock may be wrong: the answer left when all attempts
             // were over, and this one had been over for that long.
+            let about = targets.about(from, &target);
             let over_for = took.saturating_sub(Duration::from_millis(result.elapsed_ms.into()));
             let ended = answered.checked_sub(over_for).unwrap_or(answered);
             Some((
                 AttemptStatus {
-                    about: targets.about(from, &target, node_port),
+                    // Without a table: policies let a pod and its own node talk.
+                    permitted: from == AttemptOrigin::Node || about.is_none(),
+                    about: about
+                        .unwrap_or_else(|| format!("port {node_port} of the pod's own node")),
                     from,
                     target,
                     before: Some(outcome(result.outcome())),
                     after: None,
-                    permitted: false,
                 },
                 ended,
             ))

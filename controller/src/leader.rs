@@ -61,7 +61,7 @@ impl Leadership {
                     said = other;
                 }
                 Err(error) => {
-                    tracing::warn!(error = %describe(&error), "lease not readable");
+                    tracing::warn!(error = %describe(&error), "lease not taken, trying again");
                 }
             }
             sleep(RETRY).await;
@@ -152,11 +152,15 @@ impl Leadership {
     async fn won(&self, written: kube::Result<Lease>) -> Result<Option<String>, ApiError> {
         match written.map_err(failed) {
             Ok(_) => Ok(None),
-            // Somebody else wrote first: the next look says who.
+            // Somebody else wrote first, another replica or e.g. a person who annotated it. Also where we are
+            // still the holder, this write had no effect: it is no renewal.
             Err(error) if error.is_conflict() => {
                 let lease = self.api.get_opt(LEASE).await.map_err(failed)?;
                 let other = lease.as_ref().map(holder).unwrap_or_default();
-                Ok((other != self.holder).then(|| other.to_owned()))
+                if other == self.holder {
+                    return Err(error);
+                }
+                Ok(Some(other.to_owned()))
             }
             Err(error) => Err(error),
         }

@@ -1,8 +1,9 @@
 //! The suspect's node: cordon, own taint, labels, autoscaler annotations, and back.
 //!
-//! `spec.taints` is one atomic list, which a merge patch replaces. Every patch here therefore
-//! carries uid and resourceVersion and the whole list as just read: a change in between answers
-//! 409 and the patch is made again from a fresh read, so no foreign taint is ever lost.
+//! `spec.taints` is one atomic list, which a merge patch replaces. Every patch here that depends on what was
+//! read (the list as a whole, or a label that is still ours) therefore carries uid and resourceVersion: a
+//! change in between answers 409 and the patch is made again from a fresh read, so no foreign taint or label
+//! is ever lost. Only [`label`] does without the version: it sets what it sets, whatever was there.
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 use serde_json::{Map, Value, json};
@@ -111,7 +112,8 @@ pub fn unlabel(node: &Node, undo: &NodeUndo, settings: &Settings) -> Option<ApiC
     if back.is_empty() {
         return None;
     }
-    let patch = json!({ "metadata": { "uid": node.metadata.uid, "labels": back } });
+    let mut patch = guarded(node);
+    merge(&mut patch, "metadata", json!({ "labels": back }));
     Some(call(
         StepName::UndoLabelNode,
         node,
@@ -226,4 +228,24 @@ fn merge(patch: &mut Value, field: &str, more: Value) {
 fn call(step: StepName, node: &Node, patch: Value, purpose: &str) -> ApiCall {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     super::plan::patch_call(step, format!("/api/v1/nodes/{name}"), &patch, purpose)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_release_takes_off_a_node_is_guarded_by_the_version_that_was_read() {
+        let settings = Settings::default();
+        let node = json!({ "metadata": { "name": "n", "uid": "u", "resourceVersion": "7" } });
+        let mut node: Node = serde_json::from_value(node).unwrap();
+        let undo = undo(&node, &settings);
+        node.metadata.labels = Some(wanted_labels(&settings).into());
+        node.spec.get_or_insert_default().taints = Some(vec![own_taint()]);
+        for call in [unlabel(&node, &undo, &settings), uncordon(&node, &undo)] {
+            let body: Value = serde_json::from_str(&call.unwrap().body).unwrap();
+            assert_eq!(body["metadata"]["uid"], "u", "{body}");
+            assert_eq!(body["metadata"]["resourceVersion"], "7", "{body}");
+        }
+    }
 }

@@ -45,8 +45,11 @@ pub fn facts(
                 NODE_ISOLATED,
                 format!("not isolated at its node: {why_not}"),
             ),
-            unverified(OUTGOING_BLOCKED, format!("not tested; {OPEN}")),
-            unverified(INCOMING_BLOCKED, format!("not tested; {OPEN}")),
+            blocked_by_policy(attempts),
+            unverified(
+                INCOMING_BLOCKED,
+                format!("not tested, since a policy lets a pod's own node in; {OPEN}"),
+            ),
         ];
     };
     vec![
@@ -55,6 +58,48 @@ pub fn facts(
         blocked(isolation, attempts, AttemptOrigin::Node),
         no_way_past(&isolation.weaknesses),
     ]
+}
+
+/// Whether an attempt before containment tells something also where the node has set no table.
+#[must_use]
+pub fn tells_without_a_table(attempt: &AttemptStatus) -> bool {
+    attempt.from == AttemptOrigin::Pod && !attempt.permitted && answered(attempt.before)
+}
+
+/// What attempts out of the pod show of the policy alone, as the network plugin enforces it.
+fn blocked_by_policy(attempts: &[AttemptStatus]) -> Fact {
+    let tried: Vec<&AttemptStatus> = attempts
+        .iter()
+        .filter(|attempt| tells_without_a_table(attempt))
+        .collect();
+    let listed = |attempts: Vec<&AttemptStatus>| {
+        let targets: Vec<String> = attempts.into_iter().map(target).collect();
+        targets.join(", ")
+    };
+    let (still, silent): (Vec<&AttemptStatus>, Vec<&AttemptStatus>) =
+        tried.iter().copied().partition(|attempt| answered(attempt.after));
+    let all_silent = silent.iter().all(|attempt| is_silence(attempt.after));
+    if !still.is_empty() {
+        Fact {
+            name: OUTGOING_BLOCKED.into(),
+            state: FactState::False,
+            message: format!(
+                "out of the pod, {} still answers: the network plugin does not enforce the policy",
+                listed(still)
+            ),
+        }
+    } else if !tried.is_empty() && all_silent {
+        Fact {
+            name: OUTGOING_BLOCKED.into(),
+            state: FactState::True,
+            message: format!(
+                "out of the pod, {} answered before and does not any more",
+                listed(tried)
+            ),
+        }
+    } else {
+        unverified(OUTGOING_BLOCKED, format!("not tested; {OPEN}"))
+    }
 }
 
 /// Whether the isolation lets an attempt pass, on request or for a probe.
@@ -152,12 +197,7 @@ fn blocked(isolation: &IsolationStatus, attempts: &[AttemptStatus], from: Attemp
         };
     }
     let before: Vec<&AttemptStatus> = tried().filter(|one| answered(one.before)).collect();
-    let unanswered = |one: &&AttemptStatus| {
-        matches!(
-            one.after,
-            Some(AttemptOutcome::TimedOut | AttemptOutcome::Unreachable)
-        )
-    };
+    let unanswered = |one: &&AttemptStatus| is_silence(one.after);
     let targets: Vec<String> = before.iter().copied().map(target).collect();
     if before.is_empty() {
         let why = if tried().any(|one| one.before.is_some()) {
@@ -217,6 +257,14 @@ fn answered(outcome: Option<AttemptOutcome>) -> bool {
     matches!(
         outcome,
         Some(AttemptOutcome::Connected | AttemptOutcome::Refused)
+    )
+}
+
+/// Whether nobody answered, though it was tried.
+fn is_silence(outcome: Option<AttemptOutcome>) -> bool {
+    matches!(
+        outcome,
+        Some(AttemptOutcome::TimedOut | AttemptOutcome::Unreachable)
     )
 }
 

@@ -10,6 +10,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,12 +27,12 @@ use super::releasing::Undone;
 use super::{Context, ReconcileError, verifying};
 use crate::contain::isolation::{self, hindrance, is_wanted};
 use crate::contain::observe::{self, ObserveError};
-use crate::contain::proof::{
-    self, INCOMING_BLOCKED, NO_WAY_PAST, NODE_ISOLATED, OUTGOING_BLOCKED, exceptions, is_permitted,
-};
+use crate::contain::proof::{self, exceptions, is_permitted};
 use crate::contain::refusal::Refusal;
 use crate::isolate::{self, CallError, Targets, Tried};
-use crate::resources::{Fact, FactState, IsolationStatus, StepName, StepState, TableState, now};
+use crate::resources::{
+    AttemptOrigin, Fact, FactState, IsolationStatus, StepName, StepState, TableState, now,
+};
 
 /// Attempts before the step is called failed. It is tried again as long as the quarantine is in force.
 const ATTEMPTS: u32 = 3;
@@ -156,43 +157,39 @@ pub async fn isolate(
 pub async fn prove(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
     record.begin(StepName::Prove);
     gather(record, context, None).await;
-    if !is_in_force(record) {
+    if !is_in_force(record) && !record.status.attempts.iter().any(proof::tells_without_a_table) {
         let message = "nothing is in force at the node, so nothing is proved there";
         record.end(StepName::Prove, StepState::Skipped, message);
         return Ok(());
     }
     let pod = record.suspect_before();
-    let tried = try_after(record, context, &pod).await;
+    let tried = again(record, context, &pod).await;
     verifying::state_again(record, context).await?;
+    conclude(record, tried);
+    Ok(())
+}
+
+/// Says what the attempts afterwards have proved.
+fn conclude(record: &mut Record, tried: Result<(), CallError>) {
+    let facts = facts(record);
     let of_state = |state| {
-        let ours = [
-            NODE_ISOLATED,
-            OUTGOING_BLOCKED,
-            INCOMING_BLOCKED,
-            NO_WAY_PAST,
-        ];
-        let facts = record.status.facts.iter();
-        let facts = facts.filter(|fact| fact.state == state && ours.contains(&fact.name.as_str()));
+        let facts = facts.iter().filter(|fact| fact.state == state);
         let messages: Vec<&str> = facts.map(|fact| fact.message.as_str()).collect();
         messages.join("; ")
     };
     let (untrue, open) = (of_state(FactState::False), of_state(FactState::Unverified));
-    if let Err(error) = tried {
+    let (state, message) = if let Err(error) = tried {
         let message = format!("the connections could not be tried again: {error}");
-        record.end(StepName::Prove, StepState::Failed, message);
+        (StepState::Failed, message)
     } else if !untrue.is_empty() {
-        record.end(StepName::Prove, StepState::Failed, untrue);
+        (StepState::Failed, untrue)
     } else if !open.is_empty() {
-        record.end(
-            StepName::Prove,
-            StepState::Done,
-            format!("not all is proved: {open}"),
-        );
+        (StepState::Done, format!("not all is proved: {open}"))
     } else {
         let message = "what connected before does not any more, in either direction";
-        record.end(StepName::Prove, StepState::Done, message);
-    }
-    Ok(())
+        (StepState::Done, message.to_owned())
+    };
+    record.end(StepName::Prove, state, message);
 }
 
 /// Reads the table, sets it again where it is not as it was set, and notes that. Returns when to look
@@ -217,7 +214,7 @@ pub async fn look(record: &mut Record, context: &Context, suspect: &Pod) -> Opti
                     install(record, found);
                     // Its facts were withdrawn while it could not be seen.
                     if !proved_before {
-                        again(record, context, suspect).await;
+                        let _said = again(record, context, suspect).await;
                     }
                     return Some(LOOK_EVERY);
                 }
@@ -240,7 +237,11 @@ pub async fn look(record: &mut Record, context: &Context, suspect: &Pod) -> Opti
                 StepState::Done,
                 format!("later than expected: {message}"),
             );
-            again(record, context, suspect).await;
+            let tried = again(record, context, suspect).await;
+            // Proved anew, if it was already said that it can't be.
+            if super::next_step::ended(&record.status, StepName::Prove) {
+                conclude(record, tried);
+            }
         }
         (Ok(_), Some(difference)) => {
             guarding::note(
@@ -248,7 +249,7 @@ pub async fn look(record: &mut Record, context: &Context, suspect: &Pod) -> Opti
                 RESTORED,
                 format!("isolation at the node: {difference}; it is set again"),
             );
-            again(record, context, suspect).await;
+            let _said = again(record, context, suspect).await;
         }
         (Err(error), Some(difference)) => {
             guarding::note(
@@ -434,14 +435,16 @@ async fn gather(record: &mut Record, context: &Context, patience: Option<Duratio
     }
 }
 
-/// After the table was set again: what is proved is proved anew.
-async fn again(record: &mut Record, context: &Context, pod: &Pod) {
-    if let Err(error) = try_after(record, context, pod).await {
+/// Tries what connected before again; what can't be tried is not known any more.
+async fn again(record: &mut Record, context: &Context, pod: &Pod) -> Result<(), CallError> {
+    let tried = try_after(record, context, pod).await;
+    if let Err(error) = &tried {
         tracing::info!(%error, "the connections could not be tried again");
         for attempt in &mut record.status.attempts {
             attempt.after = None;
         }
     }
+    tried
 }
 
 async fn try_after(record: &mut Record, context: &Context, pod: &Pod) -> Result<(), CallError> {
@@ -461,6 +464,14 @@ async fn try_after(record: &mut Record, context: &Context, pod: &Pod) -> Result<
     )
     .await?;
     let attempts = &mut record.status.attempts;
+    // What was tried at an address that the pod has no more, or only afterwards, says nothing any more.
+    let addresses = isolation::addresses(pod);
+    attempts.retain(|attempt| {
+        let target = attempt.target.parse::<SocketAddr>();
+        attempt.before.is_some()
+            && (attempt.from == AttemptOrigin::Pod
+                || target.is_ok_and(|target| addresses.contains(&target.ip())))
+    });
     for attempt in attempts.iter_mut() {
         attempt.after = None;
     }

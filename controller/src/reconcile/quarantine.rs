@@ -182,6 +182,9 @@ async fn wait(
     pause: Duration,
 ) -> Result<Action, ReconcileError> {
     let look = guarding::look_meanwhile(record, context).await?;
+    if let Some(why) = releasing::waits_for(record) {
+        record.status.message = why;
+    }
     record.save().await?;
     let pauses = [look, blocking::left(record, context)];
     Ok(Action::requeue(

@@ -13,7 +13,7 @@ use crate::contain::plugin::deny;
 use crate::contain::refusal::Refusal;
 use crate::contain::settings::Settings;
 use crate::contain::{node, pod, policy, protect};
-use crate::kubernetes::{read, send};
+use crate::kubernetes::{ApiError, read, send};
 use crate::resources::{
     ApiCall, DenyUndo, EvictionState, Quarantine, QuarantinePhase, StepName, StepState, Undo,
 };
@@ -73,6 +73,8 @@ async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<U
     let _alone = context.shared.lock().await;
     let others = others(record, context).await?;
     let mut done = Vec::new();
+    // Calls that were not answered: they may have had their effect.
+    let mut unanswered = Vec::new();
     let mut last = StepError::Transient("no attempt was made".into());
     'tries: for _ in 0..TRIES {
         let Undoing { calls, left } = undoing(record, context, step, &others).await?;
@@ -84,9 +86,16 @@ async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<U
                     last = error.into();
                     continue 'tries;
                 }
+                Err(error @ ApiError::NoAnswer { .. }) => {
+                    last = error.into();
+                    unanswered.push(call.purpose);
+                    continue 'tries;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
+        // Nothing is left of them, so they did.
+        done.extend(unanswered.drain(..).filter(|purpose| !done.contains(purpose)).collect::<Vec<_>>());
         let undone = !done.is_empty();
         done.extend(left);
         let message = done.join("; ");
@@ -369,7 +378,28 @@ pub fn finish(record: &mut Record) {
     record.enter(QuarantinePhase::Released, message);
 }
 
-/// The reason why a release has to wait, for status and clients.
+/// What a release that is asked for waits for; `None` without one.
+#[must_use]
+pub fn waits_for(record: &Record) -> Option<String> {
+    let status = &record.status;
+    if status.phase == QuarantinePhase::Releasing {
+        let mut steps = status.steps.iter();
+        let waiting = steps
+            .find(|step| RELEASE.contains(&step.name) && step.state == StepState::Waiting)?;
+        return Some(format!(
+            "the release waits: {}: {}",
+            waiting.name, waiting.message
+        ));
+    }
+    record.object.spec.release.as_ref()?;
+    Some(
+        "the release waits until the evidence is sealed: putting the labels back makes the controller adopt the \
+         pod and delete one of its pods. Ask for it with --force to release at once"
+            .into(),
+    )
+}
+
+/// The reason why a release is refused, for status and clients.
 #[must_use]
 pub fn refusal() -> String {
     "release refused: the evidence is not sealed complete, and putting the labels back makes the \

@@ -123,3 +123,27 @@ async fn one_that_slept_through_the_loss_of_its_lease_writes_nothing_over_the_wo
     assert_eq!(now.metadata.resource_version, version);
     assert_eq!((scene.outcome(&now).await, scene.effects()), expected);
 }
+
+#[tokio::test]
+async fn a_lease_that_is_held_but_can_not_be_renewed_is_given_up_before_another_may_take_it() {
+    let mut world = World::start_in_memory().await;
+    let memory = world.memory.as_ref().unwrap();
+    // As if somebody else changed it just before each renewal.
+    let renewal = Fault::answer(409).by(CONTROLLER).on("PUT", "/leases");
+    let _refused = memory.inject(renewal);
+    let refused = std::time::Instant::now();
+    eventually("it ends", || {
+        let ended = world.controller_has_ended();
+        async move {
+            if ended {
+                Ok(())
+            } else {
+                Err("it still runs".to_owned())
+            }
+        }
+    })
+    .await;
+    // Its lease holds for six seconds from the last renewal on.
+    let took = refused.elapsed();
+    assert!(took < Duration::from_secs(6), "it went on for {took:?}");
+}
