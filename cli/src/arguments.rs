@@ -167,7 +167,7 @@ pub(crate) struct Quarantine {
     /// Contain only, collect nothing
     #[arg(long)]
     pub(crate) no_collect: bool,
-    /// Pause each container while its image is made: consistent, but probes may fail meanwhile
+    /// Pause each container while its image is made, unless a probe of the pod restarts what stands still
     #[arg(long)]
     pub(crate) pause: bool,
     /// Pause the pod's containers while they are exported, for no longer than their probes stand
@@ -215,7 +215,7 @@ pub(crate) struct Collect {
     /// The collection's name [default: from the pod's name and the time]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<CollectionName>,
-    /// Pause each container while its image is made: consistent, but probes may fail meanwhile
+    /// Pause each container while its image is made, unless a probe of the pod restarts what stands still
     #[arg(long)]
     pub(crate) pause: bool,
     /// Pause the pod's containers while they are exported, for no longer than their probes stand

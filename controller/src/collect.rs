@@ -93,6 +93,8 @@ pub struct CollectionJob {
     pub neighbours: Vec<TargetPod>,
     /// Pause each container while its image is made.
     pub pause: bool,
+    /// Why that is not done though it was asked for.
+    pub unpaused: Option<String>,
     /// Pause each container while it is exported, all together for no longer than this.
     pub freeze: Option<Duration>,
     /// `<namespace>/<name>` of the Quarantine that asks for it.

@@ -45,6 +45,11 @@ impl Session<'_> {
             }
         }
         self.board.running(&path, 1, expected);
+        if let Some(why) = &self.job.unpaused {
+            let what = format!("pause of container {}", known.container.name);
+            let warning = format!("{what}: {why}; its image is made while it runs");
+            self.warn(&what, warning).await?;
+        }
         let made = self.commit(known, repository, &reference, &path).await?;
         // Also after a commit that failed: its answer may have been lost, or an earlier run's.
         let id = made.as_ref().ok().map(String::as_str);

@@ -68,17 +68,18 @@ pub fn tells_without_a_table(attempt: &AttemptStatus) -> bool {
 
 /// What attempts out of the pod show of the policy alone, as the network plugin enforces it.
 fn blocked_by_policy(attempts: &[AttemptStatus]) -> Fact {
-    let tried: Vec<&AttemptStatus> = attempts
-        .iter()
+    let out = attempts.iter();
+    let out = out.filter(|attempt| attempt.from == AttemptOrigin::Pod && !attempt.permitted);
+    let still: Vec<&AttemptStatus> = out.filter(|attempt| answered(attempt.after)).collect();
+    let tried = attempts.iter();
+    let tried: Vec<&AttemptStatus> = tried
         .filter(|attempt| tells_without_a_table(attempt))
         .collect();
+    let all_silent = tried.iter().all(|attempt| is_silence(attempt.after));
     let listed = |attempts: Vec<&AttemptStatus>| {
         let targets: Vec<String> = attempts.into_iter().map(target).collect();
         targets.join(", ")
     };
-    let (still, silent): (Vec<&AttemptStatus>, Vec<&AttemptStatus>) =
-        tried.iter().copied().partition(|attempt| answered(attempt.after));
-    let all_silent = silent.iter().all(|attempt| is_silence(attempt.after));
     if !still.is_empty() {
         Fact {
             name: OUTGOING_BLOCKED.into(),
@@ -339,6 +340,37 @@ mod tests {
             );
         }
         assert_eq!(outgoing(&isolation(), &[]), FactState::Unverified);
+    }
+
+    #[test]
+    fn without_a_table_attempts_out_of_the_pod_show_whether_the_policy_is_enforced() {
+        use AttemptOutcome::{Connected, TimedOut};
+        let cases = [
+            (Some(Connected), Some(TimedOut), FactState::True),
+            (Some(Connected), Some(Connected), FactState::False),
+            (None, Some(Connected), FactState::False),
+            (Some(Connected), None, FactState::Unverified),
+            (Some(TimedOut), Some(TimedOut), FactState::Unverified),
+        ];
+        let found = |attempt: AttemptStatus| {
+            let facts = facts(&Pod::default(), None, &[attempt], "no agent");
+            let of = |name| facts.iter().find(|fact| fact.name == name).unwrap().state;
+            assert_eq!(of(NODE_ISOLATED), FactState::Unverified);
+            assert_eq!(of(INCOMING_BLOCKED), FactState::Unverified);
+            of(OUTGOING_BLOCKED)
+        };
+        for (before, after, expected) in cases {
+            let out = attempt(AttemptOrigin::Pod, before, after);
+            assert_eq!(found(out.clone()), expected, "{before:?} {after:?}");
+            // The pod's own node may always be reached, and reach the pod.
+            let own_node = AttemptStatus {
+                permitted: true,
+                ..out
+            };
+            assert_eq!(found(own_node), FactState::Unverified);
+            let into = attempt(AttemptOrigin::Node, before, after);
+            assert_eq!(found(into), FactState::Unverified);
+        }
     }
 
     #[test]

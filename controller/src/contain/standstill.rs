@@ -20,6 +20,12 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// less two that is left. Readiness restarts nothing.
 #[must_use]
 pub fn allowed(pod: &Pod, most: Duration) -> Duration {
+    limit(pod).map_or(most, |limit| limit.min(most))
+}
+
+/// The same, `None` for a pod in which no probe restarts anything.
+#[must_use]
+pub fn limit(pod: &Pod) -> Option<Duration> {
     let containers = pod.spec.iter().flat_map(|spec| {
         let init = spec.init_containers.iter().flatten();
         init.chain(&spec.containers)
@@ -32,11 +38,26 @@ pub fn allowed(pod: &Pod, most: Duration) -> Duration {
     probes
         .map(patience)
         .map(|patience| patience.saturating_sub(MARGIN))
-        .fold(most, Duration::min)
+        .min()
+}
+
+/// Why no container of the pod is paused while its image is made: how long that takes is known to nobody, and a
+/// runtime that has begun does not let go before it is done. `None` where nothing restarts it.
+#[must_use]
+pub fn why_no_paused_commit(pod: &Pod) -> Option<String> {
+    let limit = limit(pod)?;
+    Some(format!(
+        "the pod's own probes restart a container that stands still for more than {} s, and a commit may take longer",
+        limit.as_secs()
+    ))
 }
 
 fn patience(probe: &Probe) -> Duration {
-    let failures = probe.failure_threshold.unwrap_or(FAILURES).saturating_sub(2).max(0);
+    let failures = probe
+        .failure_threshold
+        .unwrap_or(FAILURES)
+        .saturating_sub(2)
+        .max(0);
     let period = probe.period_seconds.unwrap_or(PERIOD).max(1);
     let seconds = i64::from(failures) * i64::from(period);
     Duration::from_secs(seconds.unsigned_abs())
@@ -89,6 +110,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_container_that_a_probe_restarts_is_not_paused_for_a_commit() {
+        let pod = |container: Value| {
+            let pod = json!({ "metadata": {}, "spec": { "containers": [container] } });
+            serde_json::from_value::<Pod>(pod).unwrap()
+        };
+        let why = why_no_paused_commit(&pod(
+            json!({ "name": "web", "livenessProbe": { "exec": {} } }),
+        ));
+        assert!(why.unwrap().contains("for more than 8 s"));
+        let ready = pod(json!({ "name": "web", "readinessProbe": { "exec": {} } }));
+        assert_eq!(why_no_paused_commit(&ready), None);
     }
 
     #[test]

@@ -379,6 +379,7 @@ async fn prepare(
         Vec::new()
     };
     let pod: Pod = serde_json::from_value(before.pod.clone()).unwrap_or_default();
+    let unpaused = standstill::why_no_paused_commit(&pod).filter(|_| spec.pause);
     Ok(CollectionJob {
         case: at.case,
         name: at.name,
@@ -405,7 +406,8 @@ async fn prepare(
         },
         before: files(&before),
         neighbours,
-        pause: spec.pause,
+        pause: spec.pause && unpaused.is_none(),
+        unpaused,
         freeze: spec
             .freeze
             .then(|| standstill::allowed(&pod, context.settings.freeze_limit)),

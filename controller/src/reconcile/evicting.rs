@@ -236,8 +236,7 @@ fn conclude(record: &mut Record, present: &[Pod], patience: SignedDuration) -> O
     if any(EvictionState::Evicting) || any(EvictionState::Blocked) {
         record.wait(StepName::Evict, summary);
         let mut open = record.status.evictions.iter();
-        let all_end = open
-            .all(|one| !is_open(one.state) || is_terminating(on_node(present, one)));
+        let all_end = open.all(|one| !is_open(one.state) || is_terminating(on_node(present, one)));
         let pause = if all_end {
             TERMINATING_PAUSE
         } else {

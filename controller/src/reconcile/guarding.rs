@@ -42,7 +42,7 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 const SLOWEST: Duration = Duration::from_secs(60);
 
 /// While a quarantine waits for something, its pod is looked at no more often than this.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What a look is called where it is put off.
 const LOOK: &str = "look";
@@ -57,6 +57,11 @@ pub fn applies(phase: QuarantinePhase) -> bool {
             | QuarantinePhase::Incomplete
             | QuarantinePhase::Failed
     )
+}
+
+/// Everything was looked at just now.
+pub fn looked(record: &Record, context: &Context) {
+    context.pace.put_off(&record.uid(), LOOK, LOOK_EVERY);
 }
 
 /// [`look`] for a quarantine whose work goes on, unless the last one was a moment ago. Returns when the next
@@ -88,7 +93,7 @@ pub async fn look(
     record: &mut Record,
     context: &Context,
 ) -> Result<Option<Duration>, ReconcileError> {
-    context.pace.put_off(&record.uid(), LOOK, LOOK_EVERY);
+    looked(record, context);
     let namespace = record.namespace();
     let suspect = match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await
     {

@@ -157,7 +157,13 @@ pub async fn isolate(
 pub async fn prove(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
     record.begin(StepName::Prove);
     gather(record, context, None).await;
-    if !is_in_force(record) && !record.status.attempts.iter().any(proof::tells_without_a_table) {
+    if !is_in_force(record)
+        && !record
+            .status
+            .attempts
+            .iter()
+            .any(proof::tells_without_a_table)
+    {
         let message = "nothing is in force at the node, so nothing is proved there";
         record.end(StepName::Prove, StepState::Skipped, message);
         return Ok(());

@@ -16,14 +16,14 @@ use super::custody::{AT_LEISURE, AT_ONCE};
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;
 use super::{
-    Context, ReconcileError, blocking, containing, custody, evicting, guarding, isolating, releasing,
-    verifying,
+    Context, ReconcileError, blocking, containing, custody, evicting, guarding, isolating,
+    releasing, verifying,
 };
 use crate::contain::facts::is_gone;
 use crate::kubernetes::from_kube;
 use crate::resources::{
-    Collection, CollectionPhase, CollectionSpec, FactState, Quarantine,
-    QuarantinePhase, StepName, StepState,
+    Collection, CollectionPhase, CollectionSpec, FactState, Quarantine, QuarantinePhase, StepName,
+    StepState,
 };
 
 /// Looks again although nothing was heard: a lost watch event must not stop the work.
@@ -128,6 +128,7 @@ async fn work(
         }
         Next::Verify => {
             verifying::verify(record, context).await?;
+            guarding::looked(record, context);
             let logged = custody::within(AT_ONCE, log_contained(record, context));
             report(record, logged.await);
             record.save().await?;
@@ -181,6 +182,8 @@ async fn wait(
     context: &Context,
     pause: Duration,
 ) -> Result<Action, ReconcileError> {
+    // A look that fails takes nothing of it back.
+    record.save().await?;
     let look = guarding::look_meanwhile(record, context).await?;
     if let Some(why) = releasing::waits_for(record) {
         record.status.message = why;
@@ -396,7 +399,9 @@ fn finish(record: &mut Record) {
         .iter()
         .filter(|step| {
             step.state == StepState::Failed
-                || blocked.as_ref().is_some_and(|blocked| *blocked == step.name)
+                || blocked
+                    .as_ref()
+                    .is_some_and(|blocked| *blocked == step.name)
         })
         .map(|step| format!("{}: {}", step.name, step.message))
         .collect();

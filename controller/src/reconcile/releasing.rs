@@ -95,7 +95,12 @@ async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<U
             }
         }
         // Nothing is left of them, so they did.
-        done.extend(unanswered.drain(..).filter(|purpose| !done.contains(purpose)).collect::<Vec<_>>());
+        done.extend(
+            unanswered
+                .drain(..)
+                .filter(|purpose| !done.contains(purpose))
+                .collect::<Vec<_>>(),
+        );
         let undone = !done.is_empty();
         done.extend(left);
         let message = done.join("; ");
@@ -384,8 +389,8 @@ pub fn waits_for(record: &Record) -> Option<String> {
     let status = &record.status;
     if status.phase == QuarantinePhase::Releasing {
         let mut steps = status.steps.iter();
-        let waiting = steps
-            .find(|step| RELEASE.contains(&step.name) && step.state == StepState::Waiting)?;
+        let waiting =
+            steps.find(|step| RELEASE.contains(&step.name) && step.state == StepState::Waiting)?;
         return Some(format!(
             "the release waits: {}: {}",
             waiting.name, waiting.message

@@ -147,6 +147,7 @@ impl Fixture {
             neighbours: Vec::new(),
             freeze: None,
             pause: false,
+            unpaused: None,
             quarantine: None,
             containment: None,
         }

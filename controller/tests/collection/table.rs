@@ -3,8 +3,8 @@
 
 use std::time::SystemTime;
 
-use impound_proto::agent::v1::*;
 use super::State;
+use impound_proto::agent::v1::*;
 
 /// Where the pod's own node is reached.
 const NODE: &str = "10.0.0.254";
@@ -42,10 +42,7 @@ pub(super) fn lift(state: &mut State) -> LiftIsolationResponse {
     LiftIsolationResponse { removed }
 }
 
-pub(super) fn probe(
-    state: &State,
-    request: ProbeIsolationRequest,
-) -> ProbeIsolationResponse {
+pub(super) fn probe(state: &State, request: ProbeIsolationRequest) -> ProbeIsolationResponse {
     let outcome = if state.isolated {
         ProbeOutcome::TimedOut
     } else {

@@ -223,6 +223,24 @@ async fn of_neighbours_only_what_is_quick_is_taken() {
 }
 
 #[tokio::test]
+async fn an_image_that_may_not_be_made_at_a_standstill_is_made_without_one_and_that_is_said() {
+    let fixture = Fixture::new().await;
+    let mut job = fixture.job();
+    job.unpaused = Some("a probe restarts it".into());
+    let sealed = fixture.run_job(job).await.unwrap();
+    assert_eq!(sealed.outcome, Outcome::Complete);
+    let said = "a probe restarts it; its image is made while it runs";
+    assert!(
+        sealed.warnings.iter().any(|warning| warning.contains(said)),
+        "{:?}",
+        sealed.warnings
+    );
+    let alterations = fixture.manifest().alterations;
+    let paused = |one: &impound_evidence::Alteration| one.kind == AlterationKind::Pause;
+    assert!(!alterations.iter().any(paused), "{alterations:?}");
+}
+
+#[tokio::test]
 async fn another_pod_of_the_same_name_is_not_touched() {
     let fixture = Fixture::empty().await;
     fixture

@@ -8,7 +8,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube_memory::Fault;
 use serde_json::json;
 
-use super::agent::FakeAgent;
+use super::agent::{FakeAgent, tar};
 use super::world::{CONTROLLER, World, eventually, name, node_of, state};
 
 /// A suspect with a neighbour, and the agent of their node, which isolates.
@@ -16,6 +16,9 @@ pub(crate) struct Stage {
     pub(crate) world: World,
     pub(crate) suspect: Pod,
     pub(crate) agent: FakeAgent,
+    neighbour: Pod,
+    /// Ids of their containers.
+    containers: [String; 2],
 }
 
 impl Stage {
@@ -28,18 +31,44 @@ impl Stage {
         let agent = FakeAgent::new(&node);
         let tls = world.dir.path().join("pki/agents").join(&node);
         let (port, _server) = agent.serve(&tls).await;
-        for (pod, container) in [(&suspect, "nginx"), (&neighbour, "tomcat")] {
+        let containers = [(&suspect, "nginx"), (&neighbour, "tomcat")].map(|(pod, container)| {
             let uid = pod.metadata.uid.clone().unwrap();
             let pod = (world.namespace.as_str(), &*name(pod), &*uid);
-            agent.add(pod, container, 0, 3_000);
-        }
+            agent.add(pod, container, 0, 3_000)
+        });
+        let layers = containers
+            .iter()
+            .map(|id| (id.clone(), tar(2_000, id.as_bytes())));
+        agent.state.lock().unwrap().layers.extend(layers);
         world.about_agents = vec!["--agent-port".into(), port.to_string()];
         world.start_controller().await;
         Self {
             world,
             suspect,
             agent,
+            neighbour,
+            containers,
         }
+    }
+
+    /// Without the names that differ between runs.
+    pub(crate) fn anonymous(&self, text: &str) -> String {
+        let uid: String = self
+            .suspect
+            .metadata
+            .uid
+            .iter()
+            .flat_map(|uid| uid.chars())
+            .take(8)
+            .collect();
+        let [suspect, neighbour] = self.containers.each_ref().map(|id| id[..12].to_owned());
+        text.replace(&name(&self.suspect), "SUSPECT")
+            .replace(&name(&self.neighbour), "NEIGHBOUR")
+            .replace(&suspect, "CONTAINER")
+            .replace(&neighbour, "CONTAINER")
+            .replace(&uid, "UID")
+            .replace(&node_of(&self.suspect), "NODE")
+            .replace(&self.world.namespace, "NAMESPACE")
     }
 
     /// Asks for a quarantine with a collection.
@@ -138,7 +167,8 @@ async fn what_stays_refused_ends_as_failed_and_is_tried_on() {
     let failed = world.quarantine(&name(&suspect)).await;
     assert_eq!(failed.phase, "Failed", "{failed:#?}");
     assert!(
-        failed.message.starts_with("NOT contained: ") && failed.message.contains("Policy: NOT done"),
+        failed.message.starts_with("NOT contained: ")
+            && failed.message.contains("Policy: NOT done"),
         "{}",
         failed.message
     );
@@ -175,9 +205,13 @@ async fn what_somebody_takes_away_while_a_neighbour_terminates_is_put_back() {
     let pods = Api::<Pod>::namespaced(stage.world.client.clone(), &stage.world.namespace);
     let neighbour = name(stage.world.pods("app=tomcat").await.first().unwrap());
     let hold = |finalizers| Patch::Merge(json!({ "metadata": { "finalizers": finalizers } }));
-    pods.patch(&neighbour, &PatchParams::default(), &hold(json!(["impound.dev/test"])))
-        .await
-        .unwrap();
+    pods.patch(
+        &neighbour,
+        &PatchParams::default(),
+        &hold(json!(["impound.dev/test"])),
+    )
+    .await
+    .unwrap();
     let quarantine = stage.ask().await;
     stage
         .becomes(&quarantine, "a neighbour terminates", |now| {
@@ -235,7 +269,15 @@ async fn take_away(stage: &Stage, quarantine: &str) {
                 && restored("deny-all policy selects it")
         })
         .await;
-    assert_eq!(policies.list(&ListParams::default()).await.unwrap().items.len(), 1);
+    assert_eq!(
+        policies
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+            .len(),
+        1
+    );
     let node = stage.world.node(&node).await;
     assert_eq!(node.spec.unwrap().unschedulable, Some(true));
 }

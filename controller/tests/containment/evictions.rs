@@ -346,7 +346,9 @@ async fn a_neighbour_that_does_not_end_is_given_up_and_not_asked_for_again() {
     let eviction = ended.evictions.iter().find(|one| one.pod == stuck).unwrap();
     assert_eq!(eviction.state, "Failed");
     assert!(
-        eviction.message.starts_with("given up after 3 s: the pod is still terminating"),
+        eviction
+            .message
+            .starts_with("given up after 3 s: the pod is still terminating"),
         "{}",
         eviction.message
     );

@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
-use impound_controller::resources::QuarantinePhase;
+use impound_controller::resources::{Collection, CollectionPhase, QuarantinePhase};
+use kube::api::{Api, Patch, PatchParams};
 use kube_memory::{Effect, Fault, RequestRecord};
+use serde_json::json;
 
+use super::blocked::Stage;
 use super::outcome::{Owner, Scene};
 use super::world::{CONTROLLER, World, eventually};
 
@@ -146,4 +149,55 @@ async fn a_lease_that_is_held_but_can_not_be_renewed_is_given_up_before_another_
     // Its lease holds for six seconds from the last renewal on.
     let took = refused.elapsed();
     assert!(took < Duration::from_secs(6), "it went on for {took:?}");
+}
+
+#[tokio::test]
+async fn a_collection_that_another_has_sealed_is_not_written_over() {
+    let stage = Stage::new().await;
+    stage.agent.state.lock().unwrap().slow = true;
+    let quarantine = stage.ask().await;
+    let collections =
+        Api::<Collection>::namespaced(stage.world.client.clone(), &stage.world.namespace);
+    let status = || async {
+        let collection = collections.get_opt(&quarantine).await.unwrap();
+        collection.and_then(|collection| collection.status)
+    };
+    eventually("the export is waited for", || async {
+        match status().await {
+            Some(status) if status.quick_done => Ok(()),
+            status => Err(format!("{status:?}")),
+        }
+    })
+    .await;
+    // As a successor does, of which this one knows nothing.
+    let sealed = json!({ "status": { "phase": "Sealed", "message": "by another" } });
+    collections
+        .patch_status(&quarantine, &PatchParams::default(), &Patch::Merge(sealed))
+        .await
+        .unwrap();
+    stage.agent.state.lock().unwrap().slow = false;
+    let reports = || {
+        let writes = writes(&stage.world, CONTROLLER).into_iter();
+        let reports =
+            writes.filter(|write| write.method == "PATCH" && write.path.contains("/collections/"));
+        reports.map(|write| write.status).collect::<Vec<_>>()
+    };
+    eventually("its own end is refused", || async {
+        let log = stage.world.log();
+        let over = log.contains("reconciliation failed and is tried again");
+        match reports() {
+            reports if over && reports.contains(&409) => Ok(()),
+            reports => Err(format!("{reports:?}")),
+        }
+    })
+    .await;
+    let reports = reports();
+    let refused = reports.iter().position(|status| *status == 409).unwrap();
+    assert!(
+        reports[refused..].iter().all(|status| *status == 409),
+        "{reports:?}"
+    );
+    let status = status().await.unwrap();
+    assert_eq!(status.phase, CollectionPhase::Sealed);
+    assert_eq!(status.message, "by another");
 }

@@ -100,9 +100,7 @@ impl Recorded {
         let mut attempts = 0;
         loop {
             match self.save(context, status).await {
-                Err(ReconcileError::Api(error))
-                    if error.is_transient() && !error.is_conflict() =>
-                {
+                Err(ReconcileError::Api(error)) if error.is_transient() && !error.is_conflict() => {
                     attempts += 1;
                     tracing::warn!(case = self.object.spec.case, error = %describe(&error), "the collection's end is not recorded yet");
                     let pause: Duration = backoff(attempts);
