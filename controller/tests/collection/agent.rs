@@ -17,8 +17,12 @@ use tokio::net::TcpListener;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
+#[path = "hanging.rs"]
+mod hanging;
 #[path = "table.rs"]
 mod table;
+
+use hanging::Hanging;
 
 /// Small, so that an artifact has many chunks.
 const CHUNK: usize = 1000;
@@ -63,6 +67,10 @@ pub(crate) struct State {
     pub(crate) faults: HashMap<&'static str, Vec<Fault>>,
     /// How long before the thaw was asked for the freeze had ended by itself; zero: it had not.
     pub(crate) thawed_early: Duration,
+    /// Calls that were begun, the one that is never answered, and whether it came.
+    pub(crate) begun: usize,
+    pub(crate) hang_at: Option<usize>,
+    pub(crate) hung: bool,
     /// The suspect's table is set.
     pub(crate) isolated: bool,
     /// Exports, or inspections, wait.
@@ -113,7 +121,10 @@ impl FakeAgent {
         let files = TlsFiles::in_dir(tls, "controller-ca.crt");
         let (credentials, reloader) =
             server_credentials(files, own, Peers::Only(PeerId::Controller)).unwrap();
-        let service = AgentServer::new(self.clone());
+        let service = Hanging {
+            inner: AgentServer::new(self.clone()),
+            state: self.state.clone(),
+        };
         tokio::spawn(async move {
             let _reloader = reloader;
             let server = http2::server(Server::builder()).add_service(service);

@@ -15,6 +15,7 @@
 #[path = "../collection/agent.rs"]
 #[allow(dead_code, reason = "its faults are for the tests of collecting")]
 mod agent;
+mod agent_crashes;
 mod blocked;
 mod crashes;
 mod custody;
@@ -25,6 +26,7 @@ mod guard;
 mod health;
 mod isolation;
 mod kinds;
+mod late;
 mod outcome;
 mod policies;
 mod procedure;
