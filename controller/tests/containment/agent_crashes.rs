@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 use super::blocked::Stage;
 use super::world::eventually;
 
-/// Runs at a time: most of a run is waiting.
-const AT_ONCE: usize = 4;
+/// Runs at a time: each has a cluster, an agent and a controller, whose lease must be renewed in time.
+const AT_ONCE: usize = 2;
 
 /// How a run ended.
 struct End {
