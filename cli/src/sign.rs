@@ -74,10 +74,22 @@ pub(crate) async fn run(output: &mut Output, wanted: EvidenceSign) -> Result<Exi
         manifest_sha256,
     };
     output.document(&view, |_| {
-        format!(
+        let keys: String = wanted
+            .keys
+            .iter()
+            .map(|key| format!(" --key {}", key.display()))
+            .collect();
+        let (with, public) = (wanted.with.display(), wanted.with.with_extension("pub"));
+        let (dir, public) = (dir.display(), public.display());
+        clean(&format!(
             "{}: vouches for {MANIFEST} with SHA-256 {manifest_sha256}, with key {key_id}",
-            clean(&view.signature)
-        )
+            view.signature
+        )) + "\nNobody misses it who does not ask for it. With your public key:\n"
+            + &clean(&format!("  openssl pkey -in {with} -pubout -out {public}"))
+            + "\n"
+            + &clean(&format!(
+                "  impound verify {dir}{keys} --countersigned-by {public}"
+            ))
     })?;
     Ok(Exit::Ok)
 }

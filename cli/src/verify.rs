@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use impound_evidence::{
-    Completeness, DirSource, KEYRING_LIMIT, Keyring, LogHead, Manifest, Problem, Progress,
+    BUNDLE, Completeness, DirSource, KEYRING_LIMIT, Keyring, LogHead, Manifest, Problem, Progress,
     SIGNATURES, Sha256, StampAuthority, Stamped, Verdict, VerifyingKey, verify_watched,
 };
 use serde::Serialize;
@@ -31,11 +31,21 @@ const TICK: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Failure> {
     let (source, mut keys) = (open(&wanted.dir)?, keys(&wanted.keys)?);
+    let sealing: Vec<Sha256> = keys.iter().map(VerifyingKey::key_id).collect();
     let vouching = self::keys(&wanted.countersigned_by)?;
     keys.extend(vouching.iter().cloned());
     let started = Instant::now();
     let authority = authority(wanted.timestamp_ca.as_deref())?;
     let mut verdict = watch(output, source, keys, authority).await?;
+    if let Some(key) = verdict.key.filter(|key| !sealing.contains(key)) {
+        let problem = Problem {
+            path: BUNDLE.to_owned(),
+            message: format!(
+                "is signed with {key}, which was given as the key of somebody who vouches besides and not with --key"
+            ),
+        };
+        verdict.problems.insert(0, problem);
+    }
     for key in vouching.iter().map(VerifyingKey::key_id) {
         if !verdict.countersigned.contains(&key) {
             verdict.problems.push(Problem {

@@ -16,6 +16,7 @@
 
 mod body;
 mod changes;
+mod contents;
 mod image;
 mod line;
 mod paths;
@@ -32,6 +33,7 @@ pub use changes::{Change, ChangeKind, Changes};
 pub use image::ImageDescription;
 pub use summary::{AnomalyCount, Summary};
 
+use contents::Contents;
 use image::Capture;
 use paths::PathHasher;
 use room::Room;
@@ -52,6 +54,9 @@ pub struct Limits {
     pub paths: usize,
     /// Most symbolic links that later paths are compared with: 2^17 places, 1 MiB.
     pub links: usize,
+    /// Most bytes of sparse files' holes that are hashed, over all members: a hole of any size costs a tar
+    /// nothing, and hashing a gibibyte of zeros a second or two.
+    pub holes: u64,
 }
 
 impl Default for Limits {
@@ -61,6 +66,7 @@ impl Default for Limits {
             metadata: 1 << 30,
             paths: 900_000,
             links: 110_000,
+            holes: 4 << 30,
         }
     }
 }
@@ -135,6 +141,7 @@ impl FileIndex {
                 lines: FileLines::default(),
                 summary: Summary::default(),
                 room: Room::new(&limits),
+                holes: limits.holes,
             },
         }
     }
@@ -172,6 +179,13 @@ impl FileIndex {
                 listing.limits.links
             ));
         }
+        let unhashed = summary.count_of(Anomaly::NotHashed);
+        if unhashed > 0 {
+            summary.not_examined.push(format!(
+                "{unhashed} sparse files have no hash: holes of up to {} bytes are hashed, over all files.",
+                listing.limits.holes
+            ));
+        }
         if let Some(truncated) = summary.truncated() {
             summary.not_examined.push(format!(
                 "{truncated} The limit is {} members or {} bytes of names and attributes.",
@@ -206,6 +220,8 @@ struct Listing {
     lines: FileLines,
     summary: Summary,
     room: Room,
+    /// Bytes of holes that are still hashed.
+    holes: u64,
 }
 
 /// The member whose contents pass.
@@ -213,7 +229,7 @@ struct Open {
     member: Member,
     /// Of its path, and what the diff says of it.
     change: Option<Change>,
-    hasher: Option<Sha256Hasher>,
+    contents: Option<Contents<Sha256Hasher>>,
     came: u64,
 }
 
@@ -244,20 +260,26 @@ impl Visitor for Listing {
         if let Some(image) = &mut self.image {
             image.begin(&member);
         }
-        let hashed = member.kind.has_contents() && !member.sparse;
         self.open = Some(Open {
-            hasher: hashed.then(Sha256Hasher::new),
+            contents: Contents::begin(&mut member, self.holes, Sha256Hasher::new()),
             member,
             change,
             came: 0,
         });
     }
 
+    fn map(&mut self, block: &[u8]) {
+        let open = self.open.as_mut();
+        if let Some(contents) = open.and_then(|open| open.contents.as_mut()) {
+            contents.map(block);
+        }
+    }
+
     fn contents(&mut self, bytes: &[u8]) {
         if let Some(open) = &mut self.open {
             open.came += bytes.len() as u64;
-            if let Some(hasher) = &mut open.hasher {
-                hasher.update(bytes);
+            if let Some(contents) = &mut open.contents {
+                contents.update(bytes);
             }
             if let Some(image) = &mut self.image {
                 image.contents(bytes);
@@ -273,8 +295,18 @@ impl Visitor for Listing {
 impl Listing {
     /// Writes the lines of the member whose contents are over, or broke off.
     fn close(&mut self, broken: bool) {
-        let Some(open) = self.open.take() else { return };
-        let sha256 = open.hasher.filter(|_| !broken).map(Sha256Hasher::finish);
+        let Some(mut open) = self.open.take() else {
+            return;
+        };
+        let contents = open.contents.filter(|_| !broken);
+        let sha256 = match contents.map(|contents| contents.finish(&mut self.holes)) {
+            Some(Ok(hasher)) => Some(hasher.finish()),
+            Some(Err(anomaly)) => {
+                open.member.anomalies.add(anomaly);
+                None
+            }
+            None => None,
+        };
         let member = &open.member;
         self.summary.list(member, open.came);
         let line = line::file(member, sha256, broken.then_some(open.came));

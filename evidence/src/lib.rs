@@ -62,7 +62,9 @@ pub use source::{DirSource, EvidenceSource, FILE_LIMIT, Listing, OpenFile};
 pub use stamp::{
     CheckpointStamp, StampAuthority, StampError, StampRequest, TOKEN_LIMIT, stamp_time,
 };
-pub use tar::{Anomalies, Anomaly, Completeness, FileType, Member, PATH_LIMIT, TarEnd, TarTime};
+pub use tar::{
+    Anomalies, Anomaly, Completeness, FileType, Map, Member, PATH_LIMIT, Sparse, TarEnd, TarTime,
+};
 pub use timeline::Moment;
 pub use timestamp::{Timestamp, TimestampError};
 pub use verify::{Problem, Progress, Stamped, Verdict, verify, verify_watched};

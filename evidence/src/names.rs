@@ -87,6 +87,13 @@ impl EvidencePath {
         self.0.rsplit('/').next().unwrap_or(&self.0)
     }
 
+    /// Whether `directory` is a directory on the way to it.
+    pub(crate) fn is_below(&self, directory: &Self) -> bool {
+        self.0
+            .strip_prefix(&directory.0)
+            .is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// The segments, outermost first.
     pub fn segments(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')

@@ -29,6 +29,8 @@ pub struct Listing {
     pub files: Vec<EvidencePath>,
     /// What is no file of evidence: its name as text, and what is wrong with it.
     pub refused: Vec<(String, String)>,
+    /// Directories with nothing in them, which are no evidence either.
+    pub empty: Vec<EvidencePath>,
 }
 
 /// A file being read.
@@ -85,12 +87,14 @@ impl DirSource {
             Some(directory) => format!("{directory}/{name}"),
             None => name.to_owned(),
         };
+        let mut is_empty = true;
         for entry in Dir::read_from(&handle)? {
             let entry = entry?;
             let name = entry.file_name();
             if [&b"."[..], b".."].contains(&name.to_bytes()) {
                 continue;
             }
+            is_empty = false;
             if listing.files.len() + listing.refused.len() + todo.len() >= FILE_LIMIT {
                 return Err(io::Error::other(format!(
                     "expected at most {FILE_LIMIT} files and directories, got more"
@@ -115,6 +119,9 @@ impl DirSource {
                     format!("is {}, evidence is plain files only", kind_name(other)),
                 )),
             }
+        }
+        if is_empty {
+            listing.empty.extend(directory.cloned());
         }
         Ok(())
     }

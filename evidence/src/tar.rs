@@ -6,7 +6,8 @@
 //! what is stored; the controller also lists what it sees, see [`crate::index`]. All of it is this
 //! one parser.
 //!
-//! Memory: one header, and a PAX header or long name of at most 1 MiB. Contents are never kept.
+//! Memory: one header, a PAX header or long name of at most 1 MiB, and the map of one sparse file, at
+//! most 2 MiB. Contents are never kept.
 //!
 //! The walk is strict where readers of tars disagree about where the next member starts (a size
 //! given twice, a directory with contents): such a tar is reported incomplete, never guessed at.
@@ -16,12 +17,15 @@ mod anomaly;
 mod header;
 mod member;
 mod pax;
+mod sparse;
 mod walk;
 
 use serde::{Deserialize, Serialize};
 
 pub use anomaly::{Anomalies, Anomaly};
 pub use member::{FileType, Member, PATH_LIMIT, TarTime};
+pub(crate) use sparse::{Expansion, Unexpanded};
+pub use sparse::{Map, Sparse};
 pub(crate) use walk::{Visitor, Walk};
 
 /// What an artifact's own format says about its end.

@@ -167,11 +167,13 @@ struct Files {
     files: BTreeSet<EvidencePath>,
     refused: Vec<(String, String)>,
     refused_names: HashSet<String>,
+    empty: Vec<EvidencePath>,
 }
 
 impl Files {
     fn new(mut listing: Listing) -> Self {
         listing.refused.sort();
+        listing.empty.sort();
         Self {
             files: listing.files.into_iter().collect(),
             refused_names: listing
@@ -180,6 +182,7 @@ impl Files {
                 .map(|(name, _)| name.clone())
                 .collect(),
             refused: listing.refused,
+            empty: listing.empty,
         }
     }
 
@@ -262,6 +265,16 @@ fn strangers(listing: &Files, manifest: &Manifest, verdict: &mut Verdict) {
             || (stamped && path.as_str() == CHECKPOINT_STAMP);
         if !ours && manifest.artifact(path).is_none() {
             verdict.problem(path.as_str(), "is there and not in the manifest");
+        }
+    }
+    for path in &listing.empty {
+        // Where an artifact should be, that is missing, and said.
+        let has_artifacts = manifest
+            .artifacts
+            .iter()
+            .any(|record| record.path.is_below(path));
+        if !has_artifacts {
+            verdict.problem(path.as_str(), "is an empty directory, and no evidence");
         }
     }
 }

@@ -10,6 +10,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use impound_evidence::index::{FileIndex, Kind, Limits};
 use impound_evidence::{Completeness, TarEnd};
 use rustix::fs::{
@@ -205,6 +207,8 @@ fn everything(dir: &Path) {
         8 << 20,
     );
     sparse(&dir.join("nothing but a hole"), &[], 1 << 20);
+    // How somebody keeps a file's hash off a list: truncate -s +1M.
+    sparse(&dir.join("grown"), &[(0, 5000)], 5000 + (1 << 20));
     set_time(&dir.join("plain"), 1_600_000_000, 123_456_789);
     set_time(&dir.join("empty"), -2, 500_000_000);
     set_time(&dir.join("symlink"), 1_500_000_000, 1);
@@ -251,6 +255,49 @@ async fn gnu_tar_makes_the_same_tree_of_it_times_attributes_and_holes_included()
 }
 
 #[tokio::test]
+async fn the_listing_hashes_what_gnu_tar_extracts_and_lists_the_attributes_that_it_sets() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    everything(from.path());
+    let (tar, _) = capture(from.path()).await;
+    extract(&tar, to.path());
+    let mut compared = 0;
+    for line in listed(&tar).values() {
+        let bytes = |field: &str| match line[format!("{field}_base64")].as_str() {
+            Some(base64) => STANDARD.decode(base64).unwrap(),
+            None => line[field].as_str().unwrap().as_bytes().to_vec(),
+        };
+        let path = to.path().join(OsStr::from_bytes(&bytes("path")));
+        let kind = line["type"].as_str().unwrap();
+        if kind == "file" {
+            let sum = Command::new("sha256sum")
+                .arg("-z")
+                .arg(&path)
+                .output()
+                .unwrap();
+            let sum = String::from_utf8_lossy(&sum.stdout);
+            assert_eq!(line["sha256"].as_str(), sum.get(..64), "{line}");
+        }
+        if kind == "hardlink" {
+            continue;
+        }
+        let theirs = attributes(&path);
+        let none = serde_json::Map::new();
+        let ours = line["xattrs"].as_object().unwrap_or(&none);
+        let mut told: Vec<String> = ours
+            .iter()
+            .map(|(name, value)| {
+                let value = STANDARD.decode(value.as_str().unwrap()).unwrap();
+                format!(" {name}={}", value.escape_ascii())
+            })
+            .collect();
+        told.sort();
+        assert_eq!(told.concat(), theirs, "{line}");
+        compared += ours.len();
+    }
+    assert_eq!(compared, 4, "user.*, security.capability and trusted.*");
+}
+
+#[tokio::test]
 async fn the_listing_says_what_is_there_and_finds_nothing_odd() {
     let from = tempfile::tempdir().unwrap();
     everything(from.path());
@@ -259,7 +306,9 @@ async fn the_listing_says_what_is_there_and_finds_nothing_odd() {
     let all = listed(&tar);
     for (path, line) in &all {
         let expected: &[&str] = match path.as_str() {
-            "sparse" | "sparse with a hole at its end" | "nothing but a hole" => &["sparse"],
+            "sparse" | "sparse with a hole at its end" | "nothing but a hole" | "grown" => {
+                &["sparse"]
+            }
             path if path.starts_with("not ") => &["control_characters", "not_utf8"],
             "empty" => &["negative_time"],
             _ => &[],

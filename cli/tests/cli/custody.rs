@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use impound_evidence::{CHECKPOINT, CUSTODY, SigningKey};
+use impound_evidence::{BUNDLE, CHECKPOINT, CUSTODY, MANIFEST, SigningKey, sign_manifest};
 
 use crate::collection::Collection;
 
@@ -96,6 +96,8 @@ fn somebody_vouches_for_a_collection_with_a_key_of_their_own() {
     let sign = ["evidence", "sign", &dir, "--key", &key, "--with", &secret];
     let (code, said, err) = impound(&sign);
     assert_eq!((code, err.as_str()), (0, ""), "{said}");
+    let asked = format!("\n  impound verify {dir} --key {key} --countersigned-by {public}\n");
+    assert!(said.ends_with(&asked), "{said}");
     let id = ada.verifying_key().key_id();
     let (code, said, _) = impound(&wanted);
     assert_eq!(code, 0);
@@ -106,6 +108,17 @@ fn somebody_vouches_for_a_collection_with_a_key_of_their_own() {
     let (code, _, err) = impound(&sign);
     assert_eq!(code, 2);
     assert!(err.contains("this key has signed it already"), "{err}");
+    // Who vouches can't stand for the controller.
+    let bundle = collection.read(BUNDLE).unwrap();
+    let by_ada = sign_manifest(&collection.read(MANIFEST).unwrap(), &ada).unwrap();
+    collection.write(BUNDLE, &by_ada);
+    let (code, _, err) = impound(&wanted);
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("was given as the key of somebody who vouches"),
+        "{err}"
+    );
+    collection.write(BUNDLE, &bundle);
 
     collection.write("before/pod.json", b"{}");
     let other = keys.path().join("other.key");

@@ -28,15 +28,23 @@ fn docker(arguments: &[&str]) -> String {
 }
 
 /// A container as a kubelet would run it; removed at the end.
-struct Container {
+pub(super) struct Container {
     id: String,
     image: String,
 }
 
 impl Container {
     fn run(script: &str) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        shell(root.path());
+        let waiting = format!("{script}; echo ready; while true; do sleep 1000; done");
+        Self::of(root.path(), &["/bin/sh", "-c", &waiting])
+    }
+
+    /// One whose file system is this tree and whose command says "ready" when it is.
+    pub(super) fn of(root: &Path, command: &[&str]) -> Self {
         let image = format!("impound-test-{}:latest", uuid::Uuid::new_v4().simple());
-        import(&image);
+        import(root, &image);
         let mut arguments = vec!["run".to_owned(), "--detach".to_owned()];
         let labels = [
             ("io.kubernetes.docker.type", "container"),
@@ -53,12 +61,8 @@ impl Container {
             "--label".to_owned(),
             format!("io.kubernetes.pod.uid={image}"),
         ]);
-        arguments.extend([
-            image.clone(),
-            "/bin/sh".into(),
-            "-c".into(),
-            format!("{script}; echo ready; while true; do sleep 1000; done"),
-        ]);
+        arguments.push(image.clone());
+        arguments.extend(command.iter().map(|word| (*word).to_owned()));
         let id = docker(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
         let container = Self { id, image };
         while !docker(&["logs", &container.id]).contains("ready") {
@@ -82,24 +86,26 @@ impl Drop for Container {
     }
 }
 
-/// An image with a shell and nothing else.
-fn import(image: &str) {
+/// A shell and nothing else.
+fn shell(root: &Path) {
     let busybox = ["/usr/bin/busybox", "/bin/busybox"]
         .map(PathBuf::from)
         .into_iter()
         .find(|path| path.exists());
     let busybox = busybox.expect("these tests need a static busybox: install busybox-static");
-    let root = tempfile::tempdir().unwrap();
-    let bin = root.path().join("bin");
+    let bin = root.join("bin");
     std::fs::create_dir(&bin).unwrap();
-    std::fs::create_dir(root.path().join("data")).unwrap();
+    std::fs::create_dir(root.join("data")).unwrap();
     std::fs::copy(busybox, bin.join("busybox")).unwrap();
     for applet in ["sh", "sleep", "dd", "echo", "rm"] {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
     }
+}
+
+fn import(root: &Path, image: &str) {
     let mut tar = Command::new("tar")
         .arg("-C")
-        .arg(root.path())
+        .arg(root)
         .args(["-c", "."])
         .stdout(Stdio::piped())
         .spawn()
@@ -132,7 +138,7 @@ async fn serve(tls: &Path) -> (u16, tokio::task::JoinHandle<()>) {
     )
 }
 
-async fn fixture() -> Fixture {
+pub(super) async fn fixture() -> Fixture {
     let fixture = Fixture::empty().await;
     let (port, server) = serve(&fixture.pki("agents").join(NODE)).await;
     *fixture.nodes.0.lock().unwrap() = port;
@@ -140,7 +146,10 @@ async fn fixture() -> Fixture {
     fixture
 }
 
-fn of(fixture: &Fixture, container: &Container) -> impound_controller::collect::CollectionJob {
+pub(super) fn of(
+    fixture: &Fixture,
+    container: &Container,
+) -> impound_controller::collect::CollectionJob {
     let mut job = fixture.job();
     job.target.uid = container.image.clone();
     job

@@ -17,5 +17,6 @@ mod docker;
 mod fixture;
 mod interrupted;
 mod layer;
+mod specimen;
 mod stamped;
 mod whole;

@@ -7,6 +7,7 @@ use std::io::Write as _;
 
 use md5::{Digest as _, Md5};
 
+use super::contents::Contents;
 use super::room::Room;
 use super::{Limits, sums};
 use crate::tar::{FileType, Member, TarTime, Visitor, Walk};
@@ -34,6 +35,7 @@ impl BodyIndex {
             walk: Walk::default(),
             listing: Listing {
                 room: Room::new(&limits),
+                holes: limits.holes,
                 open: None,
                 lines: BodyLines::default(),
             },
@@ -60,7 +62,9 @@ impl BodyIndex {
 
 struct Listing {
     room: Room,
-    open: Option<(Member, Option<Md5>)>,
+    /// Bytes of holes that are still hashed.
+    holes: u64,
+    open: Option<(Member, Option<Contents<Md5>>)>,
     lines: BodyLines,
 }
 
@@ -71,13 +75,19 @@ impl Visitor for Listing {
             return;
         }
         super::paths::examine(&mut member);
-        let hashed = member.kind.has_contents() && !member.sparse;
-        self.open = Some((member, hashed.then(Md5::new)));
+        let contents = Contents::begin(&mut member, self.holes, Md5::new());
+        self.open = Some((member, contents));
+    }
+
+    fn map(&mut self, block: &[u8]) {
+        if let Some((_, Some(contents))) = &mut self.open {
+            contents.map(block);
+        }
     }
 
     fn contents(&mut self, bytes: &[u8]) {
-        if let Some((_, Some(hasher))) = &mut self.open {
-            hasher.update(bytes);
+        if let Some((_, Some(contents))) = &mut self.open {
+            contents.update(bytes);
         }
     }
 
@@ -88,10 +98,14 @@ impl Visitor for Listing {
 
 impl Listing {
     fn close(&mut self, broken: bool) {
-        let Some((member, hasher)) = self.open.take() else {
+        let Some((member, contents)) = self.open.take() else {
             return;
         };
-        let md5 = hasher.filter(|_| !broken).map(Md5::finalize);
+        // What keeps a file from having a hash is said in files.jsonl.
+        let md5 = contents
+            .filter(|_| !broken)
+            .and_then(|contents| contents.finish(&mut self.holes).ok())
+            .map(Md5::finalize);
         let md5 = md5.as_ref().map(|digest| digest.as_slice());
         body(&mut self.lines.body, &member, md5);
         if let Some(md5) = md5 {

@@ -90,7 +90,7 @@ pub(super) fn file(member: &Member, sha256: Option<Sha256>, broken: Option<u64>)
             .iter()
             .map(|(name, value)| (String::from_utf8_lossy(name), STANDARD.encode(value)))
             .collect(),
-        stored: member.sparse.then_some(member.stored),
+        stored: member.sparse.is_some().then_some(member.stored),
         sha256,
         broken_at: broken,
         whiteout: is_whiteout(member),

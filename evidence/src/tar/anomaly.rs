@@ -55,8 +55,12 @@ pub enum Anomaly {
     GlobalRecord,
     /// More extended attributes than are listed.
     TooManyXattrs,
-    /// A sparse file: its contents in the tar are not those of the file, so it has no hash.
+    /// A sparse file: a map and its data stand in the tar. Its hash is that of the file with its holes.
     Sparse,
+    /// A sparse file whose map can't be followed, or which readers follow differently: it has no hash.
+    SparseMap,
+    /// A sparse file with more holes than are hashed: it has no hash.
+    NotHashed,
     /// Named by a GNU extension, which readers of plain ustar take for a file of its own.
     GnuLongName,
     /// Bytes behind the end of the tar.
@@ -67,7 +71,7 @@ pub enum Anomaly {
 
 impl Anomaly {
     /// Every kind.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::AbsolutePath,
         Self::ParentTraversal,
         Self::EmptyPath,
@@ -93,6 +97,8 @@ impl Anomaly {
         Self::GlobalRecord,
         Self::TooManyXattrs,
         Self::Sparse,
+        Self::SparseMap,
+        Self::NotHashed,
         Self::GnuLongName,
         Self::TrailingBytes,
         Self::Concatenated,
@@ -198,7 +204,15 @@ impl Anomaly {
             ),
             Self::Sparse => (
                 "sparse",
-                "a sparse file: the bytes in the tar are not the file's, so it has no hash",
+                "a sparse file: a map and its data stand in the tar, the hash is the whole file's",
+            ),
+            Self::SparseMap => (
+                "sparse_map",
+                "a sparse file whose map can't be followed or which readers follow differently, so it has no hash",
+            ),
+            Self::NotHashed => (
+                "not_hashed",
+                "a sparse file with more holes than are hashed, so it has no hash",
             ),
             Self::GnuLongName => (
                 "gnu_long_name",

@@ -2,6 +2,7 @@
 
 use super::anomaly::{Anomalies, Anomaly};
 use super::member::{FileType, TarTime};
+use super::sparse::Map;
 
 /// Length of a block in bytes; everything in a tar starts at a multiple of it.
 pub(super) const BLOCK: u64 = 512;
@@ -67,17 +68,18 @@ pub(super) struct Fields {
     pub(super) group: Vec<u8>,
     pub(super) device: Option<(u64, u64)>,
     /// Of a GNU sparse file ("S").
-    pub(super) sparse: Option<Sparse>,
+    pub(super) sparse: Option<OldSparse>,
     pub(super) anomalies: Anomalies,
 }
 
 /// What the header of a GNU sparse file says more.
-#[derive(Clone, Copy)]
-pub(super) struct Sparse {
+pub(super) struct OldSparse {
     /// The map goes on in the next block.
     pub(super) continues: bool,
     /// The file's size with its holes.
     pub(super) real_size: Option<u64>,
+    /// The map's first entries.
+    pub(super) map: Map,
 }
 
 impl Header {
@@ -163,9 +165,14 @@ impl Header {
             user: owner(265, 297),
             group: owner(297, 329),
             device,
-            sparse: (typeflag == b'S').then(|| Sparse {
-                continues: field(482, 483) != [0],
-                real_size: number(field(483, 495)),
+            sparse: (typeflag == b'S').then(|| {
+                let mut map = Map::default();
+                map.entries(field(386, 482));
+                OldSparse {
+                    continues: field(482, 483) != [0],
+                    real_size: number(field(483, 495)),
+                    map,
+                }
             }),
             anomalies,
         })))
@@ -175,6 +182,16 @@ impl Header {
 /// Whether a block of a GNU sparse map says that another one follows.
 pub(super) fn sparse_continues(block: &[u8]) -> bool {
     block.get(504) != Some(&0)
+}
+
+/// Offset and length of one entry of a GNU sparse map. `None` if they are none, and none within if the
+/// entry is empty.
+pub(super) fn sparse_entry(entry: &[u8]) -> Option<Option<(u64, u64)>> {
+    let (offset, length) = entry.split_at_checked(12)?;
+    match (offset.first()?, length.first()?) {
+        (0, 0) => Some(None),
+        _ => Some(Some((number(offset)?, number(length)?))),
+    }
 }
 
 /// A text field up to its NUL.

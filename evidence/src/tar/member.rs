@@ -3,6 +3,7 @@
 use super::anomaly::{Anomalies, Anomaly};
 use super::header::Fields;
 use super::pax::Pax;
+use super::sparse::Sparse;
 
 /// Longest path or link target that is kept, in bytes; of a longer one the beginning is. Linux
 /// takes 4096 bytes in one call, and no runtime exports a path that it can't open in one.
@@ -54,8 +55,8 @@ pub struct Member {
     pub device: Option<(u64, u64)>,
     /// Extended attributes: name and value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Whether the contents in the tar are a map and islands.
-    pub sparse: bool,
+    /// If it is sparse, how it says where its bytes belong.
+    pub sparse: Option<Sparse>,
     /// What is odd about its header; its path is not looked at here.
     pub anomalies: Anomalies,
 }
@@ -167,6 +168,7 @@ impl Member {
             Anomaly::PathConflict,
             &mut anomalies,
         );
+        let named_sparse = sparse_name.is_some();
         let mut path = sparse_name.unwrap_or(path);
         match fields.kind {
             FileType::Directory => {
@@ -192,12 +194,29 @@ impl Member {
         let stored = pax.size.unwrap_or(fields.size);
         let deceives = stored != fields.size && stored < OCTAL_SIZES;
         anomalies.add_if(deceives, Anomaly::SizeConflict);
-        let sparse = fields.sparse.is_some() || pax.sparse;
-        anomalies.add_if(sparse, Anomaly::Sparse);
+        let in_header = fields.sparse.as_ref();
         let real_size = pax
             .real_size
-            .or(fields.sparse.and_then(|sparse| sparse.real_size));
-        let size = real_size.filter(|_| sparse).unwrap_or(stored);
+            .or(in_header.and_then(|sparse| sparse.real_size));
+        let sparse = match (fields.sparse, pax.sparse) {
+            (None, false) => None,
+            (Some(sparse), false) => Some(Sparse::Header(sparse.map)),
+            (Some(_), true) => Some(Sparse::Unclear),
+            (None, true) => Some(match (pax.sparse_version, pax.map) {
+                ((None, None) | (Some(0), Some(0 | 1)), Some(map))
+                    if pax.map_length == Some(map.len()) =>
+                {
+                    Sparse::Records(map)
+                }
+                ((Some(1), Some(0)), None) => Sparse::Contents,
+                _ => Sparse::Unclear,
+            }),
+        };
+        anomalies.add_if(sparse.is_some(), Anomaly::Sparse);
+        // Who doesn't take it for sparse doesn't take the sparse file's name either.
+        let named = named_sparse && matches!(sparse, Some(Sparse::Unclear));
+        anomalies.add_if(named, Anomaly::PathConflict);
+        let size = real_size.filter(|_| sparse.is_some()).unwrap_or(stored);
         anomalies.add_if(size.max(stored) >= ABSURD, Anomaly::AbsurdSize);
         let mtime = pax.mtime.or(global.mtime).or(fields.mtime);
         anomalies.add_if(

@@ -2,6 +2,7 @@
 
 use super::anomaly::{Anomalies, Anomaly};
 use super::member::{PATH_LIMIT, TarTime};
+use super::sparse::Map;
 
 /// Most extended attributes of one member that are listed: a file has a handful, and Linux keeps
 /// the list of their names below 64 KiB.
@@ -25,12 +26,19 @@ pub(super) struct Pax {
     pub(super) mtime: Option<TarTime>,
     pub(super) atime: Option<TarTime>,
     pub(super) ctime: Option<TarTime>,
-    /// Name without `SCHILY.xattr.`, and value.
+    /// Name without `SCHILY.xattr.`, as GNU tar sets it, and value.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// GNU sparse 0.0, 0.1 and 1.0 say so here, whatever the member's type.
     pub(super) sparse: bool,
     pub(super) sparse_name: Option<Vec<u8>>,
     pub(super) real_size: Option<u64>,
+    /// Of sparse 0.0, a record for each number, and of 0.1, one record.
+    pub(super) map: Option<Map>,
+    map_offset: Option<u64>,
+    /// How many islands that map is said to have; GNU tar follows none without.
+    pub(super) map_length: Option<u64>,
+    /// Major and minor version of the sparse form.
+    pub(super) sparse_version: (Option<u64>, Option<u64>),
     pub(super) anomalies: Anomalies,
 }
 
@@ -58,6 +66,7 @@ impl Pax {
         self.anomalies
             .add_if(self.describes(), Anomaly::GlobalRecord);
         self.xattrs = Vec::new();
+        self.map = None;
         let texts = [
             &mut self.path,
             &mut self.link,
@@ -112,14 +121,58 @@ impl Pax {
                 self.sparse = true;
                 set(&mut self.real_size, value, decimal, &mut self.anomalies);
             }
-            key if key.starts_with(b"GNU.sparse.") => self.sparse = true,
+            key if key.starts_with(b"GNU.sparse.") => {
+                self.sparse = true;
+                self.sparse_record(key, value);
+            }
             key => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.xattr(name, value);
+                    self.xattr(&unescaped(name), value);
                 }
             }
         }
         Ok(())
+    }
+
+    /// What is said once for each island is no record given twice.
+    fn sparse_record(&mut self, key: &[u8], value: &[u8]) {
+        let (major, minor) = &mut self.sparse_version;
+        match key {
+            b"GNU.sparse.major" => set(major, value, decimal, &mut self.anomalies),
+            b"GNU.sparse.minor" => set(minor, value, decimal, &mut self.anomalies),
+            b"GNU.sparse.numblocks" => {
+                set(&mut self.map_length, value, decimal, &mut self.anomalies);
+            }
+            b"GNU.sparse.map" => {
+                let twice = self.map.is_some();
+                let mut numbers = value.split(|byte| *byte == b',').map(decimal);
+                let map = self.map.insert(Map::default());
+                while let Some(offset) = numbers.next() {
+                    match offset.zip(numbers.next().flatten()) {
+                        Some((offset, length)) => map.push(offset, length),
+                        None => map.spoil(),
+                    }
+                }
+                if twice {
+                    map.spoil();
+                }
+            }
+            b"GNU.sparse.offset" => {
+                let map = self.map.get_or_insert_default();
+                if self.map_offset.is_some() || decimal(value).is_none() {
+                    map.spoil();
+                }
+                self.map_offset = decimal(value);
+            }
+            b"GNU.sparse.numbytes" => {
+                let map = self.map.get_or_insert_default();
+                match self.map_offset.take().zip(decimal(value)) {
+                    Some((offset, length)) => map.push(offset, length),
+                    None => map.spoil(),
+                }
+            }
+            _ => {}
+        }
     }
 
     fn xattr(&mut self, name: &[u8], value: &[u8]) {
@@ -132,6 +185,22 @@ impl Pax {
             self.anomalies.add(Anomaly::TooManyXattrs);
         }
     }
+}
+
+/// A key can't have `=`: GNU tar writes `%3D`, and `%25` for `%`.
+fn unescaped(mut name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    while let Some((first, rest)) = name.split_first() {
+        let escaped = |text| name.strip_prefix(text);
+        let (byte, rest) = match (escaped(b"%3D".as_slice()), escaped(b"%25".as_slice())) {
+            (Some(rest), _) => (b'=', rest),
+            (_, Some(rest)) => (b'%', rest),
+            _ => (*first, rest),
+        };
+        plain.push(byte);
+        name = rest;
+    }
+    plain
 }
 
 /// An empty value takes an earlier one back, as POSIX says.

@@ -14,6 +14,8 @@ const PAX_LIMIT: u64 = 1 << 20;
 pub(crate) trait Visitor {
     /// A member begins.
     fn member(&mut self, member: Member);
+    /// A block that continues the map of the sparse member that began.
+    fn map(&mut self, _: &[u8]) {}
     /// The next of its contents.
     fn contents(&mut self, bytes: &[u8]);
     /// All its contents came. Not called for a member that breaks off.
@@ -247,12 +249,17 @@ impl Walk {
                 let rest = block.fill(bytes);
                 let next = match block.full() {
                     None => State::Sparse { block, name, size },
-                    Some(full) if header::sparse_continues(full) => State::Sparse {
-                        block: Block::default(),
-                        name,
-                        size,
-                    },
-                    Some(_) => contents(name, size, visitor),
+                    Some(full) => {
+                        visitor.map(full);
+                        match header::sparse_continues(full) {
+                            true => State::Sparse {
+                                block: Block::default(),
+                                name,
+                                size,
+                            },
+                            false => contents(name, size, visitor),
+                        }
+                    }
                 };
                 (next, rest)
             }
@@ -375,7 +382,10 @@ impl Walk {
 
     fn member(&mut self, fields: Fields, at: u64, visitor: &mut impl Visitor) -> State {
         self.members += 1;
-        let sparse = fields.sparse;
+        let continues = fields
+            .sparse
+            .as_ref()
+            .is_some_and(|sparse| sparse.continues);
         let extensions = std::mem::take(&mut self.pending);
         let pax = extensions.pax.as_ref();
         let names = [
@@ -400,13 +410,13 @@ impl Walk {
                 "{name} at byte {at} is a link, directory or device and yet has {size} bytes; readers disagree where the next member starts"
             ));
         }
-        match sparse {
-            Some(sparse) if sparse.continues => State::Sparse {
+        match continues {
+            true => State::Sparse {
                 block: Block::default(),
                 name,
                 size,
             },
-            _ => contents(name, size, visitor),
+            false => contents(name, size, visitor),
         }
     }
 }

@@ -15,8 +15,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::*;
 use crate::custody::{CustodyLog, Entry, Event};
-use crate::manifest::Missing;
 use crate::manifest::tests::{record, sample};
+use crate::manifest::{Method, Missing};
 use crate::sign::SigningKey;
 use crate::sign::tests::mirrored;
 use crate::source::DirSource;
@@ -39,6 +39,40 @@ struct Draft {
     logged: bool,
     /// Logged besides.
     later: Vec<Entry>,
+}
+
+/// What the controller says of how it got it.
+fn as_read(record: ArtifactRecord) -> ArtifactRecord {
+    let (method, media_type, api_call) = match record.path.file_name() {
+        "pod.json" | "node.json" => (
+            Method::KubernetesObject,
+            "application/json",
+            "GET /api/v1/namespaces/default/pods/web-5d4f-x7",
+        ),
+        "inspect.json" => (
+            Method::Inspect,
+            "application/json",
+            "GET /containers/0123456789ab/json",
+        ),
+        "diff.txt" => (
+            Method::Diff,
+            "text/plain; charset=utf-8",
+            "GET /containers/0123456789ab/changes",
+        ),
+        SCRIPT => (Method::Program, "text/x-shellscript", "impound-controller"),
+        _ => (
+            Method::Export,
+            "application/x-tar",
+            "GET /containers/0123456789ab/export",
+        ),
+    };
+    ArtifactRecord {
+        omissions: method.omissions(),
+        media_type: media_type.to_owned(),
+        api_call: api_call.to_owned(),
+        method,
+        ..record
+    }
 }
 
 struct Collection {
@@ -67,11 +101,14 @@ impl Draft {
         ];
         let records = files
             .iter()
-            .map(|(path, bytes)| record(path, bytes))
+            .map(|(path, bytes)| as_read(record(path, bytes)))
             .collect();
+        let mut manifest = sample(records);
+        manifest.node.uid = Some("a3c6f1de-7c54-4b1d-8a05-0d2a3f6b9c11".to_owned());
+        manifest.controller.executable_sha256 = Some(Sha256::of(b"controller"));
         Self {
             files,
-            manifest: sample(records),
+            manifest,
             logged: true,
             later: Vec::new(),
         }
@@ -95,7 +132,7 @@ impl Draft {
         let kept = self.artifact(path).completeness.clone();
         *self.artifact(path) = ArtifactRecord {
             completeness: kept,
-            ..record(path, bytes)
+            ..as_read(record(path, bytes))
         };
     }
 

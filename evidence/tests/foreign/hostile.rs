@@ -38,6 +38,22 @@ pub(crate) fn corpus() -> Vec<Case> {
     let pax_file = |records: &[(&[u8], &[u8])], name: &[u8]| {
         ended(&[pax(b'x', records), file(name, b"x"), good.clone()])
     };
+    let sparse_1_0 = |size: &str, map: &str, data: &[u8]| {
+        let mut contents = map.as_bytes().to_vec();
+        contents.resize(map.len().next_multiple_of(512), 0);
+        contents.extend_from_slice(data);
+        let records: [(&[u8], &[u8]); 4] = [
+            (b"GNU.sparse.major", b"1"),
+            (b"GNU.sparse.minor", b"0"),
+            (b"GNU.sparse.name", b"holes"),
+            (b"GNU.sparse.realsize", size.as_bytes()),
+        ];
+        ended(&[
+            pax(b'x', &records),
+            file(b"GNUSparseFile.0/holes", &contents),
+            good.clone(),
+        ])
+    };
     let base256 = |value: i64| {
         let mut field = [0u8; 12];
         field[4..].copy_from_slice(&value.to_be_bytes());
@@ -323,15 +339,15 @@ pub(crate) fn corpus() -> Vec<Case> {
             Some("inside a long name"),
         ),
         case(
-            "GNU sparse file",
+            "GNU sparse file whose map has not its bytes",
             ended(&[with(old_sparse, &[b'd'; 512])]),
-            &["sparse"],
+            &["sparse", "sparse_map"],
             None,
         ),
         case(
-            "GNU sparse file whose map goes on",
+            "GNU sparse file whose map goes on and ends too early",
             ended(&[with(continued, &[b'd'; 512])]),
-            &["sparse"],
+            &["sparse", "sparse_map"],
             None,
         ),
         case(
@@ -344,7 +360,7 @@ pub(crate) fn corpus() -> Vec<Case> {
                 ],
                 b"x",
             ),
-            &["sparse"],
+            &["sparse", "sparse_map"],
             None,
         ),
         case(
@@ -356,7 +372,7 @@ pub(crate) fn corpus() -> Vec<Case> {
                 ],
                 b"x",
             ),
-            &["sparse"],
+            &["sparse", "sparse_map"],
             None,
         ),
         case(
@@ -370,7 +386,53 @@ pub(crate) fn corpus() -> Vec<Case> {
                 ],
                 b"./GNUSparseFile.1/name",
             ),
-            &["absurd_size", "sparse"],
+            &["absurd_size", "sparse", "sparse_map"],
+            None,
+        ),
+        case(
+            "PAX sparse 1.0 of 8 EiB of hole",
+            sparse_1_0("9223372036854775807", "1\n9223372036854775807\n0\n", b""),
+            &["absurd_size", "not_hashed", "sparse"],
+            None,
+        ),
+        case(
+            "a sparse map of islands that overlap",
+            sparse_1_0("1536", "3\n0\n512\n0\n512\n1536\n0\n", &[b'd'; 1024]),
+            &["sparse", "sparse_map"],
+            None,
+        ),
+        case(
+            "a sparse map of islands that readers put elsewhere, as they are no whole blocks",
+            sparse_1_0("4096", "2\n0\n100\n3584\n512\n", &[b'd'; 612]),
+            &["sparse", "sparse_map"],
+            None,
+        ),
+        case(
+            "a sparse map that ends before its file, which GNU tar makes shorter",
+            sparse_1_0("4096", "1\n0\n512\n", &[b'd'; 512]),
+            &["sparse", "sparse_map"],
+            None,
+        ),
+        case(
+            "a sparse map whose numbers overflow",
+            sparse_1_0(
+                "4096",
+                "2\n18446744073709551615\n512\n4096\n99999999999999999999999\n",
+                &[b'd'; 512],
+            ),
+            &["sparse", "sparse_map"],
+            None,
+        ),
+        case(
+            "a sparse map of a quintillion islands",
+            sparse_1_0("4096", "1000000000000000000\n", &[b'1'; 2048]),
+            &["sparse", "sparse_map"],
+            None,
+        ),
+        case(
+            "a sparse name without a sparse form, which some readers don't take",
+            pax_file(&[(b"GNU.sparse.name", b"real")], b"shown"),
+            &["path_conflict", "sparse", "sparse_map"],
             None,
         ),
         case(
@@ -582,6 +644,56 @@ fn over_a_limit_the_list_ends_and_says_so_and_the_verdict_goes_on() {
         3,
         "of the three paths that were kept in mind"
     );
+}
+
+#[test]
+fn holes_are_hashed_up_to_a_limit_and_what_is_not_is_counted() {
+    let hole = |name: &str, size: u64| {
+        let size = size.to_string();
+        let records: [(&[u8], &[u8]); 4] = [
+            (b"GNU.sparse.major", b"1"),
+            (b"GNU.sparse.minor", b"0"),
+            (b"GNU.sparse.name", name.as_bytes()),
+            (b"GNU.sparse.realsize", size.as_bytes()),
+        ];
+        let map = format!("1\n{size}\n0\n");
+        [
+            pax(b'x', &records),
+            with(header(b"GNUSparseFile.0/x", b'0', 512), map.as_bytes()),
+        ]
+        .concat()
+    };
+    let tar = ended(&[
+        hole("a", 600),
+        hole("b", 500),
+        hole("c", 400),
+        file(b"d", b"x"),
+    ]);
+    let limits = Limits {
+        holes: 1000,
+        ..Limits::default()
+    };
+    let seen = index_in(&tar, 700, Kind::Other, limits);
+    let hashed: Vec<bool> = seen
+        .lines
+        .iter()
+        .map(|line| line["sha256"].is_string())
+        .collect();
+    assert_eq!(hashed, [true, false, true, true], "b alone has no room");
+    assert_eq!(
+        seen.lines[0]["sha256"],
+        impound_evidence::Sha256::of(&[0; 600]).to_string()
+    );
+    assert_eq!(
+        seen.lines[1]["anomalies"],
+        serde_json::json!(["sparse", "not_hashed"])
+    );
+    assert_eq!(
+        seen.indexed.summary.not_examined,
+        ["1 sparse files have no hash: holes of up to 1000 bytes are hashed, over all files."]
+    );
+    let md5 = String::from_utf8(seen.md5).unwrap();
+    assert_eq!(md5.lines().count(), 3);
 }
 
 #[test]

@@ -28,6 +28,7 @@ impl EvidenceSource for Source {
         Ok(Listing {
             files: walk.files.into_iter().map(|file| file.path).collect(),
             refused: walk.refused.into_iter().map(refused).collect(),
+            ..Listing::default()
         })
     }
 

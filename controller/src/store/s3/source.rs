@@ -37,6 +37,7 @@ impl EvidenceSource for Source {
             Ok(Listing {
                 files,
                 refused: refused.into_iter().map(named).collect(),
+                ..Listing::default()
             })
         })
     }

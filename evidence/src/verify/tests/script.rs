@@ -122,7 +122,7 @@ fn a_script_without_our_program_comes_to_the_same_verdict() {
             },
         ),
         (
-            "before/link: links and devices are no evidence".into(),
+            "before/link: links, pipes and devices are no evidence".into(),
             |it| {
                 symlink("pod.json", it.at("before/link")).unwrap();
             },
@@ -224,4 +224,153 @@ fn a_script_takes_no_signature_but_the_given_keys_one() {
             "manifest.sigstore.json: its signature does not fit key {id}"
         ));
     }
+}
+
+#[test]
+fn a_script_misses_whoever_was_to_vouch_and_takes_nobody_who_vouches_for_the_controller() {
+    let (collection, ada) = (Collection::sealed(), SigningKey::generate().unwrap());
+    let pem = |key: &SigningKey| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), key.verifying_key().to_pem().unwrap()).unwrap();
+        file
+    };
+    let (controller, vouching) = (pem(&collection.key), pem(&ada));
+    let said = || {
+        let option = PathBuf::from("--countersigned-by");
+        let paths = [vouching.path(), collection.directory.path(), controller.path()];
+        let (code, text) = all_with(&[&[option], &paths.map(Path::to_owned)[..]].concat());
+        (code, text.lines().last().unwrap().to_owned())
+    };
+    let id = ada.verifying_key().key_id();
+    let gone = format!(
+        "NOT INTACT: signatures/{id}.sigstore.json: is not there, and its key was to have vouched for this"
+    );
+    assert_eq!(said(), (1, gone));
+    let (path, bundle) = countersignature(&collection, &ada);
+    collection.put(&path, &bundle);
+    let (code, text) = said();
+    assert!(
+        code == 0 && text.ends_with(&format!("; countersigned with {id}")),
+        "{text}"
+    );
+    collection.put(BUNDLE, bundle);
+    let (code, text) = said();
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        text.contains(&format!(
+            "is signed with key {id}, which is none of those given"
+        )),
+        "{text}"
+    );
+}
+
+/// Every program that the script runs, with as many as it needs of what is there.
+#[test]
+fn a_script_without_one_of_its_tools_says_which_and_checks_nothing() {
+    let collection = Collection::sealed();
+    let key = tempfile::NamedTempFile::new().unwrap();
+    fs::write(key.path(), collection.key.verifying_key().to_pem().unwrap()).unwrap();
+    let listed = VERIFY_SH.split_once("for tool in ").unwrap().1;
+    let listed = listed.split_once("; do").unwrap().0.replace("\\\n", " ");
+    let tools: Vec<&str> = listed.split_whitespace().collect();
+    let output = |without: Option<&str>| {
+        let path = tempfile::tempdir().unwrap();
+        for tool in tools.iter().filter(|tool| Some(**tool) != without) {
+            let found = std::process::Command::new("sh")
+                .args(["-c", "command -v \"$1\"", "-", tool])
+                .output()
+                .unwrap();
+            let found = String::from_utf8(found.stdout).unwrap();
+            symlink(found.trim(), path.path().join(tool)).unwrap();
+        }
+        let output = std::process::Command::new("/bin/bash")
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/verify.sh"))
+            .args([collection.directory.path(), key.path()])
+            .env_clear()
+            .env("PATH", path.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    assert_eq!(
+        output(None),
+        (Some(0), String::new()),
+        "the list has all that is run"
+    );
+    for tool in &tools {
+        let needs = format!("this needs {tool}: install it\n");
+        assert_eq!(output(Some(tool)), (Some(2), needs));
+    }
+}
+
+#[test]
+fn a_script_sees_the_end_of_a_tar_where_we_do() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("root");
+    fs::create_dir_all(root.join("d".repeat(120))).unwrap();
+    fs::write(root.join("small"), "x").unwrap();
+    fs::write(root.join("zeros"), vec![0; 3000]).unwrap();
+    fs::write(root.join("large"), vec![b'l'; 60_000]).unwrap();
+    fs::write(root.join("d".repeat(120)).join("f".repeat(120)), "long").unwrap();
+    symlink("small", root.join("link")).unwrap();
+    let sparse = fs::File::create(root.join("sparse")).unwrap();
+    for island in 0..30u64 {
+        std::os::unix::fs::FileExt::write_all_at(&sparse, b"island", island << 16).unwrap();
+    }
+    let mut tars = Vec::new();
+    for arguments in [
+        &["--format=gnu"][..],
+        &["--format=gnu", "-S"],
+        &["--format=pax", "-S"],
+    ] {
+        let tar = std::process::Command::new("tar")
+            .args(arguments)
+            .args(["--blocking-factor=1", "-C"])
+            .arg(&root)
+            .args(["-c", "."])
+            .output()
+            .unwrap()
+            .stdout;
+        let blocks = tar.len() / 512;
+        let cuts = (0..=blocks).filter(|block| block % 7 == 0 || blocks - block < 12);
+        tars.extend(cuts.map(|block| tar[..block * 512].to_vec()));
+        for (end, more) in [
+            (tar.len() - 5, &b""[..]),
+            (tar.len(), b"x"),
+            (tar.len(), &[0; 700]),
+        ] {
+            tars.push([&tar[..end], more].concat());
+        }
+        let mut changed = tar.clone();
+        changed[512 + 130] ^= 1;
+        tars.push(changed);
+    }
+    let mut complete = 0;
+    for (n, tar) in tars.iter().enumerate() {
+        fs::write(scratch.path().join(format!("{n:04}.tar")), tar).unwrap();
+    }
+    let ends = VERIFY_SH
+        .split_once("\nends() {\n")
+        .unwrap()
+        .1
+        .split_once("\n}\n")
+        .unwrap()
+        .0;
+    let walk = format!("ends() {{\n{ends}\n}}\nfor tar in *.tar; do ends \"$tar\"; done");
+    let output = std::process::Command::new("bash")
+        .args(["-c", &walk])
+        .current_dir(scratch.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said.lines().count(), tars.len(), "{said}");
+    for (said, tar) in said.lines().zip(&tars) {
+        let mut end = crate::TarEnd::new();
+        end.update(tar);
+        let ours = end.finish();
+        assert_eq!(said == "ended", ours.is_complete(), "{said}; {ours:?}");
+        complete += usize::from(ours.is_complete());
+    }
+    assert_eq!(complete, 6, "each whole, and with zeros behind");
 }
