@@ -9,6 +9,8 @@
 //! ```
 
 mod archive;
+#[cfg(test)]
+mod fuzz;
 mod header;
 mod image;
 mod input;

@@ -378,4 +378,20 @@ mod tests {
     fn roles_are_ordered_by_what_they_may_do() {
         assert!(Role::Viewer < Role::Responder && Role::Responder < Role::Custodian);
     }
+
+    #[test]
+    fn fuzz_identity_what_is_taken_is_one_of_three_shapes() {
+        let seeds = [
+            "spiffe://impound.dev/controller",
+            "spiffe://impound.dev/agent/ip-10-0-0-1.eu-west-1.compute.internal",
+            "spiffe://impound.dev/responder/custodian/alice@example.org",
+        ];
+        let seeds = seeds.map(|uri| uri.as_bytes().to_vec());
+        impound_fuzz::run("identity", &seeds, |_, bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Ok(peer) = text.parse::<PeerId>() {
+                assert_eq!(peer.to_string(), text, "two spellings of one identity");
+            }
+        });
+    }
 }

@@ -295,3 +295,33 @@ pub(crate) enum CaptureError {
     #[error("no thread could be started to read the layer")]
     Thread(#[source] io::Error),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_inspect_any_description_leads_to_an_absolute_layer_or_none() {
+        let seeds = [
+            br#"{"Id":"4e5e","State":{"Running":true,"Pid":4242,"StartedAt":"2026-01-31T03:04:05Z"},"Image":"sha256:feed","GraphDriver":{"Name":"overlay2","Data":{"UpperDir":"/var/lib/docker/overlay2/48f9/diff"}}}"#.to_vec(),
+            br#"{"State":{"Running":true,"Pid":1,"StartedAt":""},"GraphDriver":{"Data":null}}"#.to_vec(),
+        ];
+        let mounts = [
+            "733 600 0:59 / / rw - overlay overlay rw,metacopy=off,upperdir=/var/lib/docker/overlay2/48f9/diff\n",
+            "733 600 0:59 / / rw - overlay overlay rw,metacopy=off,upperdir=48f9/diff\n",
+        ];
+        let mounts = mounts.map(|text| mountinfo::root(text).unwrap());
+        impound_fuzz::run("inspect", &seeds, |_, bytes| {
+            let Ok(description) = serde_json::from_slice::<Description>(&bytes) else {
+                return;
+            };
+            let [absolute, relative] = &mounts;
+            if let Ok(path) = upper(absolute, &description) {
+                assert_eq!(path, "/var/lib/docker/overlay2/48f9/diff");
+            }
+            if let Ok(path) = upper(relative, &description) {
+                assert!(path.ends_with("/48f9/diff"), "{path}");
+            }
+        });
+    }
+}

@@ -93,4 +93,24 @@ mod tests {
         assert_eq!(root("nonsense\n1 2 3\n"), None);
         assert_eq!(unescape("\\9x\\04"), "\\9x\\04");
     }
+
+    #[test]
+    fn fuzz_mountinfo_any_text_has_a_root_or_none() {
+        let seeds = [
+            DOCKER.as_bytes().to_vec(),
+            b"900 733 0:70 / / rw - overlay none rw,upperdir=/a\\040b\\054c\\134d,metacopy=on\n"
+                .to_vec(),
+        ];
+        impound_fuzz::run("mountinfo", &seeds, |_, bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Some(mount) = root(&text) {
+                assert!(!mount.kind.contains(' '));
+                for name in ["upperdir", "metacopy", ""] {
+                    // Bytes that are no UTF-8 become three.
+                    let value = mount.option(name).unwrap_or_default();
+                    assert!(value.len() <= 3 * text.len());
+                }
+            }
+        });
+    }
 }

@@ -354,3 +354,24 @@ fn container(summary: ContainerSummary) -> Result<Container, RuntimeError> {
         labels: summary.labels.unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_docker_list_any_answer_is_read_or_refused() {
+        let seed = br#"[{"Id":"4e5e2d6fd6a8a7d5a3b7cbb2b0b7d6a1b2c3d4e5f60718293a4b5c6d7e8f9012","Names":["/k8s_app_web_shop_u1_0"],"Image":"sha256:feed","ImageID":"sha256:feed","Command":"sh","Created":1769828645,"Ports":[],"Labels":{"io.kubernetes.container.name":"app"},"State":"running","Status":"Up 2 hours","HostConfig":{"NetworkMode":"default"},"NetworkSettings":{"Networks":{}},"Mounts":[]}]"#;
+        impound_fuzz::run("docker-list", &[seed.to_vec()], |_, bytes| {
+            let Ok(all) = serde_json::from_slice::<Vec<ContainerSummary>>(&bytes) else {
+                return;
+            };
+            for one in all
+                .into_iter()
+                .filter_map(|summary| container(summary).ok())
+            {
+                assert_eq!(one.id.to_string().len(), 64);
+            }
+        });
+    }
+}

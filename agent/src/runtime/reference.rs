@@ -170,4 +170,26 @@ mod tests {
         assert!(ImageReference::new(&"a".repeat(256), "").is_err());
         assert!(ImageReference::new("a", &"a".repeat(129)).is_err());
     }
+
+    #[test]
+    fn fuzz_reference_what_is_taken_stays_in_its_place_in_a_path() {
+        let seeds = [
+            "compromised-nginx-0123456789ab:web-1",
+            "a/b--c/d__e:v1.0_x-y",
+            "a.b:T",
+        ];
+        let seeds = seeds.map(|text| text.as_bytes().to_vec());
+        impound_fuzz::run("reference", &seeds, |_, bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Ok(reference) = text.parse::<ImageReference>() {
+                let text = reference.to_string();
+                assert_eq!(text.parse(), Ok(reference));
+                assert!(!text.starts_with('/') && !text.contains("//") && !text.contains(".."));
+                assert!(
+                    text.bytes()
+                        .all(|byte| byte.is_ascii_alphanumeric() || b"._-/:".contains(&byte))
+                );
+            }
+        });
+    }
 }

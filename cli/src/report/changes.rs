@@ -397,4 +397,19 @@ mod tests {
             "{error}"
         );
     }
+
+    #[test]
+    fn fuzz_changes_any_list_is_counted_within_bounds_or_refused() {
+        let seed = br#"{"kind":"A","path":"/tmp/x","file":{"path":"tmp/x","type":"file","mode":"4755","size":9,"mtime":"2026-01-31T03:04:05.5Z","sha256":"00"}}
+{"kind":"C","path":"/tmp"}
+{"kind":"D","path":"/var/log/x"}
+"#;
+        let at = OffsetDateTime::parse("2026-01-31T03:00:00Z", &Rfc3339).unwrap();
+        impound_fuzz::run("report-changes", &[seed.to_vec()], |_, bytes| {
+            if let Ok(changes) = Changes::read(&bytes[..], Some(at)) {
+                assert!(changes.first.len() <= ALL && changes.newest.len() <= TOP);
+                assert!(changes.first.len() as u64 <= changes.count.all());
+            }
+        });
+    }
 }

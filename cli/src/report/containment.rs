@@ -94,3 +94,18 @@ fn instant<'de, D: Deserializer<'de>>(from: D) -> Result<Option<OffsetDateTime>,
     let text = Option::<String>::deserialize(from)?;
     Ok(text.and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_containment_any_document_is_told_or_refused() {
+        let seed = br#"{"metadata":{"creationTimestamp":"2026-01-31T03:04:05Z"},"status":{"phase":"Contained","message":"m","owner":"o","steps":[{"name":"Cordon","state":"Done","started":"2026-01-31T03:04:05Z","finished":"never"}],"facts":[{"name":"OwnerReleased","state":"Yes","message":"m"}],"evictions":[{"namespace":"n","pod":"p","state":"Done","tried":null}],"credentials":[],"drift":[{"time":"2026-01-31T03:04:05Z","reason":"r","what":"w"}]}}"#;
+        impound_fuzz::run("containment", &[seed.to_vec()], |_, bytes| {
+            if let Ok(told) = serde_json::from_slice::<Containment>(&bytes) {
+                assert!(told.status.steps.len() <= bytes.len());
+            }
+        });
+    }
+}

@@ -155,3 +155,50 @@ pub(super) struct Settled {
     /// The controller that ended collecting; another build may write the signature.
     pub(super) controller: Build,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_note_what_is_taken_is_settled_alike_when_it_is_read_again() {
+        let at: Timestamp = "2026-01-31T03:04:05.678901Z".parse().unwrap();
+        let settled = Settled {
+            created: at,
+            claimed: true,
+            missing: vec![Missing {
+                path: "artifacts/x".parse().unwrap(),
+                reason: "gone".to_owned(),
+            }],
+            storage: None,
+            controller: Build {
+                name: "impound-controller".to_owned(),
+                version: "0.1.0".to_owned(),
+                executable_sha256: None,
+            },
+        };
+        let mut note = Note {
+            node_uid: Some("uid-node".to_owned()),
+            warnings: vec!["look".to_owned()],
+            ..Note::default()
+        };
+        note.images.insert("a:b".to_owned(), Image { id: None });
+        note.sealing = Some(Sealing {
+            custody: LogHead {
+                size: 3,
+                root: note.settled(&settled),
+            },
+            settled,
+        });
+        let seed = serde_json::to_vec(&note).unwrap();
+        impound_fuzz::run("note", &[seed], |_, bytes| {
+            let Ok(note) = serde_json::from_slice::<Note>(&bytes) else {
+                return;
+            };
+            let again: Note = serde_json::from_slice(&serde_json::to_vec(&note).unwrap()).unwrap();
+            if let (Some(one), Some(two)) = (&note.sealing, &again.sealing) {
+                assert_eq!(note.settled(&one.settled), again.settled(&two.settled));
+            }
+        });
+    }
+}

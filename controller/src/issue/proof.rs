@@ -163,3 +163,32 @@ fn one(extra: &BTreeMap<String, Vec<String>>, field: &'static str) -> Result<Str
         _ => Err(Refused::Unbound { field }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_token_review_nothing_is_claimed_but_by_our_service_account() {
+        let seed = br#"{"authenticated":true,"audiences":["impound.dev/issuer"],"user":{"username":"system:serviceaccount:impound:impound-agent","uid":"u","groups":["system:serviceaccounts"],"extra":{"authentication.kubernetes.io/credential-id":["JTI=1"],"authentication.kubernetes.io/node-name":["worker2"],"authentication.kubernetes.io/node-uid":["u2"],"authentication.kubernetes.io/pod-name":["impound-agent-x"],"authentication.kubernetes.io/pod-uid":["u3"]}}}"#;
+        let rules = Rules {
+            namespace: "impound".to_owned(),
+            service_account: "impound-agent".to_owned(),
+            daemon_set: "impound-agent".to_owned(),
+        };
+        let read = |bytes: &[u8]| serde_json::from_slice::<TokenReviewStatus>(bytes).ok();
+        assert!(rules.claim(read(seed).unwrap()).is_ok());
+        impound_fuzz::run("token-review", &[seed.to_vec()], |_, bytes| {
+            let Some(status) = read(&bytes) else { return };
+            let user = status.user.clone().and_then(|user| user.username);
+            if let Ok(claim) = rules.claim(status) {
+                assert_eq!(
+                    user.as_deref(),
+                    Some("system:serviceaccount:impound:impound-agent")
+                );
+                let said = [&claim.pod, &claim.pod_uid, &claim.node, &claim.node_uid];
+                assert!(said.iter().all(|text| !text.is_empty()));
+            }
+        });
+    }
+}

@@ -30,7 +30,7 @@ static long call(long n, long a, long b, long c, long d) {
 static void put(const char *path, int flags, const char *text, long length) {
     long file = call(SYS_openat, AT_FDCWD, (long)path, O_WRONLY | flags, 0755);
     call(SYS_write, file, (long)text, length, 0);
-    if (flags & O_CREAT) call(SYS_ftruncate, file, 1 << 20, 0, 0);
+    if (flags & O_CREAT) call(SYS_ftruncate, file, 1 << 16, 0, 0);
     call(SYS_close, file, 0, 0, 0);
 }
 void _start(void) {

@@ -2,8 +2,8 @@
 
 use impound_evidence::index::{BodyIndex, Changes, FileIndex, Kind, Limits};
 use impound_evidence::{
-    Checkpoint, Entry, Manifest, OpenBundle, Sha256, SigningKey, StampAuthority, StampRequest,
-    TarEnd, stamp_time,
+    Checkpoint, CustodyLog, Entry, Keyring, Manifest, Moment, OpenBundle, Sha256, SigningKey,
+    StampAuthority, StampRequest, TarEnd, VerifyingKey, stamp_time,
 };
 use impound_fuzz::{Random, run};
 
@@ -101,6 +101,91 @@ fn fuzz_custody_a_line_that_is_taken_is_one_that_we_write() {
     run("custody", &lines(CUSTODY), |_, line| {
         // What the decoder takes it must write alike, or two texts would be one entry.
         let _ = Entry::decode(&line);
+    });
+}
+
+#[test]
+fn fuzz_log_what_is_taken_whole_is_what_we_would_have_written() {
+    run("log", &[CUSTODY.to_vec()], |_, bytes| {
+        let mut entries = Vec::new();
+        let read = CustodyLog::read("impound.dev/INC-1", &bytes[..], |entry| entries.push(entry));
+        let Ok(log) = read else { return };
+        assert_eq!(log.size(), entries.len() as u64);
+        assert_eq!(
+            bytes.iter().filter(|byte| **byte == b'\n').count(),
+            entries.len()
+        );
+        for (entry, seq) in entries.iter().zip(0..) {
+            assert_eq!(entry.seq, seq);
+            serde_json::from_slice::<serde_json::Value>(&Moment::of_entry(entry).encode()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn fuzz_keyring_what_is_taken_has_the_keys_that_it_names() {
+    let mut ring = Keyring::default();
+    for from in [None, Some("2026-01-31T03:04:05.678901Z".parse().unwrap())] {
+        let key = SigningKey::generate().unwrap();
+        ring.turn_to(key.verifying_key(), from).unwrap();
+    }
+    run("keyring", &[ring.to_json()], |_, bytes| {
+        if let Ok(ring) = Keyring::from_json(&bytes) {
+            let again = Keyring::from_json(&ring.to_json()).unwrap();
+            let ids = |ring: &Keyring| -> Vec<_> {
+                ring.keys()
+                    .unwrap()
+                    .iter()
+                    .map(VerifyingKey::key_id)
+                    .collect()
+            };
+            assert_eq!(ids(&ring), ids(&again));
+        }
+    });
+}
+
+#[test]
+fn fuzz_public_key_what_is_taken_is_written_and_read_again() {
+    let pem = |_| {
+        SigningKey::generate()
+            .unwrap()
+            .verifying_key()
+            .to_pem()
+            .unwrap()
+    };
+    let seeds: Vec<Vec<u8>> = (0..4).map(pem).map(String::into_bytes).collect();
+    run("public-key", &seeds, |_, bytes| {
+        let text = String::from_utf8_lossy(&bytes);
+        if let Ok(key) = VerifyingKey::from_pem(&text) {
+            let again = VerifyingKey::from_pem(&key.to_pem().unwrap()).unwrap();
+            assert_eq!(again.key_id(), key.key_id());
+        }
+    });
+}
+
+#[test]
+fn fuzz_moments_any_description_is_a_line_or_left_out() {
+    let seeds = [
+        br#"{"kind":"A","path":"/tmp/x","file":{"path":"tmp/x","type":"symlink","mode":"0777","uid":0,"gid":0,"size":5,"mtime":"2026-01-31T03:04:05.5Z","link":"/etc"}}"#.to_vec(),
+        br#"{"Created":"2026-01-31T03:04:05.678901234Z","State":{"StartedAt":"2026-01-31T03:04:06Z","FinishedAt":"0001-01-01T00:00:00Z"}}"#.to_vec(),
+        br#"{"status":{"steps":[{"name":"Cordon","state":"Done","started":"2026-01-31T03:04:05Z","finished":"2026-01-31T03:04:06Z","message":"x"},{"name":"Evict","state":"Running","started":"2026-01-31T03:04:05+02:00"}]}}"#.to_vec(),
+    ];
+    run("moments", &seeds, |_, bytes| {
+        let moments = Moment::of_change("app", &bytes)
+            .into_iter()
+            .chain(Moment::of_container("app", &bytes))
+            .chain(Moment::of_containment(&bytes));
+        for moment in moments {
+            let line = moment.encode();
+            assert_eq!(
+                line.iter().position(|byte| *byte == b'\n'),
+                Some(line.len() - 1)
+            );
+            let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            // Four digits of a year, as Timesketch's importer reads them.
+            let date = line["datetime"].as_str().unwrap();
+            assert_eq!(date.len(), "2026-01-31T03:04:05.678901Z".len(), "{date}");
+        }
     });
 }
 

@@ -203,3 +203,49 @@ fn files(dir: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     }
     found
 }
+
+#[test]
+fn fuzz_certificate_any_damage_has_an_identity_of_ours_or_none() {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path(), &plan(&["k8s-worker1"])).unwrap();
+    let seeds: Vec<Vec<u8>> = [
+        "controller/tls.crt",
+        "agents/k8s-worker1/tls.crt",
+        "responders/alice@example.org/tls.crt",
+    ]
+    .iter()
+    .map(|name| {
+        CertificateDer::from_pem_file(dir.path().join(name))
+            .unwrap()
+            .to_vec()
+    })
+    .collect();
+    impound_fuzz::run("certificate", &seeds, |_, der| {
+        if let Ok(peer) = PeerId::from_certificate(&der) {
+            assert_eq!(peer.to_string().parse::<PeerId>().unwrap(), peer);
+        }
+        let _ = PeerId::node_uid(&der);
+    });
+}
+
+#[test]
+fn fuzz_certificate_request_nothing_is_signed_but_for_a_key_that_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path(), &plan(&["k8s-worker1"])).unwrap();
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    let ca = Ca::from_pem(&read("ca/agent-ca.crt"), &read("ca/agent-ca.key")).unwrap();
+    let peer = PeerId::agent("k8s-worker1").unwrap();
+    let good = KeyRequest::generate().unwrap().request;
+    impound_fuzz::run("certificate-request", &[good.clone()], |_, request| {
+        let validity = Validity::from_now(time::Duration::hours(1));
+        let signed = ca.sign_request(&request, &peer, "uid", validity);
+        assert_eq!(
+            signed.is_ok(),
+            request == good,
+            "the request is signed by its key"
+        );
+    });
+}

@@ -4,11 +4,15 @@
 //! It needs no compiler but the stable one. It is blind to coverage, so what makes it reach deep is
 //! that seeds are whole and that a target may mend what mutation breaks, e.g. checksums.
 //!
+//! Besides the seeds that a target gives, all files are taken from `tests/fuzz/<name>` of its crate and
+//! from `<IMPOUND_FUZZ_SEEDS>/<name>`, if there are such directories.
+//!
 //! An input that makes a target panic is written to `IMPOUND_FUZZ_FAILURES` (default: the temporary
-//! directory), and the test's failure says where; put it among the seeds when it is understood.
+//! directory), and the test's failure says where; put it into the crate's directory of seeds when it is
+//! understood.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Longest input, in bytes: everything that has a limit is tested against it by tests of its own.
@@ -51,6 +55,7 @@ pub fn run(name: &str, seeds: &[Vec<u8>], mut target: impl FnMut(&mut Random, Ve
             resume_unwind(panic);
         }
     };
+    let seeds = &[seeds, &kept_seeds(name)].concat();
     for seed in seeds {
         tried(&mut random, seed.clone());
     }
@@ -62,6 +67,28 @@ pub fn run(name: &str, seeds: &[Vec<u8>], mut target: impl FnMut(&mut Random, Ve
         }
     }
     eprintln!("fuzz {name}: {inputs} inputs in {seconds} s");
+}
+
+/// Seeds in files, in the order of their names.
+fn kept_seeds(name: &str) -> Vec<Vec<u8>> {
+    // Cargo says where the crate is whose test runs.
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").map(|at| PathBuf::from(at).join("tests/fuzz"));
+    let given = std::env::var_os("IMPOUND_FUZZ_SEEDS").map(PathBuf::from);
+    let directories = own.into_iter().chain(given).map(|at| at.join(name));
+    directories.flat_map(|at| files(&at)).collect()
+}
+
+fn files(directory: &Path) -> Vec<Vec<u8>> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+        .iter()
+        .filter(|path| path.is_file())
+        .filter_map(|path| std::fs::read(path).ok())
+        .collect()
 }
 
 fn failure(name: &str, inputs: u64) -> PathBuf {
@@ -162,6 +189,16 @@ mod tests {
         assert!(
             found.is_err(),
             "a second of mutations never wrote two colons"
+        );
+    }
+
+    #[test]
+    fn seeds_in_files_are_tried_as_they_are() {
+        let mut tried = Vec::new();
+        run("kept", &[b"given".to_vec()], |_, input| tried.push(input));
+        assert_eq!(
+            tried.get(..2),
+            Some(&[b"given".to_vec(), b"in a file".to_vec()][..])
         );
     }
 }

@@ -136,3 +136,63 @@ fn enter_new_namespace() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn fuzz_netlink_any_answer_is_taken_apart_or_refused() {
+    let base = BaseChain {
+        kind: "filter".to_owned(),
+        hook: 1,
+        priority: -350,
+        policy: 0,
+    };
+    let chain_of = |base| Chain {
+        name: "input".to_owned(),
+        base,
+        flags: 0,
+        rules: Vec::new(),
+    };
+    let table = Table {
+        name: "impound".to_owned(),
+        flags: 0,
+        comment: Some("a comment".to_owned()),
+        chains: Vec::new(),
+    };
+    let operations = vec![
+        (
+            NEW_TABLE,
+            0,
+            Attributes::default().text(TABLE_NAME, "impound"),
+        ),
+        (NEW_CHAIN, 0, new_chain(&table, &chain_of(Some(base)))),
+        (NEW_CHAIN, 0, new_chain(&table, &chain_of(None))),
+    ];
+    // As sent, which is as received; expressions are damaged in tests of their own file's seeds.
+    let sent = Messages::transaction(operations).bytes().to_vec();
+    impound_fuzz::run("netlink", &[sent], |random, mut bytes| {
+        // Behind a length that is right there is more to be found.
+        if random.below(2) == 0
+            && let Some(length) = bytes.first_chunk_mut::<4>()
+        {
+            *length = 36_u32.to_ne_bytes();
+        }
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let before = rest.len();
+            let Ok(message) = wire::Received::next(&mut rest) else {
+                return;
+            };
+            assert!(rest.len() < before, "a message takes room");
+            let _ = message.errno();
+            let Some((_, data)) = message.nftables() else {
+                continue;
+            };
+            let Ok(fields) = attributes(data) else {
+                continue;
+            };
+            let _ = chain(&fields);
+            for (_, value) in fields {
+                let _ = (comment(value), expression::decode(value));
+            }
+        }
+    });
+}

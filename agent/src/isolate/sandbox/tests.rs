@@ -74,3 +74,16 @@ fn exactly_one_running_sandbox_of_exactly_this_pod_is_taken() {
         IsolateError::SeveralSandboxes { count: 2, .. }
     ));
 }
+
+#[test]
+fn fuzz_sandbox_any_description_is_read_or_refused() {
+    let seed = br#"{"State":{"Running":true,"Pid":4242,"StartedAt":"2026-01-31T03:04:05Z"},"HostConfig":{"NetworkMode":"container:4e5e"}}"#;
+    impound_fuzz::run("sandbox", &[seed.to_vec()], |_, bytes| {
+        if let Ok(description) = serde_json::from_slice::<Description>(&bytes) {
+            // What was read says what was written: no field is made up.
+            let text = String::from_utf8_lossy(&bytes);
+            assert!(text.contains("State") && text.contains("HostConfig"));
+            assert!(description.state == description.state);
+        }
+    });
+}

@@ -139,3 +139,51 @@ impl Body {
         answered(&call, status.as_u16(), message)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_http_any_answer_of_an_engine_is_read_within_its_limits() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        const LIMIT: usize = 4 << 10;
+        let seeds = [
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"Id\":\"0123\"}",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;x=y\r\n123\r\n0\r\nTrailer: x\r\n\r\n",
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 32\r\n\r\n{\"message\":\"No such container\"}\n",
+        ];
+        let seeds = seeds.map(|text| text.as_bytes().to_vec());
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("engine.sock");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime
+            .block_on(async { tokio::net::UnixListener::bind(&socket) })
+            .unwrap();
+        impound_fuzz::run("http", &seeds, |_, answer| {
+            let served = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                // The reader may have had enough.
+                let _ = stream.write_all(&answer).await;
+            };
+            let asked = collect(
+                &socket,
+                "/containers/0123/json",
+                LIMIT,
+                Duration::from_secs(10),
+            );
+            let (bytes, ()) = runtime.block_on(async { tokio::join!(asked, served) });
+            match bytes {
+                Ok(bytes) => assert!(bytes.len() <= LIMIT && bytes.len() <= answer.len()),
+                Err(RuntimeError::Timeout { .. }) => panic!("an answer that ended was waited for"),
+                Err(_) => {}
+            }
+        });
+    }
+}

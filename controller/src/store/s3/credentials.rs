@@ -352,4 +352,25 @@ mod tests {
         let credential = Credential::of("id", "very-secret", Some("token".into()));
         assert_eq!(format!("{credential:?}"), "Credential");
     }
+
+    #[test]
+    fn fuzz_credentials_any_answer_and_any_file_has_both_halves_or_none() {
+        let seeds = [
+            br#"{"AccessKeyId":"A","SecretAccessKey":"s","Token":"t","Expiration":"2026-01-01T12:00:00Z"}"#.to_vec(),
+            b"[default]\naws_access_key_id = A\naws_secret_access_key=s=1\naws_session_token=t\n[other]\n".to_vec(),
+            b"<R><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>A</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken><Expiration>2026-01-01T12:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult></R>".to_vec(),
+        ];
+        impound_fuzz::run("credentials", &seeds, |_, bytes| {
+            let _ = parse(&bytes);
+            let text = String::from_utf8_lossy(&bytes);
+            if profile_of(&text, "default").is_some() {
+                assert!(
+                    text.contains("aws_access_key_id") && text.contains("aws_secret_access_key")
+                );
+            }
+            if let Ok(assumed) = quick_xml::de::from_str::<Assumed>(&text) {
+                let _ = assumed.result.credentials.credential();
+            }
+        });
+    }
 }

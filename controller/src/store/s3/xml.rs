@@ -262,4 +262,29 @@ mod tests {
             assert!(matches!(error, S3Error::Document { .. }) && error.is_passing());
         }
     }
+
+    #[test]
+    fn fuzz_xml_any_answer_is_read_or_refused() {
+        let seeds = [
+            "<ListBucketResult xmlns=\"x\"><Contents><Key>a&amp;b</Key><Size>3</Size></Contents><CommonPrefixes><Prefix>c/</Prefix></CommonPrefixes><NextContinuationToken>t</NextContinuationToken></ListBucketResult>",
+            "<ListVersionsResult><Version><Key>k</Key><VersionId>v</VersionId></Version><DeleteMarker><Key>k</Key><VersionId>w</VersionId></DeleteMarker><IsTruncated>true</IsTruncated></ListVersionsResult>",
+            "<ListMultipartUploadsResult><Upload><Key>k</Key><UploadId>u</UploadId><Initiated>2026-01-31T03:04:05.000Z</Initiated></Upload></ListMultipartUploadsResult>",
+            "<ListPartsResult><Part><PartNumber>1</PartNumber><ETag>\"e\"</ETag><ChecksumSHA256>AAA=</ChecksumSHA256></Part></ListPartsResult>",
+            "<?xml version=\"1.0\"?>\n<Error><Code>NoSuchKey</Code><Message>again</Message></Error>",
+        ];
+        let seeds = seeds.map(|text| text.as_bytes().to_vec());
+        impound_fuzz::run("xml", &seeds, |_, bytes| {
+            let _ = read::<ObjectPage>("ListBucketResult", &bytes);
+            let _ = read::<VersionPage>("ListVersionsResult", &bytes);
+            let _ = read::<UploadPage>("ListMultipartUploadsResult", &bytes);
+            if let Ok(page) = read::<PartPage>("ListPartsResult", &bytes) {
+                // What a server says can't end our own document early.
+                let document = completion(&page.part);
+                assert!(document.ends_with("</CompleteMultipartUpload>"));
+                assert_eq!(document.matches("</CompleteMultipartUpload>").count(), 1);
+            }
+            let said = refusal(StatusCode::FORBIDDEN, &bytes);
+            assert!(said.code().chars().count() <= 200);
+        });
+    }
 }
