@@ -237,7 +237,11 @@ fn a_script_misses_whoever_was_to_vouch_and_takes_nobody_who_vouches_for_the_con
     let (controller, vouching) = (pem(&collection.key), pem(&ada));
     let said = || {
         let option = PathBuf::from("--countersigned-by");
-        let paths = [vouching.path(), collection.directory.path(), controller.path()];
+        let paths = [
+            vouching.path(),
+            collection.directory.path(),
+            controller.path(),
+        ];
         let (code, text) = all_with(&[&[option], &paths.map(Path::to_owned)[..]].concat());
         (code, text.lines().last().unwrap().to_owned())
     };
