@@ -1,21 +1,23 @@
 #!/bin/bash
 # Evidence is checked by programs that are not ours: a Sigstore verifier from npm (@sigstore/verify, with a
-# public key that it is given), a JSON Schema validator from PyPI (jsonschema), openssl and jq (verify.sh).
+# public key that it is given), a JSON Schema validator from PyPI (jsonschema), openssl and jq (verify.sh),
+# and what is made for analysis is read by those that it is for: mactime of The Sleuth Kit, sha256sum and
+# md5sum over what GNU tar extracts, the rules of Timesketch's importer.
 #
-# Usage: tests/independent.sh [COLLECTION PUBLIC-KEY.pem]     default: evidence/tests/broken/good
+# Usage: tests/independent.sh [COLLECTION PUBLIC-KEY.pem]     default: evidence/tests/real
 #   IMPOUND_CACHE=DIR   where the two are kept between runs (default ~/.cache/impound)
 set -Eeuo pipefail
 {
 REPOSITORY=$(dirname "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)")
-COLLECTION=$(realpath "${1:-$REPOSITORY/evidence/tests/broken/good}")
-KEY=$(realpath "${2:-$REPOSITORY/evidence/tests/broken/evidence.pub}")
+COLLECTION=$(realpath "${1:-$REPOSITORY/evidence/tests/real/collection}")
+KEY=$(realpath "${2:-$REPOSITORY/evidence/tests/real/evidence.pub}")
 TOOLS=${IMPOUND_CACHE:-$HOME/.cache/impound}/independent
 mkdir -p "$TOOLS"
 
 say() { printf '    %s\n' "$*"; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
-for tool in node npm python3 openssl jq; do
-    command -v "$tool" > /dev/null || fail "this needs $tool: apt-get install nodejs npm python3-venv openssl jq"
+for tool in node npm python3 openssl jq mactime; do
+    command -v "$tool" > /dev/null || fail "this needs $tool: apt-get install nodejs npm python3-venv openssl jq sleuthkit"
 done
 
 # The last versions that run on Debian 12's Node 18.
@@ -58,7 +60,7 @@ if sigstore "$TOOLS/forged.json"; then fail "@sigstore/verify takes a signature 
 say "@sigstore/verify: a changed signature is refused: $(grep -m 1 -oE '^[A-Za-z]*Error: .*' "$TOOLS/said")"
 
 "$TOOLS/venv/bin/python" - "$REPOSITORY/evidence/schema" "$COLLECTION" <<'PY' || fail "the published schemas"
-import json, pathlib, sys
+import copy, json, pathlib, sys
 from jsonschema import Draft202012Validator
 schemas, collection = map(pathlib.Path, sys.argv[1:])
 def validator(name):
@@ -72,12 +74,68 @@ entries = [json.loads(line) for line in (collection / 'custody.jsonl').read_text
 for entry in entries:
     of_entry.validate(entry)
 # A schema that took anything would prove nothing.
-del manifest['predicate']['node']
-assert not of_manifest.is_valid(manifest) and not of_entry.is_valid({**entries[0], 'event': 'seen'})
+def refused(what, change):
+    wrong = copy.deepcopy(manifest)
+    change(wrong['predicate'])
+    assert not of_manifest.is_valid(wrong), f'the schema takes {what}'
+artifact = lambda predicate: predicate['artifacts'][0]
+for what, change in {
+    'a manifest without a node': lambda it: it.pop('node'),
+    'an unknown field': lambda it: it.update(note='x'),
+    'an unknown field of an artifact': lambda it: artifact(it).update(note='x'),
+    'a hash in capitals': lambda it: artifact(it).update(sha256=artifact(it)['sha256'].upper().replace('0', 'F')),
+    'a receipt without a location': lambda it: artifact(it)['receipt'].pop('location'),
+    'incomplete without reasons': lambda it: artifact(it).update(completeness={'state': 'incomplete'}),
+    'incomplete for no reason': lambda it: artifact(it).update(completeness={'state': 'incomplete', 'reasons': []}),
+    'a time without a zone': lambda it: it.update(created='2026-01-31T03:04:05.678901'),
+    'a path outside': lambda it: artifact(it).update(path='../x'),
+}.items():
+    refused(what, change)
+assert not of_entry.is_valid({**entries[0], 'event': 'seen'})
 print(f'    jsonschema: the manifest and {len(entries)} custody entries are what the published schemas say')
 PY
 
 "$REPOSITORY/evidence/verify.sh" "$COLLECTION" "$KEY" > "$TOOLS/said" || fail "verify.sh"
 say "verify.sh: $(cat "$TOOLS/said")"
+
+# Every body file, by mactime: a line at least for each of its lines, and the file that was dropped at its time.
+files=0
+while IFS= read -r -d '' body; do
+    mactime -d -y -z UTC -b "$body" > "$TOOLS/timeline" || fail "mactime: $body"
+    [ "$(grep -c '"/' "$TOOLS/timeline")" -ge "$(wc -l < "$body")" ] || fail "mactime reads less than $body has"
+    added=$(jq -r 'select(.kind == "A" and .file.type == "file") | "\(.file.mtime[0:19])Z \(.path)"' "${body%.bodyfile}.changes.jsonl" | head -n 1)
+    [ -z "$added" ] || grep -qE "^${added%% *},.*\"${added#* }\"" "$TOOLS/timeline" || fail "mactime has no $added of $body"
+    files=$((files + 1))
+done < <(find "$COLLECTION/artifacts" -name '*.bodyfile' -print0)
+say "mactime: reads $files body files"
+
+# The hash lists, in the directory that their tar is extracted to. Devices and owners need root and no hashes.
+lists=0
+while IFS= read -r -d '' list; do
+    case $list in *.sha256) sum=sha256sum ;; *) sum=md5sum ;; esac
+    rm -rf "$TOOLS/extracted" && mkdir "$TOOLS/extracted"
+    tar --warning=no-unknown-keyword --no-same-owner --exclude='dev/*' -C "$TOOLS/extracted" -xf "${list%.hashes.*}" 2> "$TOOLS/said" ||
+        grep -q mknod "$TOOLS/said" || fail "tar -x ${list%.hashes.*}: $(head -n 1 "$TOOLS/said")"
+    (cd "$TOOLS/extracted" && "$sum" --check --strict --quiet "$list") || fail "$sum -c $list"
+    lists=$((lists + 1))
+done < <(find "$COLLECTION/artifacts" -name '*.hashes.*' -print0)
+rm -rf "$TOOLS/extracted"
+say "sha256sum and md5sum: $lists lists are what tar extracts"
+
+# Timesketch's importer: message, datetime and timestamp_desc in each line, timestamp in microseconds of the same time.
+"$TOOLS/venv/bin/python" - "$COLLECTION/timeline.jsonl" <<'PY' || fail "timeline.jsonl is not what Timesketch imports"
+import datetime, json, sys
+count = 0
+for line in open(sys.argv[1], encoding='utf-8'):
+    event = json.loads(line)
+    assert all(isinstance(event[field], str) and event[field] for field in ('message', 'datetime', 'timestamp_desc')), line
+    at = datetime.datetime.fromisoformat(event['datetime'].replace('Z', '+00:00'))
+    since = at - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    assert event['timestamp'] == since // datetime.timedelta(microseconds=1), line
+    assert not any(isinstance(value, (dict, list)) for value in event.values()), line
+    count += 1
+assert count > 0
+print(f'    timeline.jsonl: {count} events as Timesketch\'s importer takes them')
+PY
 exit 0
 }

@@ -38,6 +38,7 @@ pub enum Completeness {
     /// It ended early or can't be followed. The bytes are evidence and are kept, but marked.
     Incomplete {
         /// Why, one sentence each, never empty.
+        #[cfg_attr(test, schemars(length(min = 1)))]
         reasons: Vec<String>,
     },
 }

@@ -142,7 +142,7 @@ fn is_whiteout(member: &Member) -> bool {
 /// 9999.
 pub(super) fn date(time: TarTime) -> Option<String> {
     let date = OffsetDateTime::from_unix_timestamp(time.seconds).ok()?;
-    if !(0..=9999).contains(&date.year()) {
+    if !(1..=9999).contains(&date.year()) {
         return None;
     }
     let fraction = match time.nanos {
@@ -174,6 +174,12 @@ mod tests {
         );
         assert_eq!(date(-1, 1).unwrap(), "1969-12-31T23:59:59.000000001Z");
         assert_eq!(date(253_402_300_800, 0), None, "the year 10000");
+        assert_eq!(
+            date(-62_135_596_801, 0),
+            None,
+            "the year 0, which Python and Timesketch have not"
+        );
+        assert_eq!(date(-62_135_596_800, 0).unwrap(), "0001-01-01T00:00:00Z");
         assert_eq!(date(i64::MIN, 0), None);
     }
 }

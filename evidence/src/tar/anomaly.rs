@@ -30,7 +30,7 @@ pub enum Anomaly {
     UnknownType,
     /// More than a tebibyte, more than a container's file system has.
     AbsurdSize,
-    /// A modification time outside the years 0 to 9999.
+    /// A modification time outside the years 1 to 9999.
     AbsurdTime,
     /// A modification time before 1970.
     NegativeTime,
@@ -159,7 +159,7 @@ impl Anomaly {
             Self::AbsurdSize => ("absurd_size", "it claims more than a tebibyte"),
             Self::AbsurdTime => (
                 "absurd_time",
-                "its modification time is outside the years 0 to 9999",
+                "its modification time is outside the years 1 to 9999",
             ),
             Self::NegativeTime => (
                 "negative_time",
