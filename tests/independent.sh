@@ -87,8 +87,8 @@ for what, change in {
     'a receipt without a location': lambda it: artifact(it)['receipt'].pop('location'),
     'incomplete without reasons': lambda it: artifact(it).update(completeness={'state': 'incomplete'}),
     'incomplete for no reason': lambda it: artifact(it).update(completeness={'state': 'incomplete', 'reasons': []}),
+    'a path with a space': lambda it: artifact(it).update(path='a b'),
     'a time without a zone': lambda it: it.update(created='2026-01-31T03:04:05.678901'),
-    'a path outside': lambda it: artifact(it).update(path='../x'),
 }.items():
     refused(what, change)
 assert not of_entry.is_valid({**entries[0], 'event': 'seen'})
@@ -114,7 +114,7 @@ lists=0
 while IFS= read -r -d '' list; do
     case $list in *.sha256) sum=sha256sum ;; *) sum=md5sum ;; esac
     rm -rf "$TOOLS/extracted" && mkdir "$TOOLS/extracted"
-    tar --warning=no-unknown-keyword --no-same-owner --exclude='dev/*' -C "$TOOLS/extracted" -xf "${list%.hashes.*}" 2> "$TOOLS/said" ||
+    tar --warning=no-unknown-keyword --no-same-owner -C "$TOOLS/extracted" -xf "${list%.hashes.*}" 2> "$TOOLS/said" ||
         grep -q mknod "$TOOLS/said" || fail "tar -x ${list%.hashes.*}: $(head -n 1 "$TOOLS/said")"
     (cd "$TOOLS/extracted" && "$sum" --check --strict --quiet "$list") || fail "$sum -c $list"
     lists=$((lists + 1))
@@ -122,8 +122,8 @@ done < <(find "$COLLECTION/artifacts" -name '*.hashes.*' -print0)
 rm -rf "$TOOLS/extracted"
 say "sha256sum and md5sum: $lists lists are what tar extracts"
 
-# Timesketch's importer: message, datetime and timestamp_desc in each line, timestamp in microseconds of the same time.
-"$TOOLS/venv/bin/python" - "$COLLECTION/timeline.jsonl" <<'PY' || fail "timeline.jsonl is not what Timesketch imports"
+# A collection may have none. Timesketch's importer: message, datetime and timestamp_desc in each line, timestamp in microseconds of the same time.
+[ ! -f "$COLLECTION/timeline.jsonl" ] || "$TOOLS/venv/bin/python" - "$COLLECTION/timeline.jsonl" <<'PY' || fail "timeline.jsonl is not what Timesketch imports"
 import datetime, json, sys
 count = 0
 for line in open(sys.argv[1], encoding='utf-8'):

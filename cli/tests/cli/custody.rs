@@ -112,11 +112,11 @@ fn somebody_vouches_for_a_collection_with_a_key_of_their_own() {
     let bundle = collection.read(BUNDLE).unwrap();
     let by_ada = sign_manifest(&collection.read(MANIFEST).unwrap(), &ada).unwrap();
     collection.write(BUNDLE, &by_ada);
-    let (code, _, err) = impound(&wanted);
+    let (code, said, _) = impound(&wanted);
     assert_eq!(code, 1);
     assert!(
-        err.contains("was given as the key of somebody who vouches"),
-        "{err}"
+        said.contains("was given as the key of somebody who vouches"),
+        "{said}"
     );
     collection.write(BUNDLE, &bundle);
 
