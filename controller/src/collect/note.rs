@@ -166,6 +166,8 @@ mod tests {
         let settled = Settled {
             created: at,
             claimed: true,
+            certificate: None,
+            authority: None,
             missing: vec![Missing {
                 path: "artifacts/x".parse().unwrap(),
                 reason: "gone".to_owned(),

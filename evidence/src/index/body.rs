@@ -132,16 +132,17 @@ fn body(to: &mut Vec<u8>, member: &Member, md5: Option<&[u8]>) {
     }
     let mode = mode(member.kind, member.mode.unwrap_or_default());
     let time = |time: Option<TarTime>| time.map_or(0, |time| time.seconds.max(0));
-    // No inode: a tar has none. No time of birth either. Writing to memory doesn't fail.
+    // No inode: a tar has none. Writing to memory doesn't fail.
     let _ = writeln!(
         to,
-        "|0|{mode}|{}|{}|{}|{}|{}|{}|0",
+        "|0|{mode}|{}|{}|{}|{}|{}|{}|{}",
         member.uid.unwrap_or_default(),
         member.gid.unwrap_or_default(),
         member.size,
         time(member.atime),
         time(member.mtime),
         time(member.ctime),
+        time(member.born),
     );
 }
 

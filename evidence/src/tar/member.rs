@@ -49,6 +49,8 @@ pub struct Member {
     pub atime: Option<TarTime>,
     /// Last change, rarely there.
     pub ctime: Option<TarTime>,
+    /// Birth, rarely there.
+    pub born: Option<TarTime>,
     /// Target of a link; at most [`PATH_LIMIT`] bytes.
     pub link: Option<Vec<u8>>,
     /// Major and minor number of a device.
@@ -246,6 +248,7 @@ impl Member {
             mtime,
             atime: pax.atime.or(global.atime),
             ctime: pax.ctime.or(global.ctime),
+            born: pax.born,
             link: is_link.then_some(link),
             device: fields.device,
             xattrs: pax.xattrs,

@@ -26,6 +26,8 @@ pub(super) struct Pax {
     pub(super) mtime: Option<TarTime>,
     pub(super) atime: Option<TarTime>,
     pub(super) ctime: Option<TarTime>,
+    /// libarchive's record of the time of birth, which our layers have.
+    pub(super) born: Option<TarTime>,
     /// Name without `SCHILY.xattr.`, as GNU tar sets it, and value.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// GNU sparse 0.0, 0.1 and 1.0 say so here, whatever the member's type.
@@ -113,6 +115,9 @@ impl Pax {
             b"mtime" => set(&mut self.mtime, value, time, &mut self.anomalies),
             b"atime" => set(&mut self.atime, value, time, &mut self.anomalies),
             b"ctime" => set(&mut self.ctime, value, time, &mut self.anomalies),
+            b"LIBARCHIVE.creationtime" => {
+                set(&mut self.born, value, time, &mut self.anomalies);
+            }
             b"GNU.sparse.name" => {
                 self.sparse = true;
                 set_text(&mut self.sparse_name, value, &mut self.anomalies);

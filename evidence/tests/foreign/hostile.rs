@@ -647,6 +647,33 @@ fn over_a_limit_the_list_ends_and_says_so_and_the_verdict_goes_on() {
 }
 
 #[test]
+fn a_body_file_has_the_four_times_that_a_layer_has() {
+    let records: [(&[u8], &[u8]); 4] = [
+        (b"mtime", b"1700000002.5"),
+        (b"atime", b"1700000001"),
+        (b"ctime", b"1700000003"),
+        (b"LIBARCHIVE.creationtime", b"1700000000.25"),
+    ];
+    let seen = index(&ended(&[
+        pax(b'x', &records),
+        file(b"f", b""),
+        file(b"g", b""),
+    ]));
+    let body = String::from_utf8(seen.body).unwrap();
+    let times: Vec<&str> = body
+        .lines()
+        .map(|line| line.splitn(8, '|').last().unwrap())
+        .collect();
+    assert_eq!(
+        times,
+        [
+            "1700000001|1700000002|1700000003|1700000000",
+            "0|1700000000|0|0"
+        ]
+    );
+}
+
+#[test]
 fn holes_are_hashed_up_to_a_limit_and_what_is_not_is_counted() {
     let hole = |name: &str, size: u64| {
         let size = size.to_string();
