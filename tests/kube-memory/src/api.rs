@@ -120,12 +120,12 @@ fn answer(core: &Arc<Core>, request: &Request) -> Outcome<Reply> {
     if call.target.subresource.is_empty()
         || matches!(
             call.target.subresource.as_str(),
-            "status" | "ephemeralcontainers"
+            "status" | "ephemeralcontainers" | "resize"
         )
     {
         let known = match call.target.subresource.as_str() {
             "status" => call.resource.status,
-            "ephemeralcontainers" => call.resource.is("pods"),
+            "ephemeralcontainers" | "resize" => call.resource.is("pods"),
             _ => true,
         };
         if !known {

@@ -124,6 +124,7 @@ fn subresources(resource: &Resource) -> Vec<Sub> {
             subs.push(other("eviction", "policy", "v1", "Eviction", &["create"]));
             subs.push(own("ephemeralcontainers", &["get", "patch", "update"]));
             subs.push(own("log", &["get"]));
+            subs.push(own("resize", &["get", "patch", "update"]));
         }
         "serviceaccounts" => {
             subs.push(other(

@@ -223,6 +223,7 @@ pub(crate) fn validate(pod: &Value, old: Option<(&Value, &str)>) -> Vec<FieldErr
         let before = old.get("spec").unwrap_or(&Value::Null);
         match subresource {
             "ephemeralcontainers" => errors.extend(ephemeral_errors(before, spec)),
+            "resize" => errors.extend(resize_error(before, spec)),
             "binding" => {}
             _ => errors.extend(immutable_error(before, spec)),
         }
@@ -299,6 +300,29 @@ fn ephemeral_errors(old: &Value, new: &Value) -> Vec<FieldError> {
             ))
         })
         .collect()
+}
+
+/// A resize changes what containers may use, and nothing else. That the service class stays the same is not
+/// asked here.
+fn resize_error(old: &Value, new: &Value) -> Option<FieldError> {
+    let fixed = |spec: &Value| {
+        let mut spec = spec.clone();
+        for list in ["containers", "initContainers"] {
+            for container in json::list_mut(&mut spec, &format!("/{list}"))
+                .into_iter()
+                .flatten()
+            {
+                json::take(container, &["resources"]);
+            }
+        }
+        spec
+    };
+    (fixed(old) != fixed(new)).then(|| {
+        FieldError::forbidden(
+            "spec",
+            "only cpu and memory resources are mutable".to_owned(),
+        )
+    })
 }
 
 /// The few fields of a pod's spec that may change. The real message ends with a diff of Go structures.
