@@ -196,13 +196,6 @@ pub(crate) enum NamespaceError {
 }
 
 impl NamespaceError {
-    /// The process has ended meanwhile.
-    pub(super) fn process_is_gone(&self) -> bool {
-        let gone = [rustix::io::Errno::NOENT, rustix::io::Errno::SRCH];
-        matches!(self, Self::Process { source, .. }
-            if gone.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error())))
-    }
-
     /// The agent lacks a privilege.
     pub(crate) fn not_permitted(&self) -> bool {
         matches!(self, Self::Process { source, .. } | Self::Enter { source }

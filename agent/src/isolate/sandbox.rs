@@ -31,8 +31,10 @@ pub(super) struct Sandbox {
     pub(super) namespace: NetworkNamespace,
     /// The node's own, which it is not.
     pub(super) host: NetworkNamespace,
-    /// Containers of the pod that run, without the sandbox: process and name.
-    pub(super) containers: Vec<(Process, String)>,
+    /// Containers of the pod that run, without the sandbox: id and name.
+    pub(super) containers: Vec<(ContainerId, String)>,
+    /// uid of the pod, which the kubelet's control group of all of it is named by.
+    pub(super) pod_uid: String,
 }
 
 /// What of a container's description matters here.
@@ -78,25 +80,14 @@ impl Sandbox {
         if network_mode == "host" || host.has(namespace.id) {
             return Err(IsolateError::HostNetwork { pod: pod.clone() });
         }
-        let mut containers = Vec::new();
-        for other in others {
-            match running(runtime, pod, other).await {
-                Ok((process, _)) => containers.push((process, other.name.clone())),
-                // It ended since the list was made.
-                Err(
-                    IsolateError::Changed { .. }
-                    | IsolateError::Runtime(RuntimeError::NotFound { .. }),
-                ) => {}
-                Err(IsolateError::Namespace(error)) if error.process_is_gone() => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let containers = others.iter().map(|one| (one.id.clone(), one.name.clone()));
         Ok(Self {
             id,
             process,
             namespace,
             host: host.namespace,
-            containers,
+            containers: containers.collect(),
+            pod_uid: pod.uid.clone(),
         })
     }
 }

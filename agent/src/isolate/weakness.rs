@@ -1,11 +1,16 @@
 //! What could get past the table, or take it away: looked for in the processes of the pod.
 //!
+//! A process is the pod's if it is in the pod's network namespace, whatever its control group, or in the control
+//! group of the pod or one of its containers, whatever its namespaces: either alone can be left. Who has left
+//! both, as only root on the node can, is not seen.
+//!
 //! It is looked at, not prevented: taking a privilege from a running process is not possible.
 
 use std::io;
 
 use super::namespace::{NamespaceId, Process};
 use super::sandbox::Sandbox;
+use crate::runtime::ContainerId;
 
 /// Bits of the masks in /proc/PID/status: `CAP_NET_ADMIN`, `CAP_NET_RAW`, `CAP_SYS_ADMIN`.
 const NET_ADMIN: u32 = 12;
@@ -39,17 +44,19 @@ pub(crate) enum Kind {
     NotExamined,
 }
 
-/// Looks at every process in the sandbox's network namespace, and at the pod's containers outside of
-/// it. Reads /proc, so not for a thread that serves others.
+/// Looks at every process of the pod, in the sandbox's network namespace or outside of it. Reads /proc, so
+/// not for a thread that serves others.
 pub(super) fn look(sandbox: &Sandbox) -> Vec<Weakness> {
     let mut found = Vec::new();
-    match inside(sandbox.namespace.id, sandbox.process.pid) {
-        Ok(tally) => tally.report(&mut found),
-        Err(error) => found.push(Weakness {
+    let mut tally = Tally::default();
+    let mut outside = Vec::new();
+    if let Err(error) = examine(sandbox, &mut tally, &mut outside) {
+        found.push(Weakness {
             kind: Kind::NotExamined,
             detail: format!("the pod's processes could not be listed: {error}"),
-        }),
+        });
     }
+    tally.report(&mut found);
     match sandbox.process.read("net/packet") {
         // The first line is a heading.
         Ok(sockets) => {
@@ -69,25 +76,82 @@ pub(super) fn look(sandbox: &Sandbox) -> Vec<Weakness> {
             detail: format!("the pod's packet sockets could not be listed: {error}"),
         }),
     }
-    for (process, name) in &sandbox.containers {
-        match process.namespace_id() {
-            Ok(id) if id == sandbox.namespace.id => {}
-            Ok(id) => found.push(Weakness {
-                kind: Kind::Outside,
-                detail: format!(
-                    "container {name} (process {}) is in network namespace {}, not in the pod's: it is not \
-                     isolated",
-                    process.pid, id.inode
-                ),
-            }),
-            Err(error) if is_gone(&error) => {}
-            Err(error) => found.push(Weakness {
-                kind: Kind::NotExamined,
-                detail: format!("container {name} could not be looked at: {error}"),
-            }),
-        }
+    if !outside.is_empty() {
+        found.push(Weakness {
+            kind: Kind::Outside,
+            detail: format!(
+                "not in the pod's network namespace, so not isolated; {}",
+                named(&outside)
+            ),
+        });
     }
     found
+}
+
+/// All processes of the pod except the sandbox's own, which only waits.
+fn examine(sandbox: &Sandbox, tally: &mut Tally, outside: &mut Vec<String>) -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if pid == sandbox.process.pid || pid == FIRST {
+            continue;
+        }
+        // One that has ended since.
+        let Ok(process) = Process::open(pid) else {
+            continue;
+        };
+        let inside = match process.namespace_id() {
+            Ok(id) if id == sandbox.namespace.id => Ok(()),
+            Ok(id) => Err(id),
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => {
+                tally.not_examined.push(format!("{pid}: {error}"));
+                continue;
+            }
+        };
+        let read = match inside {
+            Ok(()) => process.read("status").map(|status| tally.add(pid, &status)),
+            Err(id) => process.read("cgroup").map(|groups| {
+                if let Some(member) = member(sandbox, &groups) {
+                    let name = process.read("comm").unwrap_or_default();
+                    outside.push(format!(
+                        "{pid} {} of {member} {}",
+                        name.trim_end().escape_debug(),
+                        place(sandbox, id)
+                    ));
+                }
+            }),
+        };
+        match read {
+            Ok(()) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => tally.not_examined.push(format!("{pid}: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// Whose a process is by its control groups: a container's, or the pod's as a whole.
+fn member(sandbox: &Sandbox, groups: &str) -> Option<String> {
+    let of = |id: &ContainerId| groups.contains(id.as_str());
+    if let Some((_, name)) = sandbox.containers.iter().find(|(id, _)| of(id)) {
+        return Some(format!("container {name}"));
+    }
+    // As the kubelet names it, with its cgroupfs driver and with systemd's.
+    let uid = &sandbox.pod_uid;
+    let pod = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
+    let by_pod = !uid.is_empty() && pod.iter().any(|group| groups.contains(group));
+    (of(&sandbox.id) || by_pod).then(|| "the pod".to_owned())
+}
+
+fn place(sandbox: &Sandbox, id: NamespaceId) -> String {
+    if id == sandbox.host.id {
+        "in the node's own".to_owned()
+    } else {
+        format!("in {}", id.inode)
+    }
 }
 
 /// Processes by what they may do.
@@ -99,39 +163,6 @@ struct Tally {
     net_raw_obtainable: Vec<String>,
     sys_admin: Vec<String>,
     not_examined: Vec<String>,
-}
-
-/// All processes in this namespace except the sandbox's own, which only waits.
-fn inside(namespace: NamespaceId, sandbox: u32) -> io::Result<Tally> {
-    let mut tally = Tally::default();
-    for entry in std::fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        if pid == sandbox || pid == FIRST {
-            continue;
-        }
-        // One that has ended since.
-        let Ok(process) = Process::open(pid) else {
-            continue;
-        };
-        match process.namespace_id() {
-            Ok(id) if id == namespace => {}
-            Ok(_) => continue,
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => {
-                tally.not_examined.push(format!("{pid}: {error}"));
-                continue;
-            }
-        }
-        match process.read("status") {
-            Ok(status) => tally.add(pid, &status),
-            Err(error) if is_gone(&error) => {}
-            Err(error) => tally.not_examined.push(format!("{pid}: {error}")),
-        }
-    }
-    Ok(tally)
 }
 
 impl Tally {

@@ -454,3 +454,26 @@ async fn what_could_get_past_the_table_is_reported() {
     );
     drop(elsewhere);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_has_left_the_pod_s_network_is_told_by_its_control_group() {
+    let world = World::isolating().await;
+    let client = &world.client;
+    let suspect = Pod::with("suspect", "impound-agent-test", &["--cap-add", "SYS_ADMIN"]);
+    isolate(client, &suspect, Vec::new()).await.unwrap();
+    let busybox = "/bin/busybox";
+    let leave = [busybox, "unshare", "-n", busybox, "sleep", "300"];
+    docker(&[&["exec", "-d", suspect.app.id.as_str()], &leave[..]].concat());
+    let limit = tokio::time::Instant::now() + Duration::from_secs(20);
+    let detail = loop {
+        let seen = inspect(client, &suspect, Vec::new()).await.unwrap();
+        let mut outside = seen.weaknesses.into_iter();
+        let outside = outside.find(|weakness| weakness.kind() == IsolationWeaknessKind::Outside);
+        if let Some(outside) = outside {
+            break outside.detail;
+        }
+        assert!(tokio::time::Instant::now() < limit, "it is not told");
+    };
+    assert!(detail.contains("busybox of container k8s_app_"), "{detail}");
+    assert!(detail.contains("so not isolated"), "{detail}");
+}
