@@ -24,6 +24,9 @@ pub const LEASE: &str = "impound-controller";
 const DURATION: Duration = Duration::from_secs(6);
 const RENEW_WITHIN: Duration = Duration::from_secs(4);
 const RETRY: Duration = Duration::from_secs(1);
+/// Pause between two renewals, and before one that failed is tried again: two more fit in then.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+const RENEW_AGAIN: Duration = Duration::from_millis(500);
 
 /// A lease that is held, or wanted.
 pub struct Leadership {
@@ -32,6 +35,8 @@ pub struct Leadership {
     /// The last renewal that was seen, and when: another replica's clock is not to be trusted, so
     /// a lease has run out when it was not renewed for its duration by our own clock.
     seen: Option<(MicroTime, Instant)>,
+    /// The lease as we wrote it last: it can be renewed without a look, for its version guards the write.
+    written: Option<Lease>,
 }
 
 impl Leadership {
@@ -42,6 +47,7 @@ impl Leadership {
             api: Api::namespaced(client, namespace),
             holder,
             seen: None,
+            written: None,
         }
     }
 
@@ -71,8 +77,9 @@ impl Leadership {
     /// Renews until the lease is lost, then says why.
     pub async fn keep(&mut self) -> String {
         let mut renewed = Instant::now();
+        let mut pause = RENEW_EVERY;
         loop {
-            sleep(RETRY).await;
+            sleep(std::mem::replace(&mut pause, RENEW_EVERY)).await;
             // Counted from before the write: an answer that is late says when it was true at the latest.
             let begun = Instant::now();
             let left = RENEW_WITHIN.saturating_sub(renewed.elapsed());
@@ -81,6 +88,7 @@ impl Leadership {
                 Ok(Ok(None)) => renewed = begun,
                 Ok(Ok(Some(other))) => return format!("{other} has taken the lease"),
                 Ok(Err(error)) => {
+                    pause = RENEW_AGAIN;
                     tracing::warn!(error = %describe(&error), "lease not renewed, trying again");
                 }
             }
@@ -110,11 +118,13 @@ impl Leadership {
     /// Takes or renews the lease; gives the other holder's name if it is not to be had. The
     /// resourceVersion in the write makes sure that only one of two candidates succeeds.
     async fn try_take(&mut self) -> Result<Option<String>, ApiError> {
-        let current = self.api.get_opt(LEASE).await.map_err(failed)?;
+        let current = match self.written.take() {
+            Some(written) => Some(written),
+            None => self.api.get_opt(LEASE).await.map_err(failed)?,
+        };
         let Some(mut lease) = current else {
-            return self
-                .won(self.api.create(&PostParams::default(), &self.first()).await)
-                .await;
+            let created = self.api.create(&PostParams::default(), &self.first()).await;
+            return self.won(created).await;
         };
         let other = holder(&lease).to_owned();
         if !other.is_empty() && other != self.holder && !self.has_run_out(&lease) {
@@ -128,12 +138,11 @@ impl Leadership {
         }
         spec.lease_duration_seconds = Some(seconds());
         spec.renew_time = Some(now());
-        self.won(
-            self.api
-                .replace(LEASE, &PostParams::default(), &lease)
-                .await,
-        )
-        .await
+        let replaced = self
+            .api
+            .replace(LEASE, &PostParams::default(), &lease)
+            .await;
+        self.won(replaced).await
     }
 
     fn has_run_out(&mut self, lease: &Lease) -> bool {
@@ -149,9 +158,12 @@ impl Leadership {
         }
     }
 
-    async fn won(&self, written: kube::Result<Lease>) -> Result<Option<String>, ApiError> {
+    async fn won(&mut self, written: kube::Result<Lease>) -> Result<Option<String>, ApiError> {
         match written.map_err(failed) {
-            Ok(_) => Ok(None),
+            Ok(lease) => {
+                self.written = Some(lease);
+                Ok(None)
+            }
             // Somebody else wrote first, another replica or e.g. a person who annotated it. Also where we are
             // still the holder, this write had no effect: it is no renewal.
             Err(error) if error.is_conflict() => {
