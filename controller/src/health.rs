@@ -2,7 +2,9 @@
 //! health for platforms.
 //!
 //! Live: the process answers; a part that ends by itself ends the process. Ready: nothing is pending;
-//! what is pending is named, one line each. A replica that waits for the lease is ready: it serves calls.
+//! what is pending is named, one line each. A replica that waits for the lease is ready: it serves calls. So
+//! is one that the evidence guard refuses what it does (`degraded`): taken out of its Service it could tell
+//! nobody.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use tokio::net::TcpListener;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::contain::guard;
 use crate::describe::describe;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::store::Store;
@@ -31,6 +34,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 pub struct Health {
     /// The Kubernetes API, without which nothing can be contained.
     pub client: Client,
+    /// What is known of the evidence guard, which may refuse the controller's own steps.
+    pub guard: Arc<guard::Known>,
     /// The store, without which nothing can be kept.
     pub store: Arc<dyn Store>,
     /// Our certificate towards agents.
@@ -73,10 +78,11 @@ impl Health {
             "/live" => Some(Page::plain(true, "live\n")),
             "/ready" => {
                 let pending = self.pending().await;
-                let text = if pending.is_empty() {
-                    "ready\n".to_owned()
-                } else {
-                    pending.join("\n") + "\n"
+                let degraded = self.guard.hindrance().await;
+                let text = match (pending.as_slice(), degraded) {
+                    ([], None) => "ready\n".to_owned(),
+                    ([], Some(why)) => format!("ready\ndegraded: {why}\n"),
+                    (pending, _) => pending.join("\n") + "\n",
                 };
                 Some(Page::plain(pending.is_empty(), text))
             }

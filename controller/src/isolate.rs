@@ -27,7 +27,7 @@ use crate::describe::describe;
 use crate::kubernetes::read;
 use crate::resources::{
     AttemptOrigin, AttemptOutcome, AttemptStatus, IsolationStatus, QuarantineSpec, TableState,
-    WeaknessStatus, now,
+    WeaknessKind, WeaknessStatus, now,
 };
 
 /// Longest time for one call, the connection included. A healthy agent needs some 50 ms; a node that
@@ -364,22 +364,32 @@ fn cluster_addresses(service: Service) -> Vec<std::net::IpAddr> {
 }
 
 fn weaknesses(found: Vec<wire::IsolationWeakness>) -> Vec<WeaknessStatus> {
-    use wire::IsolationWeaknessKind as Kind;
     found
         .into_iter()
-        .map(|weakness| WeaknessStatus {
-            kind: weakness
-                .kind()
-                .as_str_name()
-                .trim_start_matches("ISOLATION_WEAKNESS_KIND_")
-                .to_owned(),
-            open: matches!(
-                weakness.kind(),
-                Kind::NetAdmin | Kind::SysAdmin | Kind::PacketSocket | Kind::Outside
-            ),
-            detail: cut(weakness.detail),
+        .map(|weakness| {
+            let kind = weakness_kind(weakness.kind());
+            WeaknessStatus {
+                kind,
+                open: kind.is_open(),
+                detail: cut(weakness.detail),
+            }
         })
         .collect()
+}
+
+fn weakness_kind(kind: wire::IsolationWeaknessKind) -> WeaknessKind {
+    use wire::IsolationWeaknessKind as Kind;
+    match kind {
+        Kind::Unspecified => WeaknessKind::Unspecified,
+        Kind::NetAdmin => WeaknessKind::NetAdmin,
+        Kind::NetAdminObtainable => WeaknessKind::NetAdminObtainable,
+        Kind::NetRaw => WeaknessKind::NetRaw,
+        Kind::NetRawObtainable => WeaknessKind::NetRawObtainable,
+        Kind::PacketSocket => WeaknessKind::PacketSocket,
+        Kind::Outside => WeaknessKind::Outside,
+        Kind::SysAdmin => WeaknessKind::SysAdmin,
+        Kind::NotExamined => WeaknessKind::NotExamined,
+    }
 }
 
 fn outcome(outcome: wire::ProbeOutcome) -> AttemptOutcome {

@@ -33,10 +33,11 @@ use kube::runtime::utils::Backoff;
 use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use thiserror::Error;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
 
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
+use crate::contain::guard;
 use crate::contain::observe::ObserveError;
 use crate::contain::plugin::Discovery;
 use crate::contain::settings::{PART_OF_LABEL, PROTECTED_NODE_LABEL, QUARANTINE_LABEL, Settings};
@@ -75,8 +76,8 @@ pub struct Context {
     pub pace: pace::Pace,
     /// Neighbours whose end is waited for.
     pub endings: ending::Endings,
-    /// User name of this process at the Kubernetes API, once it is known.
-    pub user: OnceCell<String>,
+    /// What is known of the evidence guard in the cluster.
+    pub guard: Arc<guard::Known>,
     /// Reconciliations that failed last time.
     pub failures: Failures,
     /// How long blocked evictions are tried before they are reported as failed, and how long then until

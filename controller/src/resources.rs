@@ -11,7 +11,7 @@ pub use collection::{
 };
 pub use isolation::{
     AllowDirection, AllowProtocol, AllowRule, AttemptOrigin, AttemptOutcome, AttemptStatus,
-    IsolationSpec, IsolationStatus, TableState, Verdict, WeaknessStatus,
+    IsolationSpec, IsolationStatus, TableState, Verdict, WeaknessKind, WeaknessStatus,
 };
 pub use quarantine::{
     ApiCall, Before, Credential, DenyUndo, Drift, EvictionState, EvictionStatus, Fact, FactState,

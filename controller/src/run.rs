@@ -19,7 +19,7 @@ use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, OnceCell, Semaphore};
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
@@ -28,7 +28,9 @@ use zeroize::Zeroizing;
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
 use crate::config::{Issuing, LogFormat, Serve};
+use crate::contain::guard;
 use crate::contain::plugin::Discovery;
+use crate::contain::settings::Settings;
 use crate::health::Health;
 use crate::issue::{self, AgentIssuer, Rules};
 use crate::kubernetes;
@@ -39,6 +41,7 @@ use crate::reconcile::custody::{AT_ONCE, within};
 use crate::reconcile::ending::{Ended, Endings};
 use crate::reconcile::pace::Pace;
 use crate::reconcile::{self, Context, collection::Running, isolating};
+use crate::resources::FactState;
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
 use crate::service::{Counted, Refusals, Service};
@@ -54,6 +57,9 @@ const BLOCKING: usize = 4096;
 /// How long open calls may go on after a stop is asked for: below a pod's default grace period of
 /// 30 s, so that the end is ours and not a kill.
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// Pause between two looks at the evidence guard.
+const GUARD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a request for a certificate may take: three short calls to the Kubernetes API.
 const ISSUE_LIMIT: Duration = Duration::from_secs(30);
@@ -133,8 +139,14 @@ async fn run(config: Serve) -> Result<()> {
     let collector = Collector::new(store.clone(), agents.clone(), custody.clone())?
         .with_timestamps(config.timestamps.open()?);
     let metrics = Arc::new(Metrics::default());
+    let guard = Arc::new(guard::Known::default());
+    let mut guarding = {
+        let (guard, client, settings) = (guard.clone(), client.clone(), config.settings());
+        tokio::spawn(async move { watch_guard(&guard, &client, &settings).await })
+    };
     let health = Arc::new(Health {
         client: client.clone(),
+        guard: guard.clone(),
         store: store.clone(),
         agents: agents_own,
         responders: credentials.clone(),
@@ -160,7 +172,7 @@ async fn run(config: Serve) -> Result<()> {
         isolation: isolating::Memory::default(),
         pace: Pace::default(),
         endings,
-        user: OnceCell::new(),
+        guard: guard.clone(),
         failures: reconcile::Failures::default(),
         eviction_patience: config
             .eviction_patience
@@ -210,6 +222,7 @@ async fn run(config: Serve) -> Result<()> {
         ended = &mut reloaders => return Err(anyhow!("the certificates are not watched any more: {ended:?}")),
         ended = &mut revocations => return Err(anyhow!("revoked nodes are not watched any more: {ended:?}")),
         ended = &mut reporting => return Err(anyhow!("gRPC health is not told any more: {ended:?}")),
+        ended = &mut guarding => return Err(anyhow!("the evidence guard is not looked at any more: {ended:?}")),
         ended = &mut cutting => return Err(anyhow!("revoked nodes are not cut off any more: {ended:?}")),
         ended = &mut issuing => {
             ended?.context("agents' certificates can't be issued")?;
@@ -240,6 +253,24 @@ async fn run(config: Serve) -> Result<()> {
         tracing::error!(problem, "refusals that were only counted are lost");
     }
     Ok(())
+}
+
+/// Looks at start, and then now and then, whether the evidence guard lets this controller work.
+async fn watch_guard(guard: &guard::Known, client: &Client, settings: &Settings) {
+    let mut said = None;
+    loop {
+        let standing = guard.look(client, settings).await;
+        if said.as_ref() != Some(&standing) {
+            let fact = standing.fact();
+            if fact.state == FactState::False {
+                tracing::error!(guard = fact.message, "this controller can't work");
+            } else {
+                tracing::info!(guard = fact.message, "evidence guard");
+            }
+            said = Some(standing);
+        }
+        tokio::time::sleep(GUARD_INTERVAL).await;
+    }
 }
 
 /// Serves health and metrics, if that is asked for.

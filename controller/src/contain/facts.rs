@@ -15,7 +15,39 @@ use super::settings::Settings;
 use super::{node, policy};
 use crate::resources::{Fact, FactState};
 
-/// Reads everything again and states the facts about the pod of that name and uid.
+/// What the facts are read off, as far as the watch over a contained pod reads it anyway.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The pod of the suspect's name.
+    pub pod: Pod,
+    /// The suspect's node, if it exists.
+    pub node: Option<Node>,
+    /// NetworkPolicies of the namespace.
+    pub policies: Vec<NetworkPolicy>,
+}
+
+impl Seen {
+    async fn read(
+        client: &Client,
+        namespace: &str,
+        pod: &str,
+        node: &str,
+    ) -> Result<Self, ObserveError> {
+        let ((_, pod), node, policies) = futures::try_join!(
+            observe::suspect(client, namespace, pod),
+            observe::node(client, node),
+            observe::policies(client, namespace),
+        )?;
+        Ok(Self {
+            pod,
+            node,
+            policies,
+        })
+    }
+}
+
+/// Reads everything again, but for what was `seen` just now, and states the facts about the pod of that name
+/// and uid. `untouched`: why it is not changed, if so.
 ///
 /// # Errors
 /// If the API does not answer, or the pod is gone or another one has its name.
@@ -26,15 +58,24 @@ pub async fn check(
     uid: Option<&str>,
     node: &str,
     quarantine: &str,
+    untouched: Option<&str>,
+    seen: Option<Seen>,
     settings: &Settings,
 ) -> Result<Vec<Fact>, ObserveError> {
     let slices_path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
-    let ((_, pod), node, policies, slices) = futures::try_join!(
-        observe::suspect(client, namespace, pod),
-        observe::node(client, node),
-        observe::policies(client, namespace),
-        observe::list::<EndpointSlice>(client, &slices_path),
-    )?;
+    let seen = async {
+        match seen {
+            Some(seen) => Ok(seen),
+            None => Seen::read(client, namespace, pod, node).await,
+        }
+    };
+    let (seen, slices) =
+        futures::try_join!(seen, observe::list::<EndpointSlice>(client, &slices_path))?;
+    let Seen {
+        pod,
+        node,
+        policies,
+    } = seen;
     if pod.metadata.uid.as_deref() != uid {
         return Err(Refusal::OtherUid {
             pod: full_name(&pod),
@@ -44,14 +85,23 @@ pub async fn check(
         .into());
     }
     let labels = pod.metadata.labels.clone().unwrap_or_default();
-    let mut facts = vec![
-        labelled(&pod, quarantine),
-        owner_released(&pod),
-        no_endpoints(&pod, &slices),
-        policy_selects(&labels, &policies, settings),
-        no_policy_allows(&labels, &policies),
-        node_cordoned(node.as_ref()),
-    ];
+    let mut facts = match untouched {
+        Some(why) => vec![
+            pod_unchanged(why),
+            endpoints_kept(no_endpoints(&pod, &slices)),
+        ],
+        None => vec![
+            labelled(&pod, quarantine),
+            owner_released(&pod),
+            no_endpoints(&pod, &slices),
+            policy_selects(&pod, &policies, settings),
+        ],
+    };
+    // To a pod on its node's network no policy applies, whatever it says.
+    if untouched.is_none() && !uses_node_network(&pod) {
+        facts.push(no_policy_allows(&labels, &policies));
+    }
+    facts.push(node_cordoned(node.as_ref()));
     facts.extend(traffic_flows(&pod));
     Ok(facts)
 }
@@ -96,6 +146,13 @@ pub fn is_gone(facts: &[Fact]) -> bool {
     facts
         .iter()
         .any(|fact| fact.name == POD_PRESENT && fact.state == FactState::False)
+}
+
+fn pod_unchanged(why: &str) -> Fact {
+    let message = format!(
+        "nothing of the pod is changed at the Kubernetes API, because {why}; what can hold it is its node's table alone"
+    );
+    fact("PodUnchanged", true, &message)
 }
 
 fn labelled(pod: &Pod, quarantine: &str) -> Fact {
@@ -171,7 +228,20 @@ fn no_endpoints(pod: &Pod, slices: &[EndpointSlice]) -> Fact {
     }
 }
 
-fn policy_selects(labels: &Labels, policies: &[NetworkPolicy], settings: &Settings) -> Fact {
+/// What Services send a pod that keeps its labels is dropped at the node, or nowhere: there is nothing to
+/// wait for.
+fn endpoints_kept(fact: Fact) -> Fact {
+    match fact.state {
+        FactState::False => Fact {
+            state: FactState::Unverified,
+            ..fact
+        },
+        _ => fact,
+    }
+}
+
+fn policy_selects(pod: &Pod, policies: &[NetworkPolicy], settings: &Settings) -> Fact {
+    let labels = &pod.metadata.labels.clone().unwrap_or_default();
     let found = policies.iter().any(|policy| {
         policy.metadata.name.as_deref() == Some(&settings.policy_name)
             && policy::denies_all(policy, settings)
@@ -181,7 +251,12 @@ fn policy_selects(labels: &Labels, policies: &[NetworkPolicy], settings: &Settin
                 .is_some_and(|spec| selects(&spec.pod_selector.clone().unwrap_or_default(), labels))
     });
     let name = &settings.policy_name;
-    if found {
+    if found && uses_node_network(pod) {
+        let message = format!(
+            "NetworkPolicy {name} selects the pod, and does not apply to its node's network"
+        );
+        fact("PolicySelectsPod", true, &message)
+    } else if found {
         fact(
             "PolicySelectsPod",
             true,

@@ -6,20 +6,26 @@
 //! whoever may delete the policies themselves, the node (kubelet, runtime, its eviction under
 //! pressure, a failing liveness probe), `exec` through `nodes/proxy`, and access to etcd.
 
+mod standing;
+
+pub use standing::{Known, Standing};
+
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::Client;
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 
 use super::settings::{FINALIZER, PART_OF_LABEL, POD_ANNOTATIONS, QUARANTINE_LABEL, Settings};
-use crate::kubernetes::{ApiError, from_kube, read};
-use crate::resources::{Fact, FactState};
+use crate::kubernetes::{ApiError, from_kube};
 
 /// User of the controller in the manifests of this repository.
 pub const CONTROLLER: &str = "system:serviceaccount:impound:impound-controller";
 
+/// Name and beginning of the condition that lets the controller through.
+const NOT_BY_US: &str = "not-by-the-controller";
+const NOT_USER: &str = "request.userInfo.username != '";
+
 const GROUP: &str = "admissionregistration.k8s.io";
-const PATH: &str = "/apis/admissionregistration.k8s.io/v1";
 
 /// What the file that everybody should install holds: each policy with its binding. `user` is the
 /// controller's user name; it must be free of quotes and backslashes ([`user_name`]).
@@ -35,70 +41,19 @@ pub fn guard(user: &str, settings: &Settings) -> Vec<Value> {
 }
 
 /// What keeps people out of quarantined pods as well: installed by those who don't look into a suspect
-/// with `kubectl exec` or `kubectl debug`, which changes the evidence.
+/// with `kubectl exec`, which changes the evidence.
 #[must_use]
 pub fn access(user: &str) -> Vec<Value> {
     let connections = json!({
         "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "scope": "*",
         "resources": ["pods/exec", "pods/attach", "pods/portforward", "pods/proxy"],
     });
-    let debugging = rule("", "v1", &["UPDATE"], &["pods/ephemeralcontainers"]);
     let denial = json!([{
         "expression": "!variables.inForce || request.name != params.spec.pod",
         "message": "the pod is quarantined and its containers are evidence: nobody enters them",
         "reason": "Forbidden",
     }]);
-    with_quarantines(
-        "impound-access",
-        user,
-        json!([connections, debugging]),
-        &denial,
-    )
-}
-
-/// Whether the guard is in the cluster, for the controller that asks.
-pub async fn fact(client: &Client, user: &str, settings: &Settings) -> Fact {
-    let lacking = match lacking(client, user, settings).await {
-        Ok(lacking) => lacking,
-        Err(error) => vec![format!(
-            "could not be read ({})",
-            crate::describe::describe(&error)
-        )],
-    };
-    let (state, message) = if lacking.is_empty() {
-        (
-            FactState::True,
-            "admission policies keep everybody but the controller from deleting, evicting and relabelling the pod"
-                .to_owned(),
-        )
-    } else {
-        (
-            FactState::Unverified,
-            format!(
-                "whoever may delete or patch pods can destroy the evidence, and who asked with kubectl is only a \
-                 claim: of the admission policies for user {user}, {}; see deploy/admission",
-                lacking.join(", ")
-            ),
-        )
-    };
-    Fact {
-        name: "Guarded".into(),
-        state,
-        message,
-    }
-}
-
-/// The fact if the controller could not find out under which name it is known.
-#[must_use]
-pub fn unknown(error: &ApiError) -> Fact {
-    Fact {
-        name: "Guarded".into(),
-        state: FactState::Unverified,
-        message: format!(
-            "whether admission policies guard the evidence was not checked: {}",
-            crate::describe::describe(error)
-        ),
-    }
+    with_quarantines("impound-access", user, json!([connections]), &denial)
 }
 
 /// The name under which the API server knows this process.
@@ -127,64 +82,14 @@ pub fn user_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// What is not there, or says something else: an administrator's weaker version is no guard.
-async fn lacking(
-    client: &Client,
-    user: &str,
-    settings: &Settings,
-) -> Result<Vec<String>, ApiError> {
-    let user = user_name(user).unwrap_or_default();
-    let (key, value) = PART_OF_LABEL;
-    let list = |plural: &str| format!("{PATH}/{plural}?labelSelector={key}%3D{value}");
-    let (policies, bindings) = (
-        list("validatingadmissionpolicies"),
-        list("validatingadmissionpolicybindings"),
-    );
-    let (policies, bindings) =
-        futures::try_join!(read(client, &policies), read(client, &bindings))?;
-    let items = |list: Option<Value>| {
-        let list = list.unwrap_or_default();
-        list.pointer("/items").and_then(Value::as_array).cloned()
-    };
-    let (policies, bindings) = (
-        items(policies).unwrap_or_default(),
-        items(bindings).unwrap_or_default(),
-    );
-    let wanted = guard(&user, settings);
-    let there_are = |wanted: &Value| {
-        let name = wanted.pointer("/metadata/name");
-        let all = policies.iter().chain(&bindings);
-        all.into_iter()
-            .any(|found| found.pointer("/metadata/name") == name)
-    };
-    if !wanted.iter().any(there_are) {
-        return Ok(vec!["none is installed".into()]);
-    }
-    let missing = wanted.iter().filter_map(|wanted| {
-        let is_policy = wanted.get("kind") == Some(&json!("ValidatingAdmissionPolicy"));
-        let (what, there) = if is_policy {
-            ("policy", &policies)
-        } else {
-            ("binding", &bindings)
-        };
-        let name = wanted.pointer("/metadata/name");
-        let found = there
-            .iter()
-            .find(|found| found.pointer("/metadata/name") == name);
-        let name = name.and_then(Value::as_str).unwrap_or_default();
-        match found {
-            None => Some(format!("{what} {name} is missing")),
-            Some(found) if found.get("spec") != wanted.get("spec") => {
-                Some(format!("{what} {name} is another one"))
-            }
-            Some(_) => None,
-        }
-    });
-    Ok(missing.collect())
-}
-
 /// Pods with the quarantine label: not deleted but by the kubelet that ends a granted deletion, and
 /// their labels are the controller's. The label itself is reserved: it makes a pod undeletable.
+///
+/// Nothing of their spec is changed, by whatever sub-resource. Another image restarts a container, other
+/// resources may (its `resizePolicy`), `activeDeadlineSeconds` kills the pod. A debug container loses nothing,
+/// but can't be taken out again, may hold what the suspect doesn't (CAP_NET_RAW, ptrace), and writes into what
+/// is to be proved: whoever needs one enters from the node (`kubectl debug node/…`), which leaves the pod as
+/// it is. Nobody but the controller is excepted: a role that is would be what an intruder looks for.
 fn suspects(user: &str) -> Vec<Value> {
     let annotations: Vec<&str> = POD_ANNOTATIONS.iter().map(|(key, _)| *key).collect();
     let validations = json!([
@@ -197,6 +102,14 @@ fn suspects(user: &str) -> Vec<Value> {
         {
             "expression": "request.operation != 'CREATE'",
             "message": format!("the label {QUARANTINE_LABEL} is set by Impound alone"),
+            "reason": "Forbidden",
+        },
+        {
+            // Through the status nothing of the spec can be changed; the kubelet must always get through.
+            "expression": "request.operation != 'UPDATE' || request.subResource == 'status' || \
+                           object.spec == oldObject.spec",
+            "message": "the pod is quarantined: a changed image or resource restarts a container, a deadline ends it, \
+                        and an added container works on the evidence (kubectl debug on its node does not need that)",
             "reason": "Forbidden",
         },
         {
@@ -219,8 +132,13 @@ fn suspects(user: &str) -> Vec<Value> {
     ]);
     let rules = json!([
         rule("", "v1", &["CREATE", "UPDATE", "DELETE"], &["pods"]),
-        // Labels can be changed through the status as well.
-        rule("", "v1", &["UPDATE"], &["pods/status"]),
+        // Labels can be changed through these as well, and the spec through the first two.
+        rule(
+            "",
+            "v1",
+            &["UPDATE"],
+            &["pods/resize", "pods/ephemeralcontainers", "pods/status"]
+        ),
     ]);
     let selector =
         json!({ "matchExpressions": [{ "key": QUARANTINE_LABEL, "operator": "Exists" }] });
@@ -389,10 +307,7 @@ fn rule(group: &str, version: &str, operations: &[&str], resources: &[&str]) -> 
 }
 
 fn not_by(user: &str) -> Value {
-    json!({
-        "name": "not-by-the-controller",
-        "expression": format!("request.userInfo.username != '{user}'"),
-    })
+    json!({ "name": NOT_BY_US, "expression": format!("{NOT_USER}{user}'") })
 }
 
 fn pair(name: &str, policy: Value, params: Option<Value>) -> Vec<Value> {

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
+use super::owner::runtime_uid;
 use super::plan::uses_node_network;
 use super::refusal::Refusal;
 use super::settings::Settings;
@@ -57,7 +58,7 @@ pub fn selector(pod: &Pod) -> wire::PodSelector {
     wire::PodSelector {
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         name: pod.metadata.name.clone().unwrap_or_default(),
-        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        uid: runtime_uid(pod),
     }
 }
 

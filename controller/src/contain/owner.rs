@@ -2,6 +2,8 @@
 //!
 //! How each kind reacts was recorded on Kubernetes 1.36.
 
+use k8s_openapi::api::core::v1::Pod;
+
 use super::observe::Observed;
 use super::plan::full_name;
 use super::refusal::Refusal;
@@ -13,24 +15,35 @@ pub struct Ownership {
     pub owner: String,
     /// What happens once the labels are off, one sentence each.
     pub consequences: Vec<String>,
+    /// Why the pod can't be changed without losing it, or at all; none for most.
+    pub untouched: Option<String>,
 }
 
 /// Reads the ownership of an observed pod.
 ///
 /// # Errors
-/// [`Refusal`] for static pods, for owners that are gone, and for kinds whose reaction is not known.
+/// [`Refusal`] for owners that are gone.
 pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
     let pod = full_name(&observed.pod);
-    let annotations = observed.pod.metadata.annotations.as_ref();
-    if annotations
-        .is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror"))
-    {
-        return Err(Refusal::Static { pod });
+    if is_static(&observed.pod) {
+        return Ok(Ownership {
+            owner: "a manifest file on its node".into(),
+            consequences: vec![
+                "It ends when its manifest is moved away on the node itself: do that once its evidence is sealed."
+                    .into(),
+            ],
+            untouched: Some(
+                "it is a static pod, of which the API holds only the mirror of a manifest file on its node: the \
+                 kubelet makes that anew as it was"
+                    .into(),
+            ),
+        });
     }
     let Some(owner) = &observed.owner else {
         return Ok(Ownership {
             owner: "nobody".into(),
             consequences: vec!["No controller owns the pod: nothing replaces it.".into()],
+            untouched: None,
         });
     };
     let described = format!("{} {}", owner.reference.kind, owner.reference.name);
@@ -43,8 +56,15 @@ pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
     ];
     let built_in = ["v1", "apps/v1", "batch/v1"].contains(&owner.reference.api_version.as_str());
     if !built_in || !known.contains(&owner.reference.kind.as_str()) {
-        return Err(Refusal::UnknownOwner {
-            pod,
+        return Ok(Ownership {
+            consequences: vec![format!(
+                "{described} may restart or delete the pod at any time, and the cordon does not stop it: take its \
+                 evidence at once."
+            )],
+            untouched: Some(format!(
+                "it belongs to {described}, and how that controller reacts when the labels are taken off is not \
+                 known: it may delete the pod"
+            )),
             owner: described,
         });
     }
@@ -76,7 +96,27 @@ pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
     Ok(Ownership {
         owner: described,
         consequences,
+        untouched: None,
     })
+}
+
+/// Whether the pod is the mirror of a manifest file on its node.
+#[must_use]
+pub fn is_static(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations.is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror"))
+}
+
+/// The uid by which the kubelet and the runtime know the pod: of a static pod that of its manifest, which
+/// the mirror has as an annotation; its own is the mirror's alone.
+#[must_use]
+pub fn runtime_uid(pod: &Pod) -> String {
+    let annotations = pod.metadata.annotations.as_ref();
+    let of_manifest = annotations
+        .filter(|_| is_static(pod))
+        .and_then(|annotations| annotations.get("kubernetes.io/config.hash"));
+    let uid = of_manifest.or(pod.metadata.uid.as_ref());
+    uid.cloned().unwrap_or_default()
 }
 
 fn job(observed: &Observed, described: &str) -> Vec<String> {

@@ -60,36 +60,59 @@ pub fn plan(
     isolation::check_rules(&spec.isolation)?;
     let Ownership {
         owner,
-        mut consequences,
+        consequences,
+        untouched,
     } = ownership(observed)?;
 
     let isolated =
         isolation::is_wanted(spec, settings) && isolation::hindrance(&observed.pod).is_none();
-    let pod_undo = pod::undo(observed, quarantine, settings)?;
-    let (denies, deny_warnings) = deny::wanted(&observed.plugin, namespace, settings);
-    let undo = Undo {
-        isolated,
-        policies: excluded_policies(observed, &pod_undo, quarantine, spec, others, settings),
-        denies,
-        pod: pod_undo,
-        node: shared_node_undo(observed, quarantine, others)
-            .unwrap_or_else(|| node::undo(&observed.node, settings)),
+    let node_undo = shared_node_undo(observed, quarantine, others)
+        .unwrap_or_else(|| node::undo(&observed.node, settings));
+    let mut warnings = consequences;
+    let undo = if untouched.is_some() {
+        Undo {
+            untouched,
+            isolated,
+            pod: pod::as_it_is(&observed.pod),
+            node: node_undo,
+            ..Undo::default()
+        }
+    } else {
+        let pod_undo = pod::undo(observed, quarantine, settings)?;
+        let (denies, deny_warnings) = if uses_node_network(&observed.pod) {
+            Default::default()
+        } else {
+            deny::wanted(&observed.plugin, namespace, settings)
+        };
+        warnings.extend(deny_warnings);
+        Undo {
+            untouched: None,
+            isolated,
+            policies: excluded_policies(observed, &pod_undo, quarantine, spec, others, settings),
+            denies,
+            pod: pod_undo,
+            node: node_undo,
+        }
     };
     let evictions = evict::candidates(observed, spec, settings);
+    warnings.extend(self::warnings(observed, namespace, &undo, &evictions));
     let mut calls = Vec::new();
     calls.extend(node::cordon(&observed.node));
-    calls.push(protect::create(namespace, quarantine));
-    calls.extend(policy::deny_all(namespace, &observed.policies, settings)?);
-    calls.extend(policy::exclude::exclude(
-        namespace,
-        &observed.policies,
-        &undo.policies,
-        settings,
-    ));
-    calls.extend(pod::strip(&observed.pod, &undo.pod));
-    calls.extend(deny::create(&undo.denies, |deny| {
-        observed.plugin.at(namespace, &deny.path).is_some()
-    }));
+    if undo.untouched.is_none() {
+        calls.push(protect::create(namespace, quarantine));
+        calls.extend(policy::deny_all(namespace, &observed.policies, settings)?);
+        calls.extend(policy::exclude::exclude(
+            namespace,
+            &observed.policies,
+            &undo.policies,
+            settings,
+        ));
+        calls.extend(pod::strip(&observed.pod, &undo.pod));
+        calls.extend(undo.denies.iter().filter_map(|deny| {
+            let present = observed.plugin.at(namespace, &deny.path);
+            deny::mend(deny, present, namespace, settings)
+        }));
+    }
     calls.extend(node::label(&observed.node, settings));
     if isolated {
         let node = observed.node.metadata.name.as_deref().unwrap_or_default();
@@ -104,12 +127,7 @@ pub fn plan(
     );
     Ok(Plan {
         calls,
-        warnings: {
-            consequences.extend(warnings(observed, &undo, &evictions));
-            consequences.extend(deny_warnings);
-            consequences.extend(plugin_warnings(observed, namespace, &undo));
-            consequences
-        },
+        warnings,
         undo,
         owner,
         evictions,
@@ -273,14 +291,26 @@ fn excluded_policies(
     excluded
 }
 
-fn warnings(observed: &Observed, undo: &Undo, evictions: &[EvictionStatus]) -> Vec<String> {
-    let mut warnings = vec![
-        "A NetworkPolicy holds only as far as the cluster's network plugin enforces it; traffic to \
-         and from the pod's own node stays allowed, and connections that exist may survive."
-            .to_owned(),
-    ];
-    warnings.extend(state_warnings(&observed.pod));
-    warnings.extend(policy_warnings(observed, undo));
+fn warnings(
+    observed: &Observed,
+    namespace: &str,
+    undo: &Undo,
+    evictions: &[EvictionStatus],
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(why) = &undo.untouched {
+        warnings.push(untouched_warning(&observed.pod, why, undo.isolated));
+        warnings.extend(state_warnings(&observed.pod));
+    } else {
+        warnings.push(
+            "A NetworkPolicy holds only as far as the cluster's network plugin enforces it; traffic to \
+             and from the pod's own node stays allowed, and connections that exist may survive."
+                .to_owned(),
+        );
+        warnings.extend(state_warnings(&observed.pod));
+        warnings.extend(policy_warnings(observed, undo));
+        warnings.extend(plugin_warnings(observed, namespace, undo));
+    }
     if undo.node.unschedulable {
         warnings.push("The node was unschedulable before; release leaves it so.".to_owned());
     }
@@ -297,6 +327,23 @@ fn warnings(observed: &Observed, undo: &Undo, evictions: &[EvictionStatus]) -> V
             }),
     );
     warnings
+}
+
+/// What is left out for a pod that is not changed, and what then holds it.
+fn untouched_warning(pod: &Pod, why: &str, isolated: bool) -> String {
+    let held = if isolated {
+        "What holds it is its node's table alone."
+    } else if uses_node_network(pod) {
+        "Nothing here can hold it."
+    } else {
+        "What could hold it is its node's table, and that is not asked for or not allowed here: it is NOT cut off."
+    };
+    format!(
+        "Pod {} is not changed: {why}. It keeps its labels, so its owner and Services keep it, and neither a \
+         NetworkPolicy nor a budget of ours selects it. {held} The node is cordoned, its other pods leave, and the \
+         evidence is taken, as for every pod.",
+        full_name(pod)
+    )
 }
 
 /// What other policies go on allowing, and what is done about those that don't.
@@ -319,6 +366,10 @@ fn policy_warnings(observed: &Observed, undo: &Undo) -> Vec<String> {
             policy.name
         )
     }));
+    // None of them applies to it, so what they allow is not what lets its traffic through.
+    if uses_node_network(&observed.pod) {
+        return warnings;
+    }
     let excluded = |policy: &NetworkPolicy| {
         let uid = policy.metadata.uid.as_deref();
         undo.policies
@@ -343,19 +394,13 @@ fn policy_warnings(observed: &Observed, undo: &Undo) -> Vec<String> {
 
 /// What policies of other kinds would let through once our denials in those kinds are in place.
 fn plugin_warnings(observed: &Observed, namespace: &str, undo: &Undo) -> Vec<String> {
-    let planned = |family| {
-        deny::strongest(&observed.plugin)
-            .filter(|kind| kind.family == family)
-            .any(|kind| {
-                let collection = kind.path(namespace);
-                undo.denies
-                    .iter()
-                    .any(|deny| deny.path.starts_with(&collection))
-            })
-    };
+    if uses_node_network(&observed.pod) {
+        return Vec::new();
+    }
+    let planned: Vec<String> = undo.denies.iter().map(|deny| deny.path.clone()).collect();
     let labels = pod::labels_after(&undo.pod);
     let foreign::Findings { allowing, open } =
-        foreign::judge(&observed.plugin, namespace, &labels, planned);
+        foreign::judge(&observed.plugin, namespace, &labels, &planned);
     let allowing = allowing.into_iter().map(|allowed| {
         format!("{allowed}: change or delete that policy, or the pod is not cut off.")
     });

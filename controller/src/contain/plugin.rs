@@ -161,6 +161,13 @@ impl Kind {
         }
     }
 
+    /// Whether an object of the kind has a name. Calico's API server may put the tier's before it.
+    fn is_named(&self, object: &Value, name: &str) -> bool {
+        let found = object_name(object);
+        let tiered = || found.strip_prefix("default.") == Some(name);
+        found == name || (self.family == Family::Calico && tiered())
+    }
+
     fn api_version(&self) -> String {
         format!("{}/{}", self.group, self.version)
     }
@@ -197,7 +204,7 @@ impl Plugin {
     #[must_use]
     pub fn find(&self, kind: &Kind, name: &str) -> Option<&Value> {
         let (_, objects) = self.kinds.iter().find(|(known, _)| *known == kind)?;
-        objects.iter().find(|object| object_name(object) == name)
+        objects.iter().find(|object| kind.is_named(object, name))
     }
 }
 

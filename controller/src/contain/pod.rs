@@ -62,6 +62,16 @@ pub fn undo(
     Ok(undo)
 }
 
+/// The undo data of a pod that is not changed.
+#[must_use]
+pub fn as_it_is(pod: &Pod) -> PodUndo {
+    PodUndo {
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        owner_references: pod.metadata.owner_references.clone().unwrap_or_default(),
+        ..PodUndo::default()
+    }
+}
+
 /// The labels that the pod has once it is stripped.
 #[must_use]
 pub fn labels_after(undo: &PodUndo) -> Labels {

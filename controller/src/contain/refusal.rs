@@ -56,27 +56,6 @@ pub enum Refusal {
         /// Pod phase.
         phase: String,
     },
-    /// Static pods.
-    #[error(
-        "pod {pod} is a static pod: the API holds only a mirror of a manifest file on its node, which the \
-         kubelet puts back when it is changed. Nothing was changed; take its evidence with `impound collect`, \
-         then cordon the node and move the manifest away on the node itself"
-    )]
-    Static {
-        /// Namespace and name.
-        pod: String,
-    },
-    /// Owner kinds whose reaction is not known.
-    #[error(
-        "pod {pod} belongs to {owner}, and how that controller reacts when the labels are taken off is not \
-         known: it may delete the pod. Nothing was changed; take its evidence with `impound collect`"
-    )]
-    UnknownOwner {
-        /// Namespace and name.
-        pod: String,
-        /// Kind and name of the owner.
-        owner: String,
-    },
     /// The owner is gone or unreadable.
     #[error(
         "the owner {owner} of pod {pod} does not exist any more: its selector is unknown, so which \

@@ -27,6 +27,7 @@ use crate::collect::{
     CollectError, CollectionJob, Containment, ContainmentSource, SealedCollection, TargetPod,
 };
 use crate::contain::observe::{self, ObserveError};
+use crate::contain::owner::runtime_uid;
 use crate::contain::standstill;
 use crate::describe::describe;
 use crate::kubernetes::{from_kube, read};
@@ -367,7 +368,12 @@ async fn prepare(
             Err(error) => return Err(error.into()),
         },
     };
-    if let Some(expected) = spec.pod_uid.as_ref().filter(|expected| **expected != uid) {
+    let begun = status.pod_uid.as_deref() == Some(&uid);
+    if let Some(expected) = spec
+        .pod_uid
+        .as_ref()
+        .filter(|expected| **expected != uid && !begun)
+    {
         return Err(Unready::Never(format!(
             "pod {namespace}/{} has uid {uid}, expected {expected}: it was re-created",
             spec.pod
@@ -400,7 +406,12 @@ async fn prepare(
         target: TargetPod {
             namespace: namespace.clone(),
             name: spec.pod.clone(),
-            uid,
+            // Of a pod that is gone only this is known.
+            uid: if pod.metadata.uid.is_some() {
+                runtime_uid(&pod)
+            } else {
+                uid
+            },
             node,
             image_digests: image_digests(&before.pod),
         },
@@ -448,9 +459,9 @@ fn target(pod: Pod, node: &str) -> TargetPod {
     let image_digests = image_digests(&serde_json::to_value(&pod).unwrap_or_default());
     TargetPod {
         image_digests,
-        namespace: pod.metadata.namespace.unwrap_or_default(),
-        name: pod.metadata.name.unwrap_or_default(),
-        uid: pod.metadata.uid.unwrap_or_default(),
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        uid: runtime_uid(&pod),
         node: node.to_owned(),
     }
 }

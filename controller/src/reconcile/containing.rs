@@ -323,10 +323,7 @@ async fn next_calls(
                 settings,
             ));
         }
-        StepName::Deny => {
-            let missing = missing_denies(context, &undo.denies).await?;
-            return Ok(deny::create(&missing, |_| false));
-        }
+        StepName::Deny => return Ok(mend_denies(context, &namespace, &undo.denies).await?),
         StepName::Strip => pod::strip(&current_pod(record, context).await?, &undo.pod),
         other => {
             return Err(StepError::Hopeless(format!(
@@ -337,21 +334,26 @@ async fn next_calls(
     Ok(calls.into_iter().collect())
 }
 
-/// Those of our policies in the network plugin's own kinds that are not there.
+/// What makes our policies in the network plugin's own kinds as they are to be again.
 ///
 /// # Errors
 /// If the API does not answer.
-pub async fn missing_denies(
+pub async fn mend_denies(
     context: &Context,
+    namespace: &str,
     denies: &[DenyUndo],
-) -> Result<Vec<DenyUndo>, ApiError> {
-    let mut missing = Vec::new();
+) -> Result<Vec<ApiCall>, ApiError> {
+    let mut calls = Vec::new();
     for deny in denies {
-        if read(&context.client, &deny.path).await?.is_none() {
-            missing.push(deny.clone());
-        }
+        let present = read(&context.client, &deny.path).await?;
+        calls.extend(deny::mend(
+            deny,
+            present.as_ref(),
+            namespace,
+            &context.settings,
+        ));
     }
-    Ok(missing)
+    Ok(calls)
 }
 
 /// The suspect as it is now, provided that it is still the same pod.

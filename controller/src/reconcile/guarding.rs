@@ -7,15 +7,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::jiff::Timestamp;
 
-use super::containing::missing_denies;
+use super::containing::mend_denies;
 use super::next_step::ended;
 use super::record::Record;
 use super::{Context, ReconcileError, isolating, verifying};
+use crate::contain::facts::Seen;
 use crate::contain::observe::{self, ObserveError};
-use crate::contain::plugin::deny;
 use crate::contain::refusal::Refusal;
 use crate::contain::{node, pod, policy, protect};
 use crate::describe::describe;
@@ -112,14 +113,26 @@ pub async fn look(
     };
     restarts(record, &suspect);
     let mut again = None;
-    for call in missing(record, context, &suspect).await? {
+    let Missing {
+        calls,
+        node,
+        policies,
+    } = missing(record, context, &suspect).await?;
+    // What is put back is to be seen afterwards.
+    let as_seen = calls.is_empty();
+    for call in calls {
         let pause = put_back(record, context, &call).await;
         again = Some(again.unwrap_or(pause).min(pause));
     }
     let looked = isolating::look(record, context, &suspect).await;
     // Before verification, what is not so is not yet so.
     if ended(&record.status, StepName::Verify) {
-        verifying::state_again(record, context).await?;
+        let seen = as_seen.then_some(Seen {
+            pod: suspect,
+            node,
+            policies,
+        });
+        verifying::state_seen(record, context, seen).await?;
     }
     if let Some(again) = again.filter(|again| *again < LOOK_EVERY) {
         context.pace.put_off(&record.uid(), LOOK, again);
@@ -171,11 +184,18 @@ fn restored(call: &ApiCall) -> String {
     format!("{}: was not so any more, put back", call.purpose)
 }
 
+/// What is to be put back, and what was read to find out.
+struct Missing {
+    calls: Vec<ApiCall>,
+    node: Option<Node>,
+    policies: Vec<NetworkPolicy>,
+}
+
 async fn missing(
     record: &mut Record,
     context: &Context,
     suspect: &Pod,
-) -> Result<Vec<ApiCall>, ReconcileError> {
+) -> Result<Missing, ReconcileError> {
     let namespace = record.namespace();
     let undo = record.status.undo.clone().unwrap_or_default();
     let node_name = record.status.node.clone().unwrap_or_default();
@@ -190,7 +210,7 @@ async fn missing(
         },
         async {
             // Where the right to read them is missing, so is that to make them: the facts say so.
-            Ok(missing_denies(context, &undo.denies)
+            Ok(mend_denies(context, &namespace, &undo.denies)
                 .await
                 .unwrap_or_default())
         },
@@ -199,6 +219,14 @@ async fn missing(
     if let Some(node) = &node {
         // One patch at a time: the second would carry a resourceVersion that the first has changed.
         calls.extend(node::cordon(node).or_else(|| node::label(node, &context.settings)));
+    }
+    if undo.untouched.is_some() {
+        calls.retain(|call| ended(&record.status, call.step));
+        return Ok(Missing {
+            calls,
+            node,
+            policies,
+        });
     }
     if budget.is_none() {
         calls.push(protect::create(&namespace, &record.name()));
@@ -217,10 +245,14 @@ async fn missing(
         &context.settings,
     ));
     calls.extend(pod::strip(suspect, &undo.pod));
-    calls.extend(deny::create(&denies, |_| false));
+    calls.extend(denies);
     // What was not made yet is not missing: its step makes it.
     calls.retain(|call| ended(&record.status, call.step));
-    Ok(calls)
+    Ok(Missing {
+        calls,
+        node,
+        policies,
+    })
 }
 
 /// Compares the containers with those that ran when the pod was contained.

@@ -5,7 +5,7 @@ use crate::contain::plugin::facts::NO_PLUGIN_POLICY_ALLOWS;
 use crate::contain::proof::{INCOMING_BLOCKED, NO_WAY_PAST, NODE_ISOLATED, OUTGOING_BLOCKED};
 use crate::resources::{
     CollectionPhase, CollectionStatus, FactState, QuarantinePhase, QuarantineSpec,
-    QuarantineStatus, StepName, StepState, StepStatus, Verdict,
+    QuarantineStatus, StepName, StepState, StepStatus, Undo, Verdict, WeaknessKind,
 };
 
 /// Steps that contain the pod, in their safe order: the node takes no new pods before the
@@ -109,7 +109,8 @@ pub fn evidence_is_safe(spec: &QuarantineSpec, collection: Option<&CollectionSta
 
 /// Whether the facts say that the pod is contained.
 /// A fact that could not be checked is no proof, and one that is seen to be untrue counts against it.
-/// A policy that still allows traffic matters no more where the node is proved to drop it.
+/// A policy that still allows traffic matters no more where the node is proved to drop it. A pod that is
+/// not changed is contained by its node's table, or not at all.
 #[must_use]
 pub fn is_contained(status: &QuarantineStatus) -> bool {
     let is = |name: &&str, state| {
@@ -123,6 +124,10 @@ pub fn is_contained(status: &QuarantineStatus) -> bool {
     let allowing = [NO_POLICY_ALLOWS, NO_PLUGIN_POLICY_ALLOWS];
     if allowing.iter().any(|name| is(name, FactState::False)) && !is_proved_at_node(status) {
         return false;
+    }
+    let untouched = |undo: &Undo| undo.untouched.is_some();
+    if status.undo.as_ref().is_some_and(untouched) {
+        return is(&NODE_ISOLATED, FactState::True) && !is(&NO_WAY_PAST, FactState::False);
     }
     let needed = [
         "Labelled",
@@ -165,7 +170,7 @@ fn may_send_raw(status: &QuarantineStatus) -> bool {
     let isolation = status.isolation.iter();
     isolation
         .flat_map(|isolation| &isolation.weaknesses)
-        .any(|weakness| weakness.kind == "NET_RAW")
+        .any(|weakness| weakness.kind == WeaknessKind::NetRaw)
 }
 
 fn release_is_due(
@@ -260,7 +265,18 @@ fn unended(status: &QuarantineStatus) -> Option<StepName> {
 #[must_use]
 pub fn is_wanted(status: &QuarantineStatus, step: StepName) -> bool {
     let undo = status.undo.as_ref();
+    let untouched = undo.is_some_and(|undo| undo.untouched.is_some());
     match step {
+        StepName::Protect
+        | StepName::Policy
+        | StepName::Strip
+        | StepName::UndoStrip
+        | StepName::UndoPolicy
+        | StepName::UndoProtect
+            if untouched =>
+        {
+            false
+        }
         StepName::Exclude | StepName::UndoExclude => {
             undo.is_some_and(|undo| !undo.policies.is_empty())
         }
@@ -288,7 +304,7 @@ pub fn state(status: &QuarantineStatus, step: StepName) -> Option<StepState> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::{DenyUndo, Fact, PolicyUndo, ReleaseSpec, Undo};
+    use crate::resources::{DenyUndo, Fact, PolicyUndo, ReleaseSpec};
 
     /// A quarantine whose plan has every step.
     fn status(done: &[StepName]) -> QuarantineStatus {
@@ -590,5 +606,51 @@ mod tests {
             status.steps.push(step(expected, StepState::Done));
         }
         assert_eq!(next(&spec, &status, None), Next::FinishRelease);
+    }
+
+    #[test]
+    fn a_pod_that_is_not_changed_is_contained_by_its_node_s_table_or_not_at_all() {
+        let with = |held: &[(&str, FactState)]| {
+            let mut status = status(&[]);
+            status.undo = Some(Undo {
+                untouched: Some("it is a static pod".into()),
+                ..Undo::default()
+            });
+            status.facts = held
+                .iter()
+                .map(|(name, state)| Fact {
+                    name: (*name).into(),
+                    state: *state,
+                    message: String::new(),
+                })
+                .collect();
+            status
+        };
+        use FactState::{False, True, Unverified};
+        let nothing = with(&[("PodUnchanged", True), ("NodeCordoned", True)]);
+        assert_eq!(verdict(&nothing), Some(Verdict::NotContained));
+        let table = (NODE_ISOLATED, True);
+        let cases: [(&[(&str, FactState)], Verdict); 4] = [
+            (&[table, (OUTGOING_BLOCKED, Unverified)], Verdict::Contained),
+            (
+                &[table, (OUTGOING_BLOCKED, True), (INCOMING_BLOCKED, True)],
+                Verdict::Isolated,
+            ),
+            (&[table, (NO_WAY_PAST, False)], Verdict::NotContained),
+            (&[(NODE_ISOLATED, Unverified)], Verdict::NotContained),
+        ];
+        for (facts, expected) in cases {
+            assert_eq!(verdict(&with(facts)), Some(expected), "{facts:?}");
+        }
+        let steps: Vec<StepName> = CONTAINMENT
+            .into_iter()
+            .chain(RELEASE)
+            .filter(|step| is_wanted(&nothing, *step))
+            .collect();
+        use StepName::{Cordon, LabelNode, UndoCordon, UndoIsolate, UndoLabelNode};
+        assert_eq!(
+            steps,
+            [Cordon, LabelNode, UndoIsolate, UndoLabelNode, UndoCordon]
+        );
     }
 }

@@ -31,7 +31,7 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// A contained pod is looked at this often also when nothing was heard: a watch shows what carries our
 /// labels, and what others add (a policy that allows, a Service) carries none.
-const WATCH_OVER: Duration = Duration::from_secs(60);
+const WATCH_OVER: Duration = Duration::from_secs(120);
 
 /// Brings a quarantine as far as it gets without waiting.
 ///
@@ -351,8 +351,11 @@ async fn collection(
     record: &Record,
     context: &Context,
 ) -> Result<Option<Collection>, ReconcileError> {
-    // It can't exist before containment is verified (Verify), and containment has no time for the read.
-    if next_step::state(&record.status, StepName::Verify).is_none() {
+    // It can't exist before containment is verified (Verify), and containment has no time for the read. What
+    // came of it is recorded (Collect), and asked for again only by a release.
+    let state = |step| next_step::state(&record.status, step);
+    let recorded = state(StepName::Collect).is_some_and(StepState::is_final);
+    if state(StepName::Verify).is_none() || (recorded && record.object.spec.release.is_none()) {
         return Ok(None);
     }
     let api = Api::<Collection>::namespaced(context.client.clone(), &record.namespace());

@@ -64,6 +64,12 @@ impl Record {
         self.object.metadata.uid.clone().unwrap_or_default()
     }
 
+    /// Why the suspect itself is not changed; none for most pods, and as long as nothing is planned.
+    #[must_use]
+    pub fn untouched(&self) -> Option<&str> {
+        self.status.undo.as_ref()?.untouched.as_deref()
+    }
+
     /// The suspect as it was before the first change.
     #[must_use]
     pub fn suspect_before(&self) -> Pod {

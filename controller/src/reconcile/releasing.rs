@@ -167,6 +167,7 @@ fn consequences(record: &Record) -> Vec<String> {
     let mut consequences = Vec::new();
     consequences.extend(match kind {
         None => None,
+        Some(_) if undo.untouched.is_some() => None,
         Some("StatefulSet") => Some(format!(
             "{owner} adopts the pod again at once; it wanted a pod of this name, so none is deleted."
         )),
@@ -183,10 +184,11 @@ fn consequences(record: &Record) -> Vec<String> {
              its pods, perhaps this one: what of it is not collected is lost."
         )),
     });
-    consequences.push(
-        "The suspect's traffic is let through again, and the Services that selected it send it requests."
-            .into(),
-    );
+    consequences.push(if undo.untouched.is_some() {
+        "The pod itself was not changed; its node lets its traffic through again.".into()
+    } else {
+        "The suspect's traffic is let through again, and the Services that selected it send it requests.".into()
+    });
     let moved = status.evictions.iter();
     let moved = moved.filter(|eviction| eviction.state == EvictionState::Gone);
     match moved.count() {
@@ -367,7 +369,7 @@ fn include_again(
 /// Every step has ended well; the objects that undoing needed are not kept any longer.
 pub fn finish(record: &mut Record) {
     let owner = record.status.owner.clone().unwrap_or_default();
-    let adopted = if owner == "nobody" {
+    let adopted = if owner == "nobody" || record.untouched().is_some() {
         "released".to_owned()
     } else {
         format!(

@@ -8,8 +8,9 @@ use super::next_step::{blocked, is_contained};
 use super::record::Record;
 use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::ObserveError;
+use crate::contain::plan::uses_node_network;
 use crate::contain::plugin::facts as plugin_facts;
-use crate::contain::{credentials, facts, guard, pod};
+use crate::contain::{credentials, facts, pod};
 use crate::resources::{Fact, FactState, QuarantinePhase, StepName, StepState, Verdict};
 
 /// The API's own controllers release a pod and rewrite EndpointSlices within about 100 ms on an
@@ -28,13 +29,14 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
     let deadline = Instant::now() + SETTLE_LIMIT;
     let mut pause = FIRST_PAUSE;
     loop {
-        match check(record, context).await {
+        match check(record, context, None).await {
             Ok(mut facts) => {
                 // What a step that is still refused would bring about does not come by itself.
                 let settling = facts::settling(&facts) && blocked(&record.status).is_none();
                 let last = !settling || Instant::now() >= deadline;
                 if last {
-                    facts.push(guarded(context).await);
+                    let standing = context.guard.look(&context.client, &context.settings);
+                    facts.push(standing.await.fact());
                 }
                 record.state(facts);
                 if last {
@@ -60,6 +62,10 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
 
 /// What policies of other kinds mean for the pod; nothing where the cluster serves none.
 async fn add_plugin_facts(record: &Record, context: &Context, facts: &mut Vec<Fact>) {
+    // None of them applies to a pod on its node's network either.
+    if record.untouched().is_some() || uses_node_network(&record.suspect_before()) {
+        return;
+    }
     let namespace = record.namespace();
     let plugin = context.plugins.observe(&context.client, &namespace).await;
     let undo = record.status.undo.clone().unwrap_or_default();
@@ -79,7 +85,19 @@ pub async fn report_credentials(record: &mut Record, context: &Context) {
 /// # Errors
 /// If the API does not answer.
 pub async fn state_again(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
-    let facts = match check(record, context).await {
+    state_seen(record, context, None).await
+}
+
+/// The same of what was seen just now.
+///
+/// # Errors
+/// As above.
+pub async fn state_seen(
+    record: &mut Record,
+    context: &Context,
+    seen: Option<facts::Seen>,
+) -> Result<(), ReconcileError> {
+    let facts = match check(record, context, seen).await {
         Ok(mut facts) => {
             facts.push(guarded(context).await);
             add_plugin_facts(record, context, &mut facts).await;
@@ -146,7 +164,11 @@ pub fn gone(record: &mut Record) {
 }
 
 /// Everything that can be said of the pod now.
-async fn check(record: &Record, context: &Context) -> Result<Vec<Fact>, ObserveError> {
+async fn check(
+    record: &Record,
+    context: &Context,
+    seen: Option<facts::Seen>,
+) -> Result<Vec<Fact>, ObserveError> {
     let mut facts = facts::check(
         &context.client,
         &record.namespace(),
@@ -154,6 +176,8 @@ async fn check(record: &Record, context: &Context) -> Result<Vec<Fact>, ObserveE
         record.status.pod_uid.as_deref(),
         record.status.node.as_deref().unwrap_or_default(),
         &record.name(),
+        record.untouched(),
+        seen,
         &context.settings,
     )
     .await?;
@@ -164,22 +188,18 @@ async fn check(record: &Record, context: &Context) -> Result<Vec<Fact>, ObserveE
 /// How far the pod is contained, for people.
 #[must_use]
 pub fn standing(record: &Record) -> &'static str {
-    match record.status.verdict {
-        Some(Verdict::Isolated) => "isolated, at the Kubernetes API and at its node",
-        _ => "contained at the Kubernetes API",
+    match (record.untouched(), record.status.verdict) {
+        (None, Some(Verdict::Isolated)) => "isolated, at the Kubernetes API and at its node",
+        (None, _) => "contained at the Kubernetes API",
+        (Some(_), Some(Verdict::Isolated)) => "isolated at its node, and there alone",
+        (Some(_), _) => "contained at its node, and there alone",
     }
 }
 
 /// Whether the evidence guard is in the cluster.
 async fn guarded(context: &Context) -> Fact {
-    let user = context
-        .user
-        .get_or_try_init(|| guard::own_user(&context.client))
-        .await;
-    match user {
-        Ok(user) => guard::fact(&context.client, user, &context.settings).await,
-        Err(error) => guard::unknown(&error),
-    }
+    let standing = context.guard.standing(&context.client, &context.settings);
+    standing.await.fact()
 }
 
 fn conclude(record: &mut Record) {

@@ -122,12 +122,47 @@ pub enum TableState {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WeaknessStatus {
-    /// As the agent names it, e.g. `NetRaw`.
-    pub kind: String,
+    /// What it is.
+    pub kind: WeaknessKind,
     /// Whether a process can use it now, or has: the pod is not called isolated then.
     pub open: bool,
     /// What was found and what it means, for people.
     pub detail: String,
+}
+
+/// Kinds of weaknesses, as the agent tells them apart (`IsolationWeaknessKind`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum WeaknessKind {
+    /// One that this version does not know.
+    Unspecified,
+    /// CAP_NET_ADMIN is held: the table can be removed from inside.
+    NetAdmin,
+    /// CAP_NET_ADMIN can be had.
+    NetAdminObtainable,
+    /// CAP_NET_RAW is held: packet sockets send and receive past the table.
+    NetRaw,
+    /// CAP_NET_RAW can be had.
+    NetRawObtainable,
+    /// A packet socket is open.
+    PacketSocket,
+    /// A process of the pod is in another network namespace.
+    Outside,
+    /// CAP_SYS_ADMIN is held: other namespaces can be entered.
+    SysAdmin,
+    /// A process could not be looked at.
+    NotExamined,
+}
+
+impl WeaknessKind {
+    /// Whether it gets past the table now, or takes it away, with nothing more than itself.
+    #[must_use]
+    pub fn is_open(self) -> bool {
+        matches!(
+            self,
+            Self::NetAdmin | Self::SysAdmin | Self::PacketSocket | Self::Outside
+        )
+    }
 }
 
 /// A connection that is tried before and after the isolation.

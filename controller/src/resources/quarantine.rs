@@ -406,6 +406,10 @@ pub struct Undo {
     pub pod: PodUndo,
     /// The node's state as it was.
     pub node: NodeUndo,
+    /// Why the pod itself is not changed, nor anything made in the API that would hold it; none for most
+    /// pods. What can hold it then is its node's table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untouched: Option<String>,
     /// Whether the pod is to be isolated at its node, which release has to lift.
     #[serde(default)]
     pub isolated: bool,

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 use super::world::{World, eventually, label, name, node_of};
 
+mod spec;
+
 const MALLORY: &str = "mallory";
 
 /// Policies and bindings, in the order in which they are applied.
@@ -39,18 +41,7 @@ impl Guarded {
         };
         let mut policies = guard::guard(&user, &Settings::default());
         policies.extend(guard::access(&user));
-        let mut installed = Vec::new();
-        for policy in policies {
-            let plural = match policy["kind"].as_str().unwrap() {
-                "ValidatingAdmissionPolicy" => "validatingadmissionpolicies",
-                _ => "validatingadmissionpolicybindings",
-            };
-            let name = policy["metadata"]["name"].as_str().unwrap().to_owned();
-            let path = format!("{POLICIES}/{plural}");
-            let answer = ask(&world.client, "POST", &path, &policy, "").await;
-            assert!(matches!(answer.0, 201 | 409), "{answer:?}");
-            installed.push(format!("{path}/{name}"));
-        }
+        let installed = install(&world.client, policies).await;
         let guarded = Self { world, installed };
         // A policy works about 0.7 s after its binding on a real cluster (recorded).
         eventually("the policies work", || async {
@@ -96,6 +87,26 @@ impl Guarded {
             message.contains("ValidatingAdmissionPolicy"),
             "{what}: {message}"
         );
+    }
+}
+
+/// Makes the policies and bindings; the path of each.
+async fn install(client: &Client, policies: Vec<Value>) -> Vec<String> {
+    let mut installed = Vec::new();
+    for policy in policies {
+        let name = policy["metadata"]["name"].as_str().unwrap();
+        let path = format!("{POLICIES}/{}", plural(&policy));
+        let answer = ask(client, "POST", &path, &policy, "").await;
+        assert!(matches!(answer.0, 201 | 409), "{answer:?}");
+        installed.push(format!("{path}/{name}"));
+    }
+    installed
+}
+
+fn plural(policy: &Value) -> &'static str {
+    match policy["kind"].as_str().unwrap() {
+        "ValidatingAdmissionPolicy" => "validatingadmissionpolicies",
+        _ => "validatingadmissionpolicybindings",
     }
 }
 
@@ -451,22 +462,10 @@ async fn a_cluster_without_the_guard_or_with_a_weaker_one_is_said_to_be_unguarde
 
     let mut policies = guard::guard(super::world::CONTROLLER, &Settings::default());
     policies[1]["spec"]["validationActions"] = json!(["Audit"]);
-    for policy in policies {
-        let plural = match policy["kind"].as_str().unwrap() {
-            "ValidatingAdmissionPolicy" => "validatingadmissionpolicies",
-            _ => "validatingadmissionpolicybindings",
-        };
-        ask(
-            &world.client,
-            "POST",
-            &format!("{POLICIES}/{plural}"),
-            &policy,
-            "",
-        )
-        .await;
-    }
+    install(&world.client, policies).await;
     let client = controller(&world).await;
-    let weak = guard::fact(&client, super::world::CONTROLLER, &Settings::default()).await;
+    let known = guard::Known::default();
+    let weak = known.standing(&client, &Settings::default()).await.fact();
     assert!(
         weak.message
             .contains("binding impound-suspects is another one"),

@@ -12,7 +12,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::world::World;
 
-async fn page(world: &World, path: &str) -> (u16, String) {
+pub(crate) async fn page(world: &World, path: &str) -> (u16, String) {
     let mut tcp = TcpStream::connect(("127.0.0.1", world.health_port))
         .await
         .unwrap();

@@ -52,6 +52,8 @@ const LAST: &str = "last";
 
 const REFUSED: &str = "------";
 const DONE: &str = "DDDDDD";
+/// The pod stays as it is; without an agent nothing cuts it off.
+const NODE_ONLY: &str = "D---DF";
 const NONE: &[&str] = &[];
 
 /// The table.
@@ -109,11 +111,11 @@ const ROWS: &[Row] = &[
         said: &["would select pod"],
         phase: "Refused", steps: REFUSED, stripped: NONE, kept: &["app"], successor: NotHere, cluster: Memory },
     Row { pod: "static", made_of: || vec![mirror()],
-        said: &["is a static pod", "move the manifest away on the node itself"],
-        phase: "Refused", steps: REFUSED, stripped: NONE, kept: &["app"], successor: Nobody, cluster: Memory },
+        said: &["it is a static pod", "its manifest is moved away on the node itself", "is not changed", "it is NOT cut off"],
+        phase: "Failed", steps: NODE_ONLY, stripped: NONE, kept: &["app"], successor: Nobody, cluster: Memory },
     Row { pod: "of a foreign controller", made_of: || vec![foreign()],
-        said: &["belongs to Rollout s", "how that controller reacts", "is not known"],
-        phase: "Refused", steps: REFUSED, stripped: NONE, kept: &["app"], successor: Nobody, cluster: Memory },
+        said: &["it belongs to Rollout s", "how that controller reacts", "is not known", "take its evidence at once"],
+        phase: "Failed", steps: NODE_ONLY, stripped: NONE, kept: &["app"], successor: Nobody, cluster: Memory },
     Row { pod: "terminating", made_of: || vec![bare(json!({ "terminationGracePeriodSeconds": 60 }))],
         said: &["The pod is being deleted since", "nothing in the API stops that"],
         phase: "Complete", steps: DONE, stripped: NONE, kept: &["app"], successor: Nobody, cluster: SlowEnd },
@@ -262,6 +264,28 @@ async fn check(row: &'static Row) -> Vec<String> {
         expect(
             world.memory.is_none() || world.effects().is_empty(),
             "something was changed".into(),
+        );
+    } else if row.steps == NODE_ONLY {
+        expect(
+            now.metadata.labels == suspect.metadata.labels
+                && now.metadata.owner_references == suspect.metadata.owner_references,
+            "the pod was changed".into(),
+        );
+        let of_node = |effect: &String| effect.contains("/nodes/");
+        let effects = world.effects();
+        expect(
+            effects.iter().all(of_node),
+            format!("more than the node was changed: {effects:#?}"),
+        );
+        expect(
+            done.verdict == "NotContained" && done.message.starts_with("NOT contained"),
+            format!("verdict {}: {}", done.verdict, done.message),
+        );
+        world.release("q", true).await.unwrap();
+        let released = world.settled("q").await;
+        expect(
+            released.phase == "Released" && released.message == "released",
+            format!("{}: {}", released.phase, released.message),
         );
     } else {
         expect(

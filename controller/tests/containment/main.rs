@@ -24,6 +24,7 @@ mod evictions;
 mod faults;
 mod guard;
 mod health;
+mod idle;
 mod isolation;
 mod kinds;
 mod late;

@@ -70,16 +70,23 @@ impl World {
         .await;
     }
 
+    /// With the entities and the rule that the real definition has.
     async fn serve_cilium(&self) {
-        let rules = |field: &str| {
+        let entity = json!({ "type": "string", "enum": [
+            "all", "world", "cluster", "host", "init", "ingress", "unmanaged", "remote-node", "health", "none",
+            "kube-apiserver"] });
+        let rules = |entities: &str, endpoints: &str| {
             json!({ "type": "array", "items": { "type": "object", "properties": {
-                field: { "type": "array", "items": { "type": "string" } } } } })
+                entities: { "type": "array", "items": entity },
+                endpoints: { "type": "array", "items": any_field() } } } })
         };
-        let selector = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+        let (from, to) = (
+            rules("fromEntities", "fromEndpoints"),
+            rules("toEntities", "toEndpoints"),
+        );
         let fields = json!({
-            "endpointSelector": selector,
-            "ingress": rules("fromEntities"), "ingressDeny": rules("fromEntities"),
-            "egress": rules("toEntities"), "egressDeny": rules("toEntities"),
+            "endpointSelector": any_field(),
+            "ingress": from, "ingressDeny": from, "egress": to, "egressDeny": to,
         });
         self.serve(
             "cilium.io",
@@ -102,6 +109,26 @@ impl World {
             body.to_string().into_bytes()
         };
         self.client.request(request.body(body).unwrap()).await
+    }
+
+    async fn merge(&self, path: &str, patch: &Value) {
+        let request = http::Request::patch(path)
+            .header("content-type", "application/merge-patch+json")
+            .body(patch.to_string().into_bytes())
+            .unwrap();
+        self.client.request::<Value>(request).await.unwrap();
+    }
+
+    /// Changes what the controller watches, so that it looks again.
+    async fn nudge(&self) {
+        let policies = Api::<NetworkPolicy>::namespaced(self.client.clone(), &self.namespace);
+        let value = policies.get("deny-all-suspectpod").await.unwrap();
+        let version = value.metadata.resource_version;
+        let nudge = Patch::Merge(json!({ "metadata": { "annotations": { "seen": version } } }));
+        policies
+            .patch("deny-all-suspectpod", &PatchParams::default(), &nudge)
+            .await
+            .unwrap();
     }
 
     async fn cilium_deny(&self) -> Option<Value> {
@@ -307,6 +334,14 @@ async fn cilium_denies_too_where_it_is_served_and_lets_go_at_the_release() {
             "spec": { "endpointSelector": {}, "egress": [{ "toEntities": ["world"] }] },
         }))
         .await;
+    let mut alice = world.responder("alice").await;
+    let dry_run = CreateQuarantineRequest {
+        dry_run: true,
+        ..world.request(&name(pods.first().unwrap()))
+    };
+    let plan = alice.create_quarantine(dry_run).await.unwrap();
+    let calls = plan.into_inner().plan.unwrap().calls;
+    let planned: String = calls.into_iter().map(|call| call.purpose).collect();
     let done = world.quarantine(&name(pods.first().unwrap())).await;
     assert_eq!(done.phase, "Complete", "{done:#?}");
     assert_eq!(state(&done, "Deny"), "Done");
@@ -318,10 +353,17 @@ async fn cilium_denies_too_where_it_is_served_and_lets_go_at_the_release() {
         done.facts
     );
     let deny = world.cilium_deny().await.unwrap();
-    assert_eq!(
-        deny["spec"]["ingressDeny"],
-        json!([{ "fromEntities": ["all"] }])
+    let entities = deny["spec"]["ingressDeny"].to_string();
+    assert!(
+        entities.contains("\"remote-node\"") && !entities.contains("\"host\""),
+        "the kubelet's probes come from the host: {entities}"
     );
+    for said in [fact(&done, "PluginDenies").1, &planned] {
+        assert!(
+            said.contains("except what comes in from their own node"),
+            "{said}"
+        );
+    }
 
     // Taken away, it comes back with the next look.
     let path = format!(
@@ -329,12 +371,7 @@ async fn cilium_denies_too_where_it_is_served_and_lets_go_at_the_release() {
         world.namespace
     );
     world.raw("DELETE", &path, &Value::Null).await.unwrap();
-    let policies = Api::<NetworkPolicy>::namespaced(world.client.clone(), &world.namespace);
-    let nudge = Patch::Merge(json!({ "metadata": { "annotations": { "x": "y" } } }));
-    policies
-        .patch("deny-all-suspectpod", &PatchParams::default(), &nudge)
-        .await
-        .unwrap();
+    world.nudge().await;
     eventually("it is made again", || async {
         world
             .cilium_deny()
@@ -431,7 +468,19 @@ async fn denied_in(world: &World, objects: &[&str]) {
         done.facts
     );
     for object in objects {
-        assert!(world.at(object).await.is_some(), "{object}");
+        let as_made = world.at(object).await.unwrap()["spec"].clone();
+        let path = object.replace("{ns}", &world.namespace);
+        // An exception that somebody adds is no part of the denial any more.
+        let weaken =
+            json!({ "spec": { "egress": [{ "action": "Allow", "toEntities": ["world"] }] } });
+        world.merge(&path, &weaken).await;
+        assert_ne!(world.at(object).await.unwrap()["spec"], as_made, "{object}");
+        world.nudge().await;
+        eventually("it is put back as it was", || async {
+            let now = world.at(object).await.unwrap()["spec"].clone();
+            (now == as_made).then_some(()).ok_or(now.to_string())
+        })
+        .await;
     }
     let made = world.effects();
     let made = made

@@ -371,15 +371,9 @@ fn a_policy_of_our_name_that_does_something_else_is_refused() {
 #[test]
 fn pods_that_cannot_be_contained_safely_are_refused_with_the_reason() {
     type Change = fn(&mut Observed);
-    let cases: [(&str, Change); 4] = [
+    let cases: [(&str, Change); 2] = [
         ("has ended (phase Succeeded)", |observed| {
             observed.pod.status.as_mut().unwrap().phase = Some("Succeeded".into());
-        }),
-        ("is a static pod", |observed| {
-            observed.pod.metadata.annotations = from(json!({ "kubernetes.io/config.mirror": "x" }));
-        }),
-        ("how that controller reacts", |observed| {
-            owner_kind(observed, "CloneSet")
         }),
         (
             "does not exist any more: its selector is unknown",
@@ -395,6 +389,64 @@ fn pods_that_cannot_be_contained_safely_are_refused_with_the_reason() {
         assert!(refusal.to_string().contains(expected), "{refusal}");
         assert!(refusal.to_string().contains("shop/web-1"), "{refusal}");
     }
+}
+
+#[test]
+fn a_pod_that_can_t_be_changed_is_held_at_its_node_alone_and_that_is_said() {
+    type Change = fn(&mut Observed);
+    let cases: [(&str, Change); 2] = [
+        ("it is a static pod", |observed| {
+            observed.pod.metadata.annotations = from(json!({
+                "kubernetes.io/config.mirror": "x", "kubernetes.io/config.hash": "x" }));
+        }),
+        ("how that controller reacts", |observed| {
+            owner_kind(observed, "CloneSet")
+        }),
+    ];
+    for (expected, change) in cases {
+        let mut observed = deployment_pod();
+        change(&mut observed);
+        let mut spec = QuarantineSpec {
+            case: "INC-1".into(),
+            ..QuarantineSpec::default()
+        };
+        for (isolated, held) in [
+            (true, "What holds it is its node's table alone"),
+            (false, "it is NOT cut off"),
+        ] {
+            spec.isolation.enabled = Some(isolated);
+            let plan = plan(&observed, "q", &spec, &[], &Settings::default()).unwrap();
+            let said = plan.warnings.join("\n");
+            for words in [expected, held, "is not changed"] {
+                assert!(said.contains(words), "{words}: {said}");
+            }
+            // What would hold a changed pod is neither made nor spoken of.
+            assert!(!said.contains("A NetworkPolicy holds"), "{said}");
+            let steps: Vec<StepName> = plan.calls.iter().map(|call| call.step).collect();
+            let at_the_pod = [StepName::Protect, StepName::Policy, StepName::Strip];
+            assert!(
+                !at_the_pod.iter().any(|step| steps.contains(step)),
+                "{steps:?}"
+            );
+            assert!(steps.contains(&StepName::Cordon) && steps.contains(&StepName::LabelNode));
+            assert_eq!(steps.contains(&StepName::Isolate), isolated);
+            assert_eq!(plan.undo.pod.removed, Vec::<String>::new());
+        }
+    }
+}
+
+#[test]
+fn a_static_pod_is_asked_for_by_the_uid_that_its_kubelet_knows() {
+    let mut observed = deployment_pod();
+    let selected = |observed: &Observed| super::isolation::selector(&observed.pod).uid;
+    let api = observed.pod.metadata.uid.clone().unwrap();
+    assert_eq!(selected(&observed), api);
+    // Anybody may write this one.
+    observed.pod.metadata.annotations = from(json!({ "kubernetes.io/config.hash": "abc" }));
+    assert_eq!(selected(&observed), api);
+    observed.pod.metadata.annotations =
+        from(json!({ "kubernetes.io/config.hash": "abc", "kubernetes.io/config.mirror": "abc" }));
+    assert_eq!(selected(&observed), "abc");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What policies of other kinds than NetworkPolicy mean for a contained pod, said as facts.
 
-use super::deny::{is_in_force, strongest};
-use super::foreign::{Findings, in_force, judge};
-use super::{Family, Plugin};
+use super::deny::{State, deny_name, effect, in_force, state, strongest};
+use super::foreign::{Findings, judge};
+use super::{Family, Kind, Plugin};
 use crate::contain::facts::NO_POLICY_ALLOWS;
 use crate::contain::proof::NODE_ISOLATED;
 use crate::contain::selector::Labels;
@@ -31,7 +31,8 @@ pub fn add(
     let isolated = facts
         .iter()
         .any(|fact| fact.name == NODE_ISOLATED && fact.state == FactState::True);
-    let denied = is_in_force(plugin, Family::Cilium, namespace, settings);
+    let mut cilium = strongest(plugin).filter(|kind| kind.family == Family::Cilium);
+    let denied = cilium.any(|kind| state(plugin, kind, namespace, settings) == State::InForce);
     let allows = facts
         .iter_mut()
         .find(|fact| fact.name == NO_POLICY_ALLOWS && fact.state == FactState::False);
@@ -40,43 +41,43 @@ pub fn add(
             fact.state = FactState::Unverified;
         }
         fact.message.push_str(
-            "; our CiliumNetworkPolicy denies it, which counts only if Cilium is the network plugin at work",
+            "; our CiliumNetworkPolicy denies it, but for what comes from the pod's own node, which counts only if \
+             Cilium is the network plugin at work",
         );
     }
     facts.extend(denials(plugin, namespace, settings));
-    facts.push(others(&judge(
-        plugin,
-        namespace,
-        labels,
-        in_force(plugin, namespace, settings),
-    )));
+    let ours = in_force(plugin, namespace, settings);
+    facts.push(others(&judge(plugin, namespace, labels, &ours)));
 }
 
+/// An extra that is missing makes nothing untrue.
 fn denials(plugin: &Plugin, namespace: &str, settings: &Settings) -> Option<Fact> {
-    let (held, missing): (Vec<_>, Vec<_>) =
-        strongest(plugin).partition(|kind| is_in_force(plugin, kind.family, namespace, settings));
-    let names = |kinds: &[&super::Kind]| {
-        let titles: Vec<String> = kinds.iter().map(|kind| kind.title()).collect();
-        titles.join(" and ")
-    };
-    if held.is_empty() && missing.is_empty() {
-        return None;
-    }
-    let (state, message) = if missing.is_empty() {
-        (
-            FactState::True,
-            format!(
-                "a {} of ours denies all traffic of the pod too",
-                names(&held)
+    let said = |kind: &'static Kind| {
+        let (title, name) = (kind.title(), deny_name(kind, namespace));
+        match state(plugin, kind, namespace, settings) {
+            State::InForce => (true, format!("our {title} {}", effect(kind))),
+            State::Altered => (
+                false,
+                format!("{title} {name} is not as Impound makes it, so it may let traffic through"),
             ),
-        )
-    } else {
-        let message = format!(
-            "no {} of ours denies the pod's traffic; the NetworkPolicy does not depend on it",
-            names(&missing)
-        );
-        // An extra that is missing makes nothing untrue.
-        (FactState::Unverified, message)
+            State::Missing => (false, format!("there is no {title} {name}")),
+        }
+    };
+    let (held, open): (Vec<_>, Vec<_>) = strongest(plugin).map(said).partition(|(held, _)| *held);
+    let sentences = |all: Vec<(bool, String)>| {
+        let texts: Vec<String> = all.into_iter().map(|(_, text)| text).collect();
+        texts.join("; ")
+    };
+    let (state, message) = match (held.is_empty(), open.is_empty()) {
+        (true, true) => return None,
+        (false, true) => (FactState::True, sentences(held)),
+        _ => (
+            FactState::Unverified,
+            format!(
+                "{}; the NetworkPolicy does not depend on it",
+                sentences(open)
+            ),
+        ),
     };
     Some(Fact {
         name: PLUGIN_DENIES.into(),

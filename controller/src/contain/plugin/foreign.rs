@@ -4,9 +4,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::Value;
 
-use super::{Family, Kind, Plugin, deny, object_name};
+use super::{Family, Kind, Plugin, object_name};
 use crate::contain::selector::{Labels, selects};
-use crate::contain::settings::Settings;
 
 /// What was found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,22 +16,33 @@ pub struct Findings {
     pub open: Vec<String>,
 }
 
-/// Judges the policies for a pod with these labels. `settled`: whether the denial of a family is in force,
-/// or about to be.
+/// Judges the policies for a pod with these labels. `denials`: paths of our objects that are in force as we
+/// made them, or about to be. All others are judged, whatever their labels say.
 #[must_use]
-pub fn judge(
-    plugin: &Plugin,
-    namespace: &str,
-    labels: &Labels,
-    settled: impl Fn(Family) -> bool,
-) -> Findings {
+pub fn judge(plugin: &Plugin, namespace: &str, labels: &Labels, denials: &[String]) -> Findings {
     let mut findings = Findings {
         open: plugin.unread.clone(),
         ..Findings::default()
     };
+    let denial = |kind: &Kind| {
+        let of_kind = |path: &String| {
+            let (parent, name) = path.rsplit_once('/')?;
+            (parent == kind.path(namespace)).then(|| name.to_owned())
+        };
+        denials.iter().find_map(of_kind)
+    };
     for (kind, objects) in &plugin.kinds {
-        let settled = settled(kind.family);
-        for object in objects.iter().filter(|object| !deny::is_ours(object)) {
+        let ours = denial(kind);
+        let mut family = plugin
+            .kinds
+            .iter()
+            .filter(|(other, _)| other.family == kind.family);
+        let settled = family.any(|(other, _)| denial(other).is_some());
+        let is_ours = |object: &&Value| {
+            let name = ours.as_deref();
+            name.is_some_and(|name| kind.is_named(object, name))
+        };
+        for object in objects.iter().filter(|object| !is_ours(object)) {
             let verdict = match kind.family {
                 // Deny rules win over every allow rule.
                 Family::Cilium if settled => None,
@@ -52,15 +62,6 @@ pub fn judge(
         }
     }
     findings
-}
-
-/// Whether our denials are in force in a namespace, by family.
-pub fn in_force<'p>(
-    plugin: &'p Plugin,
-    namespace: &'p str,
-    settings: &'p Settings,
-) -> impl Fn(Family) -> bool + 'p {
-    move |family| deny::is_in_force(plugin, family, namespace, settings)
 }
 
 enum Verdict {

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::deny::{create, is_in_force, remove, wanted};
-use super::foreign::{Findings, in_force, judge};
+use super::deny::{State, in_force, mend, remove, state, wanted};
+use super::foreign::{Findings, judge};
 use super::*;
 use crate::contain::settings::Settings;
-use crate::resources::{Fact, FactState};
+use crate::resources::{DenyUndo, Fact, FactState};
 
 fn kind_of(group: &str, name: &str) -> &'static Kind {
     KINDS
@@ -33,13 +33,32 @@ fn labels() -> Labels {
 
 fn judged(kind: &'static Kind, object: Value) -> Findings {
     let plugin = served(vec![(kind, vec![object])]);
-    let settings = Settings::default();
-    judge(
-        &plugin,
-        "shop",
-        &labels(),
-        in_force(&plugin, "shop", &settings),
-    )
+    judged_all(&plugin)
+}
+
+fn judged_all(plugin: &Plugin) -> Findings {
+    let ours = in_force(plugin, "shop", &Settings::default());
+    judge(plugin, "shop", &labels(), &ours)
+}
+
+/// Paths of all our denials, as if they were about to be made.
+fn planned(plugin: &Plugin) -> Vec<String> {
+    let (denies, _) = wanted(plugin, "shop", &Settings::default());
+    denies.into_iter().map(|deny| deny.path).collect()
+}
+
+/// What our denial of a kind is, as the server has it.
+fn ours(kind: &'static Kind) -> (DenyUndo, Value) {
+    let (mut denies, _) = wanted(&served(vec![(kind, vec![])]), "shop", &Settings::default());
+    let deny = denies.remove(0);
+    let mut object: Value = serde_json::from_str(&deny.body).unwrap();
+    object["metadata"]["uid"] = json!("u");
+    (deny, object)
+}
+
+fn stands(kind: &'static Kind, object: &Value) -> State {
+    let plugin = served(vec![(kind, vec![object.clone()])]);
+    state(&plugin, kind, "shop", &Settings::default())
 }
 
 fn named(spec: Value) -> Value {
@@ -49,7 +68,11 @@ fn named(spec: Value) -> Value {
 fn bodies(plugin: &Plugin) -> Vec<(String, Value)> {
     let (denies, warnings) = wanted(plugin, "shop", &Settings::default());
     assert_eq!(warnings, Vec::<String>::new());
-    let calls = create(&denies, |_| false);
+    let settings = Settings::default();
+    let calls: Vec<_> = denies
+        .iter()
+        .filter_map(|deny| mend(deny, None, "shop", &settings))
+        .collect();
     let body = |body: &str| serde_json::from_str(body).expect("a body is JSON");
     calls
         .iter()
@@ -87,9 +110,12 @@ fn what_is_made_denies_everything_of_the_suspects_of_one_namespace() {
     let cilium = &cilium.first().unwrap().1;
     assert_eq!(cilium["metadata"]["namespace"], "shop");
     assert_eq!(
-        cilium["spec"],
-        json!({ "endpointSelector": { "matchLabels": { "status": "suspectpod" } },
-                "ingressDeny": [{ "fromEntities": ["all"] }], "egressDeny": [{ "toEntities": ["all"] }] })
+        cilium["spec"]["endpointSelector"],
+        json!({ "matchLabels": { "status": "suspectpod" } })
+    );
+    assert_eq!(
+        cilium["spec"]["egressDeny"],
+        json!([{ "toEntities": ["all"] }])
     );
     let admin = kind_of("policy.networking.k8s.io", "AdminNetworkPolicy");
     let admin = bodies(&served(vec![(admin, vec![])])).remove(0).1;
@@ -110,30 +136,155 @@ fn what_is_made_denies_everything_of_the_suspects_of_one_namespace() {
 }
 
 #[test]
+fn cilium_denies_everybody_the_way_in_but_the_kubelet_of_the_pod_s_own_node() {
+    let kind = kind_of("cilium.io", "CiliumNetworkPolicy");
+    let (_, object) = ours(kind);
+    let rules = object["spec"]["ingressDeny"].as_array().unwrap();
+    let entities = |rule: &Value| rule["fromEntities"].as_array().cloned().unwrap_or_default();
+    let all: Vec<Value> = rules.iter().flat_map(entities).collect();
+    // Each of these has the identity of the local host among its own, so that probes would be denied.
+    for hosts in ["all", "cluster", "host", "kube-apiserver"] {
+        assert!(!all.contains(&json!(hosts)), "{hosts}");
+    }
+    for others in [
+        "world",
+        "remote-node",
+        "unmanaged",
+        "init",
+        "health",
+        "ingress",
+    ] {
+        assert!(all.contains(&json!(others)), "{others}");
+    }
+    let pods = rules.iter().find_map(|rule| rule.get("fromEndpoints"));
+    assert_eq!(
+        pods.unwrap()[0],
+        json!({ "matchExpressions": [{ "key": "k8s:io.kubernetes.pod.namespace", "operator": "Exists" }] })
+    );
+    // "Combining FromEntities and FromEndpoints is not supported yet": the whole policy would be ignored.
+    assert!(
+        rules
+            .iter()
+            .all(|rule| rule.as_object().unwrap().len() == 1),
+        "{rules:?}"
+    );
+    let settings = Settings::default();
+    let call = mend(&ours(kind).0, None, "shop", &settings).unwrap();
+    assert!(
+        call.purpose
+            .contains("except what comes in from their own node"),
+        "{}",
+        call.purpose
+    );
+}
+
+#[test]
 fn what_is_there_is_not_made_again_and_a_foreign_one_is_left_alone() {
     let kind = kind_of("cilium.io", "CiliumNetworkPolicy");
     let settings = Settings::default();
-    let (denies, _) = wanted(&served(vec![(kind, vec![])]), "shop", &settings);
-    let deny = denies.first().unwrap();
-    let mut ours: Value = serde_json::from_str(&deny.body).unwrap();
+    let (deny, mut ours) = ours(kind);
     // A server may add defaults.
     ours["spec"]["enableDefaultDeny"] = json!({ "ingress": true });
-    ours["metadata"]["uid"] = json!("u");
+    assert_eq!(stands(kind, &ours), State::InForce);
+    assert_eq!(mend(&deny, Some(&ours), "shop", &settings), None);
     let plugin = served(vec![(kind, vec![ours.clone()])]);
-    assert!(is_in_force(&plugin, Family::Cilium, "shop", &settings));
     assert!(plugin.at("shop", &deny.path).is_some());
-    let delete = remove(deny, Some(&ours)).unwrap().unwrap();
+    let delete = remove(&deny, Some(&ours)).unwrap().unwrap();
     assert!(delete.body.contains(r#""uid":"u""#), "{}", delete.body);
-    // Opened up by somebody: still ours to remove, and no denial any more.
-    ours["spec"]["egressDeny"] = json!([]);
-    let opened = served(vec![(kind, vec![ours.clone()])]);
-    assert!(!is_in_force(&opened, Family::Cilium, "shop", &settings));
+    // Without its label it still denies, and still goes with the release.
     ours["metadata"]["labels"] = json!({});
+    assert_eq!(stands(kind, &ours), State::InForce);
+    assert!(remove(&deny, Some(&ours)).unwrap().is_some());
+    // Another one of that name is somebody else's.
+    ours["spec"]["egressDeny"] = json!([]);
     let foreign = served(vec![(kind, vec![ours.clone()])]);
     let (denies, warnings) = wanted(&foreign, "shop", &settings);
     assert!(denies.is_empty() && warnings.first().unwrap().contains("not made by Impound"));
-    assert!(remove(deny, Some(&ours)).is_err());
-    assert_eq!(remove(deny, None), Ok(None));
+    assert!(remove(&deny, Some(&ours)).is_err());
+    assert_eq!(mend(&deny, Some(&ours), "shop", &settings), None);
+    assert_eq!(remove(&deny, None), Ok(None));
+}
+
+#[test]
+fn a_denial_that_somebody_weakened_is_none_and_is_put_back_whole() {
+    let cilium = kind_of("cilium.io", "CiliumNetworkPolicy");
+    let calico = kind_of("projectcalico.org", "NetworkPolicy");
+    let cluster = kind_of("policy.networking.k8s.io", "ClusterNetworkPolicy");
+    let expression = json!([{ "key": "a", "operator": "Exists" }]);
+    for (kind, at, value) in [
+        (cilium, "/spec/egressDeny", json!([])),
+        (
+            cilium,
+            "/spec/endpointSelector/matchExpressions",
+            expression.clone(),
+        ),
+        (cilium, "/spec/endpointSelector/matchLabels/a", json!("b")),
+        (
+            cilium,
+            "/spec/nodeSelector",
+            json!({ "matchLabels": { "a": "b" } }),
+        ),
+        (
+            cilium,
+            "/spec/egressDeny/0/toPorts",
+            json!([{ "ports": [{ "port": "1" }] }]),
+        ),
+        (
+            cilium,
+            "/spec/ingress",
+            json!([{ "fromEntities": ["world"] }]),
+        ),
+        (calico, "/spec/serviceAccountSelector", json!("a == 'b'")),
+        (
+            calico,
+            "/spec/ingress/0/source",
+            json!({ "nets": ["192.0.2.0/24"] }),
+        ),
+        (calico, "/spec/egress/0/protocol", json!("TCP")),
+        (
+            cluster,
+            "/spec/subject/pods/podSelector/matchExpressions",
+            expression,
+        ),
+        (cluster, "/spec/egress/0/protocols", json!([{ "tcp": {} }])),
+    ] {
+        let (deny, object) = ours(kind);
+        assert_eq!(stands(kind, &object), State::InForce);
+        let mut weak = object.clone();
+        let (parent, field) = at.rsplit_once('/').unwrap();
+        let parent = weak.pointer_mut(parent).unwrap();
+        parent[field] = value;
+        assert_eq!(stands(kind, &weak), State::Altered, "{at}");
+        let call = mend(&deny, Some(&weak), "shop", &Settings::default()).unwrap();
+        assert_eq!(call.method, "PATCH", "{at}");
+        let patch: Value = serde_json::from_str(&call.body).unwrap();
+        assert_eq!(patch[0]["value"], "u", "{at}");
+        assert_eq!(patch[1]["value"], object["spec"], "{at}");
+    }
+    // What Calico's API server writes into every rule takes nothing away.
+    let (_, mut written) = ours(calico);
+    written["spec"]["egress"][0]["source"] = json!({});
+    written["spec"]["egress"][0]["destination"] = json!({ "selector": "", "nets": [] });
+    written["metadata"]["name"] = json!("default.impound-deny-suspects");
+    assert_eq!(stands(calico, &written), State::InForce);
+}
+
+#[test]
+fn a_policy_with_our_label_is_judged_as_any_other() {
+    let kind = kind_of("cilium.io", "CiliumNetworkPolicy");
+    let allow = json!({ "endpointSelector": {}, "ingress": [{ "fromEntities": ["all"] }] });
+    let mut forged = named(allow.clone());
+    forged["metadata"]["labels"] = json!({ "app.kubernetes.io/part-of": "impound" });
+    assert_eq!(
+        judged(kind, forged.clone()).allowing,
+        ["CiliumNetworkPolicy p still allows ingress"]
+    );
+    // Under our denial's own name, too.
+    forged["metadata"]["name"] = json!("impound-deny-suspects");
+    assert_eq!(
+        judged(kind, forged).allowing,
+        ["CiliumNetworkPolicy impound-deny-suspects still allows ingress"]
+    );
 }
 
 #[test]
@@ -180,17 +331,9 @@ fn a_cilium_policy_that_selects_the_pod_and_allows_is_reported() {
 #[test]
 fn a_denial_of_cilium_settles_every_cilium_policy() {
     let kind = kind_of("cilium.io", "CiliumNetworkPolicy");
-    let settings = Settings::default();
-    let (denies, _) = wanted(&served(vec![(kind, vec![])]), "shop", &settings);
-    let ours: Value = serde_json::from_str(&denies.first().unwrap().body).unwrap();
+    let (_, ours) = ours(kind);
     let allows = named(json!({ "endpointSelector": {}, "egress": [{ "toEntities": ["all"] }] }));
-    let plugin = served(vec![(kind, vec![ours, allows])]);
-    let found = judge(
-        &plugin,
-        "shop",
-        &labels(),
-        in_force(&plugin, "shop", &settings),
-    );
+    let found = judged_all(&served(vec![(kind, vec![ours, allows])]));
     assert_eq!(found, Findings::default());
 }
 
@@ -247,7 +390,10 @@ fn behind_our_order_0_only_what_comes_before_it_counts() {
             .extend(more.as_object().unwrap().clone());
         served(vec![(kind, vec![named(spec)])])
     };
-    let settled = |plugin: &Plugin| judge(plugin, "shop", &labels(), |_| true).allowing.len();
+    let settled = |plugin: &Plugin| {
+        let ours = planned(plugin);
+        judge(plugin, "shop", &labels(), &ours).allowing.len()
+    };
     assert_eq!(settled(&allow(json!({ "order": 10 }))), 0);
     assert_eq!(settled(&allow(json!({}))), 0);
     assert_eq!(settled(&allow(json!({ "order": -1.5 }))), 1);
@@ -297,7 +443,7 @@ fn an_admin_policy_counts_by_tier_priority_and_subject() {
         "ingress": [{ "action": "Allow", "from": [{ "namespaces": {} }] }] }),
     );
     let plugin = served(vec![(admin, vec![allow])]);
-    let settled = judge(&plugin, "shop", &labels(), |_| true);
+    let settled = judge(&plugin, "shop", &labels(), &planned(&plugin));
     assert_eq!(
         settled.allowing.len(),
         1,
@@ -311,14 +457,14 @@ fn what_could_not_be_read_is_said() {
         unread: vec!["CiliumNetworkPolicy objects could not be read: 403.".into()],
         ..Plugin::default()
     };
-    let found = judge(&plugin, "shop", &labels(), |_| false);
+    let found = judge(&plugin, "shop", &labels(), &[]);
     assert_eq!(found.open, plugin.unread);
 }
 
 #[test]
 fn a_denial_in_cilium_s_kind_excuses_an_allowing_policy_only_where_the_node_drops_it() {
     let kind = kind_of("cilium.io", "CiliumNetworkPolicy");
-    let ours = bodies(&served(vec![(kind, vec![])])).remove(0).1;
+    let (_, ours) = ours(kind);
     let plugin = served(vec![(kind, vec![ours])]);
     let fact = |name: &str, state| Fact {
         name: name.into(),
