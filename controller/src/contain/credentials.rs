@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Pod};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef, Subject};
 use kube::Client;
 
@@ -77,56 +77,101 @@ async fn bindings(
     account: &str,
 ) -> Result<Vec<Credential>, ObserveError> {
     let path = "/apis/rbac.authorization.k8s.io/v1";
-    let local = format!("{path}/namespaces/{namespace}/rolebindings");
+    // Any namespace can give the account rights in itself.
+    let local = format!("{path}/rolebindings");
     let global = format!("{path}/clusterrolebindings");
     let (local, global) = futures::try_join!(
         list::<RoleBinding>(client, &local),
         list::<ClusterRoleBinding>(client, &global)
     )?;
-    let local = local
-        .iter()
-        .filter(|binding| names(binding.subjects.as_ref(), namespace, account))
-        .map(|binding| {
-            let name = binding.metadata.name.clone().unwrap_or_default();
-            Credential {
-                kind: "RoleBinding".into(),
-                grants: format!("{} in namespace {namespace}", role(&binding.role_ref)),
-                revoke: format!("kubectl delete rolebinding {name} -n {namespace}"),
-                name,
-            }
-        });
-    let global = global
-        .iter()
-        .filter(|binding| names(binding.subjects.as_ref(), namespace, account))
-        .map(|binding| {
-            let name = binding.metadata.name.clone().unwrap_or_default();
-            Credential {
-                kind: "ClusterRoleBinding".into(),
-                grants: format!("{} in the whole cluster", role(&binding.role_ref)),
-                revoke: format!("kubectl delete clusterrolebinding {name}"),
-                name,
-            }
-        });
+    let local = local.iter().filter_map(|binding| {
+        let own = binding.metadata.namespace.as_deref().unwrap_or_default();
+        let held = Held::of(binding.subjects.as_ref(), own, namespace, account)?;
+        let name = binding.metadata.name.clone().unwrap_or_default();
+        Some(Credential {
+            kind: "RoleBinding".into(),
+            grants: format!("{} in namespace {own}", role(&binding.role_ref)),
+            revoke: held.revoke(&format!("kubectl delete rolebinding {name} -n {own}")),
+            name,
+        })
+    });
+    let global = global.iter().filter_map(|binding| {
+        let held = Held::of(binding.subjects.as_ref(), "", namespace, account)?;
+        let name = binding.metadata.name.clone().unwrap_or_default();
+        Some(Credential {
+            kind: "ClusterRoleBinding".into(),
+            grants: format!("{} in the whole cluster", role(&binding.role_ref)),
+            revoke: held.revoke(&format!("kubectl delete clusterrolebinding {name}")),
+            name,
+        })
+    });
     Ok(local.chain(global).collect())
 }
 
-/// Whether the subjects name the account itself or a group that it is in. Groups that every
-/// account or user is in are left out: revoking them would hit everybody.
-fn names(subjects: Option<&Vec<Subject>>, namespace: &str, account: &str) -> bool {
-    let group = format!("system:serviceaccounts:{namespace}");
-    let user = format!("system:serviceaccount:{namespace}:{account}");
-    subjects
-        .into_iter()
-        .flatten()
-        .any(|subject| match subject.kind.as_str() {
-            "ServiceAccount" => {
-                subject.name == account
-                    && subject.namespace.as_deref().unwrap_or(namespace) == namespace
+/// How an account comes by what a binding gives.
+#[derive(Debug, PartialEq)]
+struct Held {
+    /// The group through which alone it does: one that others are in too.
+    group: Option<String>,
+    /// Who else has it by the same binding.
+    others: Vec<String>,
+}
+
+impl Held {
+    /// `None` if no subject is the account or a group that it is in. A subject without a namespace is of
+    /// the binding's.
+    fn of(
+        subjects: Option<&Vec<Subject>>,
+        binding_namespace: &str,
+        namespace: &str,
+        account: &str,
+    ) -> Option<Self> {
+        let user = format!("system:serviceaccount:{namespace}:{account}");
+        let wide = [
+            format!("system:serviceaccounts:{namespace}"),
+            "system:serviceaccounts".into(),
+            "system:authenticated".into(),
+            // Also who shows no token.
+            "system:unauthenticated".into(),
+        ];
+        let (mut itself, mut group, mut others) = (false, None, Vec::new());
+        for subject in subjects.into_iter().flatten() {
+            let of = subject.namespace.as_deref().unwrap_or(binding_namespace);
+            match subject.kind.as_str() {
+                "ServiceAccount" if subject.name == account && of == namespace => itself = true,
+                "User" if subject.name == user => itself = true,
+                "Group" if wide.contains(&subject.name) => {
+                    group.get_or_insert_with(|| subject.name.clone());
+                    others.push(format!("group {}", subject.name));
+                }
+                "ServiceAccount" => others.push(format!("service account {of}/{}", subject.name)),
+                kind => others.push(format!("{} {}", kind.to_lowercase(), subject.name)),
             }
-            "Group" => subject.name == group,
-            "User" => subject.name == user,
-            _ => false,
+        }
+        if itself {
+            return Some(Self {
+                group: None,
+                others,
+            });
+        }
+        group.map(|group| Self {
+            group: Some(group),
+            others,
         })
+    }
+
+    /// The command that takes it away, with what else that does. What a whole group has is not taken away for
+    /// one account: it would hit everybody.
+    fn revoke(&self, command: &str) -> String {
+        match &self.group {
+            Some(group) => format!(
+                "no command: the right is that of group {group}, and deleting the binding would take it from \
+                 all who are in it; give them it by other bindings first"
+            ),
+            None if self.others.is_empty() => command.to_owned(),
+            None => format!("{command}  # takes it from {} too", self.others.join(", ")),
+        }
+    }
 }
 
 fn role(reference: &RoleRef) -> String {
@@ -152,12 +197,19 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
         .init_containers
         .iter()
         .flatten()
-        .chain(&spec.containers);
+        .chain(&spec.containers)
+        .map(|container| (&container.env, &container.env_from));
+    let ephemeral = spec
+        .ephemeral_containers
+        .iter()
+        .flatten()
+        .map(|container| (&container.env, &container.env_from));
     let mut found: BTreeSet<(String, &str)> =
         mounted.map(|name| (name, "mounted as files")).collect();
     found.extend(
         containers
-            .flat_map(from_environment)
+            .chain(ephemeral)
+            .flat_map(|(single, whole)| from_environment(single.as_ref(), whole.as_ref()))
             .map(|name| (name, "in the environment")),
     );
     found.extend(
@@ -179,21 +231,16 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
         .collect()
 }
 
-fn from_environment(container: &Container) -> Vec<String> {
-    let single = container.env.iter().flatten().filter_map(|variable| {
-        Some(
-            variable
-                .value_from
-                .as_ref()?
-                .secret_key_ref
-                .as_ref()?
-                .name
-                .clone(),
-        )
+fn from_environment(
+    single: Option<&Vec<EnvVar>>,
+    whole: Option<&Vec<EnvFromSource>>,
+) -> Vec<String> {
+    let single = single.into_iter().flatten().filter_map(|variable| {
+        let source = variable.value_from.as_ref()?;
+        Some(source.secret_key_ref.as_ref()?.name.clone())
     });
-    let whole = container
-        .env_from
-        .iter()
+    let whole = whole
+        .into_iter()
         .flatten()
         .filter_map(|source| Some(source.secret_ref.as_ref()?.name.clone()));
     single.chain(whole).collect()
@@ -221,6 +268,9 @@ mod tests {
                 "containers": [{ "name": "c", "env": [
                     { "name": "P", "valueFrom": { "secretKeyRef": { "name": "db", "key": "password" } } },
                     { "name": "Q", "valueFrom": { "secretKeyRef": { "name": "db", "key": "user" } } } ] }],
+                "ephemeralContainers": [
+                    { "name": "d", "envFrom": [{ "secretRef": { "name": "debug" } }],
+                        "env": [{ "name": "R", "valueFrom": { "secretKeyRef": { "name": "db", "key": "root" } } }] }],
             },
         }))
         .unwrap();
@@ -228,38 +278,76 @@ mod tests {
             .into_iter()
             .map(|secret| secret.name)
             .collect();
-        assert_eq!(names, ["api-key", "bulk", "db", "registry", "tls"]);
+        assert_eq!(names, ["api-key", "bulk", "db", "debug", "registry", "tls"]);
         let tokens = tokens(&pod, "shop", &account(&pod));
         assert_eq!(tokens.len(), 1);
         assert!(tokens[0].grants.contains("audience vault") && tokens[0].grants.contains("600 s"));
     }
 
+    fn subject(kind: &str, name: &str, namespace: Option<&str>) -> Subject {
+        Subject {
+            kind: kind.into(),
+            name: name.into(),
+            namespace: namespace.map(Into::into),
+            ..Subject::default()
+        }
+    }
+
+    fn held(subjects: Vec<Subject>) -> Option<String> {
+        let held = Held::of(Some(&subjects), "prod", "shop", "web")?;
+        Some(held.revoke("kubectl delete rolebinding b -n prod"))
+    }
+
     #[test]
-    fn a_binding_counts_for_the_account_its_user_name_and_its_namespaces_group() {
-        let subject = |kind: &str, name: &str, namespace: Option<&str>| {
-            vec![Subject {
-                kind: kind.into(),
-                name: name.into(),
-                namespace: namespace.map(Into::into),
-                ..Subject::default()
-            }]
-        };
-        for (subjects, expected) in [
+    fn a_binding_counts_for_the_account_and_its_user_name_wherever_it_is() {
+        let delete = "kubectl delete rolebinding b -n prod".to_owned();
+        for (subject, expected) in [
             (subject("ServiceAccount", "web", Some("shop")), true),
             (subject("ServiceAccount", "web", Some("other")), false),
+            // Without a namespace it is one of the binding's own.
+            (subject("ServiceAccount", "web", None), false),
             (subject("ServiceAccount", "other", Some("shop")), false),
-            (subject("Group", "system:serviceaccounts:shop", None), true),
-            (subject("Group", "system:serviceaccounts", None), false),
             (
                 subject("User", "system:serviceaccount:shop:web", None),
                 true,
             ),
+            (subject("User", "system:serviceaccount:shop:x", None), false),
+            (subject("Group", "system:serviceaccounts:x", None), false),
+            (subject("Group", "admins", None), false),
         ] {
-            assert_eq!(
-                names(Some(&subjects), "shop", "web"),
-                expected,
-                "{subjects:?}"
-            );
+            let found = held(vec![subject.clone()]);
+            assert_eq!(found, expected.then(|| delete.clone()), "{subject:?}");
         }
+        let here = vec![subject("ServiceAccount", "web", None)];
+        assert!(Held::of(Some(&here), "shop", "shop", "web").is_some());
+    }
+
+    #[test]
+    fn what_a_whole_group_has_is_reported_without_a_command_that_would_take_it_from_everybody() {
+        for group in [
+            "system:serviceaccounts:shop",
+            "system:serviceaccounts",
+            "system:authenticated",
+            "system:unauthenticated",
+        ] {
+            let said = held(vec![subject("Group", group, None)]).unwrap();
+            assert!(said.contains(group) && !said.contains("kubectl"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_command_says_who_else_loses_the_right() {
+        let said = held(vec![
+            subject("ServiceAccount", "web", Some("shop")),
+            subject("ServiceAccount", "db", Some("shop")),
+            subject("ServiceAccount", "job", None),
+            subject("User", "jane", None),
+            subject("Group", "system:authenticated", None),
+        ]);
+        assert_eq!(
+            said.unwrap(),
+            "kubectl delete rolebinding b -n prod  # takes it from service account shop/db, service account \
+             prod/job, user jane, group system:authenticated too"
+        );
     }
 }

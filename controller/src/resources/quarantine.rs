@@ -199,7 +199,7 @@ pub struct Credential {
     pub name: String,
     /// What it allows, for people.
     pub grants: String,
-    /// The command that takes it away. Impound never runs it.
+    /// The command that takes it away, or why there is none. Impound never runs it.
     pub revoke: String,
 }
 
