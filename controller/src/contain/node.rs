@@ -92,21 +92,18 @@ pub fn label(node: &Node, settings: &Settings) -> Option<ApiCall> {
     ))
 }
 
-/// The call that takes the suspect labels off, `None` if nothing of ours is there.
+/// The call that takes the suspect labels off, `None` if nothing of ours is there. A label that was so before
+/// stays.
 #[must_use]
 pub fn unlabel(node: &Node, undo: &NodeUndo, settings: &Settings) -> Option<ApiCall> {
     let labels = node.metadata.labels.clone().unwrap_or_default();
     let back: Map<String, Value> = wanted_labels(settings)
         .into_iter()
         .filter(|(key, value)| labels.get(key) == Some(value))
-        .map(|(key, value)| {
+        .filter_map(|(key, value)| {
             let before = undo.labels.get(&key).cloned().flatten();
-            (
-                key,
-                before
-                    .filter(|before| *before != value)
-                    .map_or(Value::Null, Value::from),
-            )
+            (before.as_ref() != Some(&value))
+                .then(|| (key, before.map_or(Value::Null, Value::from)))
         })
         .collect();
     if back.is_empty() {
@@ -247,5 +244,37 @@ mod tests {
             assert_eq!(body["metadata"]["uid"], "u", "{body}");
             assert_eq!(body["metadata"]["resourceVersion"], "7", "{body}");
         }
+    }
+
+    fn node(labels: Value) -> Node {
+        let node = json!({ "metadata": { "name": "n", "uid": "u", "labels": labels }, "spec": {} });
+        serde_json::from_value(node).unwrap()
+    }
+
+    /// The labels that a release patches on a node that looked so before, and looks so after containment.
+    fn released(before: Value, after: Value) -> Option<Value> {
+        let settings = Settings::default();
+        let call = unlabel(&node(after), &undo(&node(before), &settings), &settings)?;
+        let patch: Value = serde_json::from_str(&call.body).unwrap();
+        patch.pointer("/metadata/labels").cloned()
+    }
+
+    #[test]
+    fn a_node_that_was_labelled_before_stays_so() {
+        let (protected, value) = PROTECTED_NODE_LABEL;
+        let contained = json!({ "status": "suspectnode", protected: value });
+        assert_eq!(
+            released(json!({ "status": "suspectnode" }), contained.clone()),
+            Some(json!({ protected: null }))
+        );
+        assert_eq!(released(contained.clone(), contained.clone()), None);
+        assert_eq!(
+            released(json!({ "status": "old" }), contained.clone()),
+            Some(json!({ "status": "old", protected: null }))
+        );
+        assert_eq!(
+            released(json!({}), contained),
+            Some(json!({ "status": null, protected: null }))
+        );
     }
 }
