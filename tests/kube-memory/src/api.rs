@@ -10,6 +10,7 @@ mod table;
 mod watch;
 mod write;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use crate::request::{Request, Target};
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) code: u16,
-    pub(crate) content_type: &'static str,
+    pub(crate) content_type: Cow<'static, str>,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: ReplyBody,
 }
@@ -50,13 +51,13 @@ impl Reply {
     fn bytes(code: u16, content_type: &'static str, body: Vec<u8>) -> Self {
         Self {
             code,
-            content_type,
+            content_type: content_type.into(),
             headers: Vec::new(),
             body: ReplyBody::Whole(body.into()),
         }
     }
 
-    fn text(code: u16, text: &str) -> Self {
+    pub(crate) fn text(code: u16, text: &str) -> Self {
         Self::bytes(code, "text/plain; charset=utf-8", text.as_bytes().to_vec())
     }
 

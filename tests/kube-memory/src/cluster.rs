@@ -71,6 +71,16 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the server and the controllers; when it returns, requests are answered and the nodes are there.
     pub async fn start(config: ClusterConfig) -> anyhow::Result<Self> {
+        Self::serve(config, None).await
+    }
+
+    /// A door in front of a real API server, which `client` reaches: faults and log are the same, and every
+    /// request that meets with no fault goes on to it, in the name of the client's user whoever asks here.
+    pub async fn in_front_of(client: kube::Client) -> anyhow::Result<Self> {
+        Self::serve(ClusterConfig::default(), Some(client)).await
+    }
+
+    async fn serve(config: ClusterConfig, real: Option<kube::Client>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("listening on {}", config.listen))?;
@@ -90,21 +100,30 @@ impl Cluster {
         let mut state = State::new(pki.ca_pem.clone());
         let token = Uuid::new_v4().simple().to_string();
         state.tokens.insert(token.clone(), Token::of(ADMIN));
-        controllers::furnish(&mut state, &config.nodes)
-            .map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
+        let in_memory = real.is_none();
+        if in_memory {
+            controllers::furnish(&mut state, &config.nodes)
+                .map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
+        }
         let core = Arc::new(Core {
             shared: Shared::new(state),
             audit: Audit::new(file),
             faults: Faults::default(),
             cuts: watch::Sender::new(0),
             held: watch::Sender::new(false),
+            real,
         });
         let (stop, stopped) = watch::channel(false);
         let kubelet = config.instant_kubelet.then_some(config.termination);
-        let tasks = vec![
-            tokio::spawn(controllers::run(core.clone(), kubelet, stopped.clone())),
-            tokio::spawn(server::serve(listener, pki.server, core.clone(), stopped)),
-        ];
+        let serving = server::serve(listener, pki.server, core.clone(), stopped.clone());
+        let mut tasks = vec![tokio::spawn(serving)];
+        if in_memory {
+            tasks.push(tokio::spawn(controllers::run(
+                core.clone(),
+                kubelet,
+                stopped,
+            )));
+        }
         Ok(Self {
             core,
             address,

@@ -7,7 +7,6 @@ use crate::fault::Faults;
 use crate::state::Shared;
 
 /// State, audit log, faults and the signals that end watches.
-#[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) shared: Shared,
     pub(crate) audit: Audit,
@@ -16,6 +15,14 @@ pub(crate) struct Core {
     pub(crate) cuts: watch::Sender<u64>,
     /// While true, controllers look at nothing: a test can see the moment before they act.
     pub(crate) held: watch::Sender<bool>,
+    /// The API server that every request goes on to, if there is a real one.
+    pub(crate) real: Option<kube::Client>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Core").finish_non_exhaustive()
+    }
 }
 
 impl Core {

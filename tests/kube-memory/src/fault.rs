@@ -21,6 +21,8 @@ pub enum Effect {
         message: String,
         /// Seconds for Retry-After.
         retry_after: Option<u32>,
+        /// The message alone, as plain text: what is said besides is in the header only.
+        plain: bool,
     },
     /// The connection (HTTP/2: the stream) ends and nothing is done.
     DropBefore,
@@ -98,6 +100,7 @@ impl Fault {
             reason: reason.to_owned(),
             message: message.to_owned(),
             retry_after: None,
+            plain: false,
         })
     }
 
@@ -106,6 +109,15 @@ impl Fault {
     pub fn retry_after(mut self, seconds: u32) -> Self {
         if let Effect::Answer { retry_after, .. } = &mut self.effect {
             *retry_after = Some(seconds);
+        }
+        self
+    }
+
+    /// In plain text instead of a Status, as an overloaded API server or a proxy before it answers.
+    #[must_use]
+    pub fn plain(mut self) -> Self {
+        if let Effect::Answer { plain, .. } = &mut self.effect {
+            *plain = true;
         }
         self
     }

@@ -16,6 +16,7 @@ mod cluster;
 mod controllers;
 mod core;
 mod crd;
+mod door;
 mod fault;
 mod json;
 mod kinds;

@@ -21,6 +21,7 @@ use crate::api::{self, Reply, ReplyBody};
 use crate::audit::RequestRecord;
 use crate::clock;
 use crate::core::Core;
+use crate::door;
 use crate::fault::{Effect, status_body};
 use crate::refusal::Refusal;
 use crate::request::{Query, Request};
@@ -179,9 +180,13 @@ async fn respond(core: Arc<Core>, request: http::Request<Incoming>) -> Answer {
                 reason,
                 message,
                 retry_after,
+                plain,
             } => {
-                let mut reply =
-                    Reply::json(status, &status_body(status, &reason, &message, retry_after));
+                let mut reply = if plain {
+                    Reply::text(status, &message)
+                } else {
+                    Reply::json(status, &status_body(status, &reason, &message, retry_after))
+                };
                 reply
                     .headers
                     .extend(retry_after.map(|seconds| ("retry-after", seconds.to_string())));
@@ -200,7 +205,10 @@ async fn respond(core: Arc<Core>, request: http::Request<Incoming>) -> Answer {
     let reply = match (injected, known) {
         (Some(reply), _) => reply,
         (None, false) => Reply::refusal(&Refusal::unauthorized()),
-        (None, true) => api::handle(&core, &request),
+        (None, true) => match &core.real {
+            Some(real) => door::pass(&core, real, &request, &path_and_query).await?,
+            None => api::handle(&core, &request),
+        },
     };
     note(&core, &request, path_and_query, reply.code, started);
     if let Some(handle) = hanging {
@@ -212,7 +220,7 @@ async fn respond(core: Arc<Core>, request: http::Request<Incoming>) -> Answer {
     }
     let mut response = Response::builder()
         .status(reply.code)
-        .header(header::CONTENT_TYPE, reply.content_type);
+        .header(header::CONTENT_TYPE, reply.content_type.as_ref());
     for (name, value) in reply.headers {
         response = response.header(name, value);
     }

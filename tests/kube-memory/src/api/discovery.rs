@@ -200,7 +200,7 @@ fn groups_aggregated(resources: &[Arc<Resource>], core: bool) -> Reply {
     let value = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
                        "metadata": {}, "items": items});
     let mut reply = Reply::json(200, &value);
-    reply.content_type = AGGREGATED;
+    reply.content_type = AGGREGATED.into();
     reply
 }
 

@@ -87,7 +87,7 @@ pub(super) fn start(call: &Call<'_>) -> Outcome<Reply> {
     tokio::spawn(watch.run(first, changes, cuts, sender, timeout));
     Ok(Reply {
         code: 200,
-        content_type: "application/json",
+        content_type: "application/json".into(),
         headers: Vec::new(),
         body: ReplyBody::Stream(receiver),
     })
