@@ -1,12 +1,19 @@
 //! The Kubernetes API as the steps use it: objects read as they are, planned calls sent as planned.
 
+pub mod pace;
+pub mod retry_after;
+
 use std::time::Duration;
 
 use http::{Method, Request};
+use kube::client::ClientBuilder;
 use kube::core::Status;
 use kube::{Client, Config};
 use serde_json::Value;
 use thiserror::Error;
+use tower::util::AndThenLayer;
+
+use self::pace::PaceLayer;
 
 use crate::resources::ApiCall;
 
@@ -93,7 +100,7 @@ pub async fn client() -> Result<Client, kube::Error> {
     let mut config = configuration().await?;
     config.read_timeout = Some(ANSWER_LIMIT);
     config.reset_reader_on_write = true;
-    Client::try_from(config)
+    paced(config, PaceLayer::default())
 }
 
 /// As [`client`], for watches: they are silent for minutes by nature and have a limit of their own.
@@ -101,7 +108,13 @@ pub async fn client() -> Result<Client, kube::Error> {
 /// # Errors
 /// As [`client`].
 pub async fn watch_client() -> Result<Client, kube::Error> {
-    Client::try_from(configuration().await?)
+    paced(configuration().await?, PaceLayer::for_watches())
+}
+
+fn paced(config: Config, pace: PaceLayer) -> Result<Client, kube::Error> {
+    let client = ClientBuilder::try_from(config)?;
+    let client = client.with_layer(&AndThenLayer::new(retry_after::keep));
+    Ok(client.with_layer(&pace).build())
 }
 
 async fn configuration() -> Result<Config, kube::Error> {

@@ -18,10 +18,12 @@ pub mod releasing;
 pub mod verifying;
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -32,6 +34,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::sync::Mutex;
 
@@ -43,6 +46,7 @@ use crate::contain::plugin::Discovery;
 use crate::contain::settings::{PART_OF_LABEL, PROTECTED_NODE_LABEL, QUARANTINE_LABEL, Settings};
 use crate::describe::describe;
 use crate::kubernetes::ApiError;
+use crate::kubernetes::pace::{Works, leave_alone};
 use crate::metrics::Metrics;
 use crate::resources::{Collection, Quarantine};
 use crate::seal::CustodyAppender;
@@ -80,6 +84,8 @@ pub struct Context {
     pub guard: Arc<guard::Known>,
     /// Reconciliations that failed last time.
     pub failures: Failures,
+    /// How fast the requests for each object may follow each other.
+    pub works: Works,
     /// How long blocked evictions are tried before they are reported as failed, and how long then until
     /// each is asked for again.
     pub eviction_patience: SignedDuration,
@@ -107,6 +113,21 @@ pub enum ReconcileError {
     Observe(#[from] ObserveError),
 }
 
+impl ReconcileError {
+    /// How long the server wants to be left alone, up to [`LONGEST_WAIT`]; zero if it did not say.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        let asked = match self {
+            Self::Api(error) | Self::Observe(ObserveError::Api(error)) => error.retry_after(),
+            Self::Observe(_) => Duration::ZERO,
+        };
+        asked.min(LONGEST_WAIT)
+    }
+}
+
+/// Longest Retry-After that is followed to the letter.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// Delay before a failed reconciliation is tried again, doubled with each failure in a row up to the
 /// second: a plan costs a dozen requests, and an API server in trouble needs no more of them.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -128,9 +149,7 @@ pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
         .predicate_filter(wish, Default::default());
     let controller = Controller::for_stream(asked, known.clone()).trigger_backoff(Steady);
     let controller = guarded_objects(controller, &client, &known);
-    let collected = watcher(collections.clone(), watcher::Config::default())
-        .default_backoff()
-        .touched_objects()
+    let collected = touched::<Collection>(&client, watcher::Config::default())
         .predicate_filter(progress, Default::default());
     let quarantine_controller = controller
         .reconcile_on(ending::woken(ended))
@@ -139,7 +158,7 @@ pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
             let namespace = collection.namespace().unwrap_or_default();
             quarantine.map(|name| ObjectRef::<Quarantine>::new(&name).within(&namespace))
         })
-        .run(quarantine::reconcile, retry, context.clone())
+        .run(paced(quarantine::reconcile), retry, context.clone())
         .for_each(|outcome| log_outcome(context.clone(), outcome));
     let (known, writer) = reflector::store();
     let asked = watcher(collections, watcher::Config::default())
@@ -149,9 +168,37 @@ pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
         .predicate_filter(wish, Default::default());
     let collection_controller = Controller::for_stream(asked, known)
         .trigger_backoff(Steady)
-        .run(collection::reconcile, retry, context.clone())
+        .run(paced(collection::reconcile), retry, context.clone())
         .for_each(|outcome| log_outcome(context.clone(), outcome));
     futures::join!(quarantine_controller, collection_controller);
+}
+
+/// A reconciler whose requests are slowed down while they fail.
+fn paced<K, F>(
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Copy + Send + Sync + 'static,
+) -> impl FnMut(Arc<K>, Arc<Context>) -> BoxFuture<'static, Result<Action, ReconcileError>>
+where
+    K: Resource<DynamicType = ()> + Send + Sync + 'static,
+    F: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
+{
+    move |object, context| {
+        let namespace = object.namespace().unwrap_or_default();
+        let key = format!("{} {namespace}/{}", K::kind(&()), object.name_any());
+        async move {
+            if let Some(left) = context.works.left(&key) {
+                return Ok(Action::requeue(left));
+            }
+            let work = async {
+                let outcome = reconcile(object, context.clone()).await;
+                if let Err(error) = &outcome {
+                    leave_alone(error.retry_after());
+                }
+                outcome
+            };
+            context.works.run(key, work).await
+        }
+        .boxed()
+    }
 }
 
 /// What somebody wants of an object: its spec, or its deletion. Our own status writes are no reason to
@@ -207,38 +254,41 @@ fn guarded_objects(
         })
     };
     let [by_pod, by_node, by_policy, by_budget] = std::array::from_fn(|_| known.clone());
+    let pods = touched::<Pod>(client, suspects);
+    let nodes = touched::<Node>(client, nodes);
+    let policies = touched::<NetworkPolicy>(client, watcher::Config::default());
+    let budgets = touched::<PodDisruptionBudget>(client, ours);
     controller
-        .watches(
-            Api::<Pod>::all(client.clone()),
-            suspects,
-            move |pod: Pod| {
-                references(&by_pod, |quarantine| {
-                    quarantine.namespace() == pod.namespace()
-                        && quarantine.spec.pod == pod.name_any()
-                })
-            },
-        )
-        .watches(
-            Api::<Node>::all(client.clone()),
-            nodes,
-            move |node: Node| {
-                references(&by_node, |quarantine| {
-                    let status = quarantine.status.as_ref();
-                    status.and_then(|status| status.node.as_deref())
-                        == node.metadata.name.as_deref()
-                })
-            },
-        )
-        .watches(
-            Api::<NetworkPolicy>::all(client.clone()),
-            watcher::Config::default(),
-            move |policy| in_namespace(by_policy.clone(), policy.namespace()),
-        )
-        .watches(
-            Api::<PodDisruptionBudget>::all(client.clone()),
-            ours,
-            move |budget| in_namespace(by_budget.clone(), budget.namespace()),
-        )
+        .watches_stream(pods, move |pod| {
+            references(&by_pod, |quarantine| {
+                quarantine.namespace() == pod.namespace() && quarantine.spec.pod == pod.name_any()
+            })
+        })
+        .watches_stream(nodes, move |node| {
+            references(&by_node, |quarantine| {
+                let status = quarantine.status.as_ref();
+                status.and_then(|status| status.node.as_deref()) == node.metadata.name.as_deref()
+            })
+        })
+        .watches_stream(policies, move |policy| {
+            in_namespace(by_policy.clone(), policy.namespace())
+        })
+        .watches_stream(budgets, move |budget| {
+            in_namespace(by_budget.clone(), budget.namespace())
+        })
+}
+
+/// What appears, changes or goes. A watch that fails is begun again more and more slowly.
+fn touched<K>(
+    client: &Client,
+    which: watcher::Config,
+) -> impl Stream<Item = watcher::Result<K>> + Send + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    watcher(Api::<K>::all(client.clone()), which)
+        .default_backoff()
+        .touched_objects()
 }
 
 fn references(
@@ -270,7 +320,8 @@ fn retry<K: Resource<DynamicType = ()>>(
     let count = failures.entry(key).or_default();
     let delay = RETRY_DELAY
         .saturating_mul(1 << (*count).min(10))
-        .min(SLOWEST_RETRY);
+        .min(SLOWEST_RETRY)
+        .max(error.retry_after());
     *count = count.saturating_add(1);
     drop(failures);
     tracing::warn!(

@@ -174,6 +174,7 @@ async fn run(config: Serve) -> Result<()> {
         endings,
         guard: guard.clone(),
         failures: reconcile::Failures::default(),
+        works: kubernetes::pace::Works::default(),
         eviction_patience: config
             .eviction_patience
             .try_into()

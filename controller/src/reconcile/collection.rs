@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use impound_evidence::{CaseId, CollectionName, Outcome, case_log};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::Api;
 use kube::runtime::controller::Action;
+use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::recorded::Recorded;
 use super::custody;
+use super::record::shortened;
 use super::{Context, ReconcileError};
 use crate::agents::AgentError;
 use crate::collect::{
@@ -96,6 +98,7 @@ pub async fn reconcile(
         Err(Unready::Never(reason)) => {
             fail(&mut status, reason);
             recorded.save(&context, &status).await?;
+            announce(&context, &recorded.object, &status);
             return Ok(Action::await_change());
         }
         Err(Unready::Now(error)) => return Err(error),
@@ -120,6 +123,9 @@ pub async fn reconcile(
         context.metrics.collection_ended(&outcome, status.bytes);
     }
     recorded.save_surely(&context, &status).await?;
+    if status.phase.is_final() {
+        announce(&context, &recorded.object, &status);
+    }
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
 }
 
@@ -267,6 +273,42 @@ fn conclude(
             None
         }
     }
+}
+
+/// Publishes an Event that says how a collection ended: Sealed, Partial or Failed. Nothing waits for it; the
+/// status and the custody log are the record.
+fn announce(context: &Context, object: &Collection, status: &CollectionStatus) {
+    let mut note = status.message.clone();
+    if let Some(location) = &status.location {
+        note = format!("{note}: {location}");
+    }
+    if !status.missing.is_empty() {
+        note = format!("{note}; missing: {}", status.missing.join("; "));
+    }
+    let event = Event {
+        type_: if status.phase == CollectionPhase::Sealed {
+            EventType::Normal
+        } else {
+            EventType::Warning
+        },
+        reason: format!("{:?}", status.phase),
+        note: Some(shortened(note)),
+        action: "Collection".into(),
+        secondary: Some(ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            name: Some(object.spec.pod.clone()),
+            namespace: object.namespace(),
+            uid: status.pod_uid.clone(),
+            ..Default::default()
+        }),
+    };
+    let (recorder, reference) = (context.recorder.clone(), object.object_ref(&()));
+    tokio::spawn(async move {
+        if let Err(error) = recorder.publish(&event, &reference).await {
+            tracing::warn!(reason = event.reason, error = %describe(&error), "event not published");
+        }
+    });
 }
 
 fn fail(status: &mut CollectionStatus, reason: String) {

@@ -6,7 +6,7 @@ use kube::api::{Api, ListParams, Patch};
 use serde_json::{Value, json};
 
 use super::record::{Record, manager};
-use super::{Context, ReconcileError, isolating};
+use super::{Context, LONGEST_WAIT, ReconcileError, isolating};
 use crate::contain::observe::{self, ObserveError, Observed, observe};
 use crate::contain::plan::{self, Plan, plan};
 use crate::contain::plugin::deny;
@@ -14,20 +14,22 @@ use crate::contain::refusal::Refusal;
 use crate::contain::settings::{FINALIZER, OVER_LABEL};
 use crate::contain::{node, pod, policy, protect};
 use crate::describe::describe;
-use crate::kubernetes::{ApiError, from_kube, read, send};
+use crate::kubernetes::{ApiError, from_kube, pace, read, send};
 use crate::resources::{
     ApiCall, Before, DenyUndo, Quarantine, QuarantinePhase, QuarantineSpec, StepName, StepState,
     Undo,
 };
 
-/// Tries of one call within one attempt: conflicts with somebody else's writes end quickly.
-const TRIES: usize = 5;
+/// Tries of one call within one attempt: most conflicts with somebody else's writes are over at once, and
+/// those that are not end with a pause.
+pub(super) const TRIES: usize = 2;
 
-/// Longest Retry-After that containment follows to the letter.
+/// Longest Retry-After that a step which only helps containment follows: those after it must not wait longer.
 const MERCY: Duration = Duration::from_secs(5);
 
-/// Attempts before a step that only helps containment is given up and reported as failed.
-const HELPER_ATTEMPTS: u32 = 5;
+/// Attempts before a step that only helps containment is given up and reported as failed: after some
+/// three seconds.
+const HELPER_ATTEMPTS: u32 = 4;
 
 /// The same for the steps that go beyond the procedure: the first of them comes before the strip.
 const EXTRA_ATTEMPTS: u32 = 3;
@@ -122,15 +124,16 @@ pub async fn carry_out(
         Err(StepError::Refused(message)) if is_extra(step) => {
             record.end(step, StepState::Failed, message);
         }
-        Err(StepError::Refused(message) | StepError::Transient(message))
-            if patience(step).is_some_and(|limit| attempts >= limit) =>
-        {
-            let message = format!("given up after {attempts} attempts: {message}");
+        Err(error) if patience(step).is_some_and(|limit| attempts >= limit) => {
+            let message = format!("given up after {attempts} attempts: {}", error.message());
             record.end(step, StepState::Failed, message);
         }
-        Err(StepError::Refused(message) | StepError::Transient(message)) => {
-            record.wait(step, format!("NOT done, tried again: {message}"));
-            return Ok(Some(backoff(attempts)));
+        Err(error) => {
+            record.wait(step, format!("NOT done, tried again: {}", error.message()));
+            let longest = patience(step).map_or(LONGEST_WAIT, |_| MERCY);
+            let asked = error.wait().min(longest);
+            pace::leave_alone(asked);
+            return Ok(Some(backoff(attempts).max(asked)));
         }
     }
     Ok(None)
@@ -165,11 +168,14 @@ pub async fn not_over(context: &Context) -> Result<Vec<Quarantine>, ObserveError
     Ok(open)
 }
 
-/// Delay before the next attempt: 0.2 s, doubled up to 30 s.
+/// Delay before the next attempt: 0.2 s after the first, since most trouble is over at once, then 1 s,
+/// doubled up to 30 s.
 #[must_use]
 pub fn backoff(attempts: u32) -> Duration {
-    let doubled = 200_u64.saturating_mul(1 << attempts.saturating_sub(1).min(10));
-    Duration::from_millis(doubled).min(Duration::from_secs(30))
+    match attempts {
+        0 | 1 => Duration::from_millis(200),
+        more => Duration::from_secs(1 << (more - 2).min(5)).min(Duration::from_secs(30)),
+    }
 }
 
 fn is_in_force(quarantine: &Quarantine) -> bool {
@@ -200,15 +206,40 @@ fn is_extra(step: StepName) -> bool {
 pub enum StepError {
     /// It can succeed later.
     Transient(String),
+    /// It can succeed later, and the server said when: after so long.
+    Overloaded(String, Duration),
     /// The API does not allow it: only somebody's help (rights, a webhook) changes that.
     Refused(String),
     /// What it is about is gone, or is another thing.
     Hopeless(String),
 }
 
+impl StepError {
+    /// What happened.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        let (Self::Transient(message)
+        | Self::Overloaded(message, _)
+        | Self::Refused(message)
+        | Self::Hopeless(message)) = self;
+        message
+    }
+
+    /// How long the server wants to be left alone, up to [`LONGEST_WAIT`]; zero if it did not say.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        match self {
+            Self::Overloaded(_, wait) => (*wait).min(LONGEST_WAIT),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
 impl From<ApiError> for StepError {
     fn from(error: ApiError) -> Self {
-        if error.is_transient() {
+        if error.is_transient() && !error.retry_after().is_zero() {
+            Self::Overloaded(describe(&error), error.retry_after())
+        } else if error.is_transient() {
             Self::Transient(describe(&error))
         } else {
             Self::Refused(describe(&error))
@@ -277,11 +308,7 @@ async fn send_all(
             Ok(_) => done.push(call.purpose),
             // Somebody else wrote in between, or (422) the object is another one: look again.
             Err(error) if error.is_conflict() || error.code() == 422 => conflict = Some(error),
-            Err(error) => {
-                // What the server asked for is kept within this attempt; longer pauses are the caller's.
-                tokio::time::sleep(error.retry_after().min(MERCY)).await;
-                failure = Some(error);
-            }
+            Err(error) => failure = Some(error),
         }
     }
     match failure {

@@ -20,7 +20,7 @@ use crate::contain::observe::{self, ObserveError};
 use crate::contain::refusal::Refusal;
 use crate::contain::{node, pod, policy, protect};
 use crate::describe::describe;
-use crate::kubernetes::{ApiError, read, send};
+use crate::kubernetes::{ApiError, pace, read, send};
 use crate::resources::{ApiCall, Drift, QuarantinePhase, StepName, now};
 
 /// Entries kept in the status: enough to see a pattern, far below any size limit. Every one is
@@ -33,8 +33,8 @@ const EVIDENCE_LOSS: &str = "EvidenceLoss";
 /// Reason of what was put back.
 pub(super) const RESTORED: &str = "Restored";
 
-/// Pause before a write that met a conflict, and before one that was refused, is tried again; the latter is
-/// doubled with each refusal.
+/// Pause before a write that met a conflict, and before one that was refused, is tried again; doubled with each
+/// of its kind.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(500);
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
@@ -155,7 +155,7 @@ async fn put_back(record: &mut Record, context: &Context, call: &ApiCall) -> Dur
             CONFLICT_PAUSE
         }
         // Somebody else wrote at the same moment.
-        Err(error) if error.is_conflict() => CONFLICT_PAUSE,
+        Err(error) if error.is_conflict() => pace::pause(CONFLICT_PAUSE, SLOWEST),
         Err(error) => {
             let what = format!("{}: {}", call.purpose, describe(&error));
             note(record, "NotRestored", what);

@@ -20,7 +20,7 @@ use super::{
     releasing, verifying,
 };
 use crate::contain::facts::is_gone;
-use crate::kubernetes::from_kube;
+use crate::kubernetes::{from_kube, pace};
 use crate::resources::{
     Collection, CollectionPhase, CollectionSpec, FactState, Quarantine, QuarantinePhase, StepName,
     StepState,
@@ -190,7 +190,7 @@ async fn wait(
     }
     record.save().await?;
     let pauses = [look, blocking::left(record, context)];
-    Ok(Action::requeue(
+    Ok(again_in(
         pauses.into_iter().flatten().fold(pause, Duration::min),
     ))
 }
@@ -230,7 +230,13 @@ async fn rest(
         containing::let_go(record, context).await?;
         context.forget(&record.uid());
     }
-    Ok(again.map_or_else(Action::await_change, Action::requeue))
+    Ok(again.map_or_else(Action::await_change, again_in))
+}
+
+/// Looks again after a pause, if nothing happens before.
+fn again_in(pause: Duration) -> Action {
+    pace::due_in(pause);
+    Action::requeue(pause)
 }
 
 /// A quarantine that is deleted or released before anything was changed ends there; one that is

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::next_step::verdict;
 use super::{Context, ReconcileError};
 use crate::contain::settings::FIELD_MANAGER;
-use crate::kubernetes::from_kube;
+use crate::kubernetes::{from_kube, pace};
 use crate::resources::{
     Fact, Quarantine, QuarantinePhase, QuarantineStatus, StepName, StepState, StepStatus, now,
 };
@@ -105,6 +105,8 @@ impl Record {
     /// Ends a step and announces it.
     pub fn end(&mut self, name: StepName, state: StepState, message: impl Into<String>) {
         let message = message.into();
+        // What comes now is a first attempt.
+        pace::speed_up(&name.to_string());
         let step = self.step(name);
         step.state = state;
         step.message.clone_from(&message);
@@ -349,7 +351,7 @@ fn changed_fields(saved: &Value, status: &Value) -> Value {
 }
 
 /// The API server refuses an event whose note has more than 1024 bytes.
-fn shortened(mut note: String) -> String {
+pub(super) fn shortened(mut note: String) -> String {
     const LIMIT: usize = 1024;
     const MARK: &str = "…";
     if note.len() > LIMIT {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
-use super::containing::{StepError, backoff, in_force};
+use super::containing::{StepError, TRIES, backoff, in_force};
 use super::next_step::{self, RELEASE};
 use super::record::Record;
 use super::{Context, ReconcileError, isolating};
@@ -13,13 +13,10 @@ use crate::contain::plugin::deny;
 use crate::contain::refusal::Refusal;
 use crate::contain::settings::Settings;
 use crate::contain::{node, pod, policy, protect};
-use crate::kubernetes::{ApiError, read, send};
+use crate::kubernetes::{ApiError, pace, read, send};
 use crate::resources::{
     ApiCall, DenyUndo, EvictionState, Quarantine, QuarantinePhase, StepName, StepState, Undo,
 };
-
-/// Tries of one call within one attempt, as in containment.
-const TRIES: usize = 5;
 
 /// Carries one release step out; returns a delay if it has to be tried again.
 ///
@@ -46,13 +43,11 @@ pub async fn undo(
         Ok(Undone::NotNeeded(message)) => record.end(step, StepState::Skipped, message),
         Ok(Undone::GivenUp(message)) => record.end(step, StepState::Failed, message),
         // A release is not over while something is left to undo.
-        Err(
-            StepError::Transient(message)
-            | StepError::Refused(message)
-            | StepError::Hopeless(message),
-        ) => {
-            record.wait(step, format!("NOT undone, tried again: {message}"));
-            return Ok(Some(backoff(attempts)));
+        Err(error) => {
+            let message = format!("NOT undone, tried again: {}", error.message());
+            record.wait(step, message);
+            pace::leave_alone(error.wait());
+            return Ok(Some(backoff(attempts).max(error.wait())));
         }
     }
     Ok(None)

@@ -11,14 +11,20 @@ use crate::contain::observe::ObserveError;
 use crate::contain::plan::uses_node_network;
 use crate::contain::plugin::facts as plugin_facts;
 use crate::contain::{credentials, facts, pod};
+use crate::kubernetes::pace;
 use crate::resources::{Fact, FactState, QuarantinePhase, StepName, StepState, Verdict};
 
 /// The API's own controllers release a pod and rewrite EndpointSlices within about 100 ms on an
 /// idle cluster (measured on Kubernetes 1.36); a busy one gets this long.
 const SETTLE_LIMIT: Duration = Duration::from_secs(15);
 
-/// First pause between two looks; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// Pauses before the next looks, each of which reads four things; then there are [`LATER_PAUSE`]s.
+const PAUSES: [Duration; 3] = [
+    Duration::from_millis(20),
+    Duration::from_millis(60),
+    Duration::from_millis(180),
+];
+const LATER_PAUSE: Duration = Duration::from_secs(1);
 
 /// States the facts, and `Contained` only if they hold.
 ///
@@ -27,7 +33,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 pub async fn verify(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
     record.begin(StepName::Verify);
     let deadline = Instant::now() + SETTLE_LIMIT;
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = PAUSES.into_iter();
     loop {
         match check(record, context, None).await {
             Ok(mut facts) => {
@@ -50,8 +56,11 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
             }
             Err(error) => return Err(error.into()),
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(2));
+        sleep(pauses.next().unwrap_or_else(|| {
+            pace::slow_down();
+            LATER_PAUSE
+        }))
+        .await;
     }
     let mut facts = std::mem::take(&mut record.status.facts);
     add_plugin_facts(record, context, &mut facts).await;

@@ -4,8 +4,6 @@
 //! resourceVersion: a write of a replica that has lost its lease may arrive late, and must not make a
 //! collection that its successor has sealed look unfinished.
 
-use std::time::Duration;
-
 use kube::ResourceExt;
 use kube::api::{Api, Patch};
 use serde_json::{Value, json};
@@ -14,7 +12,7 @@ use crate::describe::describe;
 use crate::kubernetes::from_kube;
 use crate::reconcile::containing::backoff;
 use crate::reconcile::record::{manager, without_nulls};
-use crate::reconcile::{Context, ReconcileError};
+use crate::reconcile::{Context, LONGEST_WAIT, ReconcileError};
 use crate::resources::{Collection, CollectionStatus};
 
 /// Writes of one status that meet a conflict though nobody else has written the status.
@@ -103,8 +101,8 @@ impl Recorded {
                 Err(ReconcileError::Api(error)) if error.is_transient() && !error.is_conflict() => {
                     attempts += 1;
                     tracing::warn!(case = self.object.spec.case, error = %describe(&error), "the collection's end is not recorded yet");
-                    let pause: Duration = backoff(attempts);
-                    tokio::time::sleep(pause).await;
+                    let asked = error.retry_after().min(LONGEST_WAIT);
+                    tokio::time::sleep(backoff(attempts).max(asked)).await;
                 }
                 outcome => return outcome,
             }
