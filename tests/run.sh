@@ -7,7 +7,9 @@
 # It ends with 0 only if everything passed.
 #
 # Usage: tests/run.sh
-#   IMPOUND_CACHE=DIR   where packages and images are kept between runs (default ~/.cache/impound)
+#   IMPOUND_CACHE=DIR           where packages and images are kept between runs (default ~/.cache/impound)
+#   IMPOUND_REAL_CLUSTER=FILE   a kubeconfig: the containment tests run against that cluster too. It must be one
+#                               to throw away (README, Development). KUBECONFIG alone is not followed here.
 set -Eeuo pipefail
 # Bash reads a script while it runs it; the braces make it read the whole first, so that a change of the file
 # meanwhile (an update of the working tree) is not run from its middle.
@@ -18,6 +20,8 @@ cd "$REPOSITORY"
 . deploy/machine.sh
 
 SUMMARY=() FAILED=
+# Whoever works with a cluster has it set, and means nothing by it here.
+unset KUBECONFIG
 
 # Runs one check; the others go on when it fails.
 run() {
@@ -121,6 +125,12 @@ if command -v cargo-nextest >/dev/null; then
 else
     say "cargo-nextest is not installed: cargo test runs the same tests"
     run "tests" cargo test --workspace --locked --no-fail-fast
+fi
+if [ -n "${IMPOUND_REAL_CLUSTER:-}" ]; then
+    run "containment in a real cluster" env KUBECONFIG="$IMPOUND_REAL_CLUSTER" \
+        cargo test --locked -p impound-controller --test containment -- --test-threads 1
+else
+    skipped "containment in a real cluster" "IMPOUND_REAL_CLUSTER names no kubeconfig"
 fi
 run "fuzzing" fuzzing
 run "independent tools" tests/independent.sh

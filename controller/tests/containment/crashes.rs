@@ -135,5 +135,5 @@ fn hang(scene: &Scene, write: usize) -> FaultHandle {
         .but("/events")
         .but("/selfsubjectreviews")
         .nth(write);
-    scene.world.memory.as_ref().unwrap().inject(fault)
+    scene.world.api().inject(fault)
 }

@@ -11,13 +11,18 @@ use kube_memory::Fault;
 use serde_json::{Value, json};
 
 use super::agent::FakeAgent;
-use super::world::{World, eventually, name, node_of, state};
+use super::world::{World, container, eventually, name, node_of, state};
 
 impl World {
     /// A suspect and one neighbour on its node.
     async fn neighbours(&self) -> (Pod, Pod) {
-        let suspect = self.deployment("nginx", 1, None).await.remove(0);
+        let own = self.own_node().await;
+        let suspect = self.deployment("nginx", 1, own.as_deref()).await.remove(0);
         let node = node_of(&suspect);
+        assert!(
+            own.is_none_or(|own| own == node),
+            "{node} is not the test's own"
+        );
         let neighbour = self.deployment("tomcat", 1, Some(&node)).await.remove(0);
         assert_eq!(
             node_of(&neighbour),
@@ -41,11 +46,11 @@ impl World {
 
     async fn asked_for(&self, pod: &str) -> String {
         let mut alice = self.responder("alice").await;
-        let created = alice
-            .create_quarantine(self.request(pod))
-            .await
-            .unwrap()
-            .into_inner();
+        let request = CreateQuarantineRequest {
+            keep_neighbours: false,
+            ..self.request(pod)
+        };
+        let created = alice.create_quarantine(request).await.unwrap().into_inner();
         created.quarantine.unwrap().name
     }
 
@@ -160,7 +165,7 @@ async fn no_neighbour_is_evicted_before_its_quick_diff_is_stored() {
 
 #[tokio::test]
 async fn two_budgets_on_one_pod_are_named_and_one_of_them_is_enough_to_go() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     let (suspect, _) = world.neighbours().await;
     world.budget("one", "tomcat").await;
     world.budget("two", "tomcat").await;
@@ -223,15 +228,16 @@ async fn what_is_given_up_says_what_to_do_and_is_asked_for_again() {
 
 #[tokio::test]
 async fn the_api_servers_retry_after_is_kept() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     let (suspect, _) = world.neighbours().await;
-    let memory = world.memory.as_ref().unwrap();
+    let memory = world.api();
     let fault = Fault::answer(429)
         .retry_after(8)
         .on("POST", "/eviction")
         .times(1);
     let _busy = memory.inject(fault);
-    assert_eq!(world.quarantine(&name(&suspect)).await.phase, "Complete");
+    let done = world.quarantine_and_evict(&name(&suspect)).await;
+    assert_eq!(done.phase, "Complete");
     let asked = world.evictions();
     assert_eq!(asked.len(), 2, "{asked:?}");
     let waited = asked[1].0.duration_since(asked[0].0).as_secs();
@@ -241,9 +247,9 @@ async fn the_api_servers_retry_after_is_kept() {
 #[tokio::test]
 async fn answers_that_mean_gone_or_another_pod_end_by_what_is_on_the_node() {
     for status in [404, 409, 500, 503] {
-        let world = World::start_in_memory().await;
+        let world = World::start().await;
         let (suspect, neighbour) = world.neighbours().await;
-        let memory = world.memory.as_ref().unwrap();
+        let memory = world.api();
         let handle = memory.inject(Fault::answer(status).on("POST", "/eviction").times(1));
         let quarantine = world.asked_for(&name(&suspect)).await;
         if matches!(status, 404 | 409) {
@@ -262,13 +268,18 @@ async fn answers_that_mean_gone_or_another_pod_end_by_what_is_on_the_node() {
 
 #[tokio::test]
 async fn those_who_stay_are_named_with_the_reason() {
-    let world = World::start_in_memory().await;
-    let suspect = world.deployment("nginx", 1, None).await.remove(0);
+    let world = World::start().await;
+    let own = world.own_node().await;
+    let suspect = world.deployment("nginx", 1, own.as_deref()).await.remove(0);
     let node = node_of(&suspect);
+    assert!(
+        own.is_none_or(|own| own == node),
+        "{node} is not the test's own"
+    );
     let pod = |pod: &str, more: Value| {
         let mut spec = json!({
             "nodeName": node, "terminationGracePeriodSeconds": 1,
-            "containers": [{ "name": "c", "image": "busybox:1", "command": ["sleep", "100000"] }],
+            "containers": [container("c")],
         });
         spec.as_object_mut()
             .unwrap()
@@ -281,7 +292,7 @@ async fn those_who_stay_are_named_with_the_reason() {
             "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": { "name": "logs" },
             "spec": { "selector": { "matchLabels": { "app": "logs" } }, "template": {
                 "metadata": { "labels": { "app": "logs" } },
-                "spec": { "containers": [{ "name": "c", "image": "busybox:1" }] } } },
+                "spec": { "terminationGracePeriodSeconds": 1, "containers": [container("c")] } } },
         }))
         .await;
     eventually("a daemon pod is on the node", || async {
@@ -297,7 +308,7 @@ async fn those_who_stay_are_named_with_the_reason() {
         }
     })
     .await;
-    let done = world.quarantine(&name(&suspect)).await;
+    let done = world.quarantine_and_evict(&name(&suspect)).await;
     let evict = done.steps.iter().find(|step| step.name == "Evict").unwrap();
     for words in [
         "/bare stays: no controller would recreate it; --evict-unmanaged evicts it",
@@ -308,7 +319,7 @@ async fn those_who_stay_are_named_with_the_reason() {
     assert_eq!(
         done.evictions
             .iter()
-            .filter(|one| one.state == "Kept")
+            .filter(|one| one.state == "Kept" && one.namespace == world.namespace)
             .count(),
         2,
         "{:#?}",

@@ -42,6 +42,9 @@ impl Guarded {
         let mut policies = guard::guard(&user, &Settings::default());
         policies.extend(guard::access(&user));
         let installed = install(&world.client, policies).await;
+        for path in &installed {
+            world.made(path.clone());
+        }
         let guarded = Self { world, installed };
         // A policy works about 0.7 s after its binding on a real cluster (recorded).
         eventually("the policies work", || async {

@@ -51,11 +51,9 @@ async fn what_was_done_is_counted_and_a_working_controller_is_ready() {
 
 #[tokio::test]
 async fn readiness_names_what_is_pending() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     world
-        .memory
-        .as_ref()
-        .unwrap()
+        .api()
         .inject(kube_memory::Fault::answer(500).on("GET", "/version"));
     let (status, text) = page(&world, "/ready").await;
     assert_eq!(status, 503);

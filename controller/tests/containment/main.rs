@@ -1,8 +1,8 @@
 //! Containment end to end: the controller as a process of its own, a responder over mutual TLS, and
 //! a Kubernetes API.
 //!
-//! With `KUBECONFIG` set the suite runs against that cluster, else against the in-memory one. Tests
-//! that need what only the in-memory one has (its request log, faults) say so and use that.
+//! With `KUBECONFIG` set the suite runs against that cluster, else against the in-memory one; faults and
+//! request log are there in both. Tests that need what a real one has not say so and use the other.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,6 +20,7 @@ mod blocked;
 mod crashes;
 mod custody;
 mod drift;
+mod events;
 mod evictions;
 mod faults;
 mod guard;
@@ -35,4 +36,5 @@ mod races;
 mod refusals;
 mod release;
 mod replicas;
+mod waiting;
 mod world;

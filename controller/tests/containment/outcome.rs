@@ -9,7 +9,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::world::{World, container, eventually, is_running, name, node_of};
+use super::world::{World, container, eventually, is_running, name, node_of, prefers};
 
 /// Where two outcomes differ, one line each.
 pub(crate) fn differences(left: &Value, right: &Value) -> Vec<String> {
@@ -40,7 +40,7 @@ pub(crate) enum Owner {
     StatefulSet,
 }
 
-/// A suspect with a neighbour on its node, in an in-memory cluster.
+/// A suspect with a neighbour on its node.
 pub(crate) struct Scene {
     pub(crate) world: World,
     pub(crate) suspect: String,
@@ -49,9 +49,10 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) async fn new(owner: Owner) -> Self {
-        let world = World::start_in_memory().await;
+        let world = World::start().await;
+        let own = world.own_node().await;
         let pods = match owner {
-            Owner::Deployment => world.deployment("web", 2, None).await,
+            Owner::Deployment => world.deployment("web", 2, own.as_deref()).await,
             Owner::StatefulSet => {
                 world
                     .create(json!({
@@ -61,7 +62,10 @@ impl Scene {
                             "selector": { "matchLabels": { "app": "web" } },
                             "template": {
                                 "metadata": { "labels": { "app": "web" } },
-                                "spec": { "terminationGracePeriodSeconds": 1, "containers": [container("web")] },
+                                "spec": {
+                                    "terminationGracePeriodSeconds": 1, "containers": [container("web")],
+                                    "affinity": prefers(own.as_deref()),
+                                },
                             },
                         },
                     }))
@@ -69,7 +73,11 @@ impl Scene {
                 world.running("app=web", 1).await
             }
         };
-        let suspect = pods.first().unwrap();
+        let here = |pod: &&Pod| own.as_ref().is_none_or(|own| node_of(pod) == *own);
+        let suspect = pods
+            .iter()
+            .find(here)
+            .expect("a pod on the test's own node");
         let (suspect, node) = (name(suspect), node_of(suspect));
         let neighbours = world.deployment("neighbour", 1, Some(&node)).await;
         assert_eq!(

@@ -1,21 +1,24 @@
 //! The procedure on a Deployment's pod: what is in place afterwards, and in which order it came.
 
 use impound_proto::controller::v1::{CreateQuarantineRequest, GetQuarantineRequest};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, ListParams, Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::world::{World, eventually, label, name, node_of, state};
+use super::world::{World, calls_planned, calls_sent, eventually, label, name, node_of, state};
 
 #[tokio::test]
 async fn a_deployments_pod_is_contained_and_its_neighbours_leave() {
     let world = World::start().await;
-    let pods = world.deployment("nginx", 2, None).await;
-    let suspect = pods.first().unwrap();
+    let own = world.own_node().await;
+    let pods = world.deployment("nginx", 2, own.as_deref()).await;
+    let here = |pod: &&Pod| own.as_ref().is_none_or(|own| node_of(pod) == *own);
+    let suspect = pods.iter().find(here).unwrap();
     let node = node_of(suspect);
     let tomcat = world.deployment("tomcat", 1, Some(&node)).await;
-    let done = world.quarantine(&name(suspect)).await;
+    let done = world.quarantine_and_evict(&name(suspect)).await;
 
     assert_eq!(done.phase, "Complete", "{done:#?}");
     assert_eq!(
@@ -89,7 +92,7 @@ async fn a_deployments_pod_is_contained_and_its_neighbours_leave() {
 
 #[tokio::test]
 async fn the_calls_come_in_the_safe_order_and_each_once() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     let pods = world.deployment("nginx", 2, None).await;
     let suspect = pods.first().unwrap();
     let node = node_of(suspect);
@@ -109,7 +112,7 @@ async fn the_calls_come_in_the_safe_order_and_each_once() {
 
 #[tokio::test]
 async fn a_dry_run_changes_nothing_and_says_what_the_real_run_sends() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     let pods = world.deployment("nginx", 2, None).await;
     let suspect = pods.first().unwrap();
     let node = node_of(suspect);
@@ -129,18 +132,15 @@ async fn a_dry_run_changes_nothing_and_says_what_the_real_run_sends() {
             .any(|warning| warning.contains("Deployment nginx")),
         "{plan:#?}"
     );
-    let planned: Vec<String> = plan
-        .calls
-        .iter()
-        .map(|call| format!("{} {}", call.method, call.path.split('?').next().unwrap()))
-        .collect();
     world.quarantine(&name(suspect)).await;
-    assert_eq!(world.effects(), planned);
+    let sent = world.changes();
+    assert!(sent.len() >= 5, "{sent:#?}");
+    assert_eq!(calls_sent(&sent), calls_planned(&plan.calls));
 }
 
 #[tokio::test]
 async fn what_is_sent_is_the_plan_that_was_stored() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     let pods = world.deployment("nginx", 2, None).await;
     let suspect = pods.first().unwrap();
     world.deployment("tomcat", 1, Some(&node_of(suspect))).await;
@@ -152,7 +152,7 @@ async fn what_is_sent_is_the_plan_that_was_stored() {
         .find(|plan| !plan.is_empty())
         .unwrap();
     for call in stored {
-        let body: serde_json::Value = serde_json::from_str(call["body"].as_str().unwrap()).unwrap();
+        let body: Value = serde_json::from_str(call["body"].as_str().unwrap()).unwrap();
         let sent = requests.iter().filter(|request| {
             request.method == call["method"]
                 && request.path == call["path"].as_str().unwrap()
@@ -165,7 +165,7 @@ async fn what_is_sent_is_the_plan_that_was_stored() {
 
 #[tokio::test]
 async fn undo_data_and_untouched_objects_are_recorded_before_the_first_change() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     let pods = world.deployment("nginx", 1, None).await;
     world.quarantine(&name(pods.first().unwrap())).await;
     let requests = world.requests();
@@ -186,8 +186,9 @@ async fn undo_data_and_untouched_objects_are_recorded_before_the_first_change() 
 
 #[tokio::test]
 async fn an_exhausted_budget_blocks_an_eviction_visibly_and_nothing_else() {
-    let world = World::start_in_memory().await;
-    let pods = world.deployment("nginx", 1, None).await;
+    let world = World::start().await;
+    let own = world.own_node().await;
+    let pods = world.deployment("nginx", 1, own.as_deref()).await;
     let suspect = pods.first().unwrap();
     let tomcat = world.deployment("tomcat", 1, Some(&node_of(suspect))).await;
     if node_of(tomcat.first().unwrap()) != node_of(suspect) {
@@ -201,7 +202,10 @@ async fn an_exhausted_budget_blocks_an_eviction_visibly_and_nothing_else() {
         .await;
     let mut alice = world.responder("alice").await;
     let created = alice
-        .create_quarantine(world.request(&name(suspect)))
+        .create_quarantine(CreateQuarantineRequest {
+            keep_neighbours: false,
+            ..world.request(&name(suspect))
+        })
         .await
         .unwrap()
         .into_inner();
@@ -346,11 +350,54 @@ async fn what_the_suspect_could_act_with_is_reported_and_not_revoked() {
         world.namespace
     );
     let request = http::Request::get(path).body(Vec::new()).unwrap();
-    world
+    world.client.request::<Value>(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_right_in_another_namespace_is_reported_with_that_namespace() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let prod = format!("{}-prod", world.namespace);
+    let post = async |path: &str, object: Value| {
+        let request = http::Request::post(path).body(serde_json::to_vec(&object).unwrap());
+        let created = world.client.request::<Value>(request.unwrap());
+        created.await.unwrap();
+    };
+    let namespace =
+        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": prod } });
+    post("/api/v1/namespaces", namespace).await;
+    let bindings = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{prod}/rolebindings");
+    post(
+        &bindings,
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": { "name": "reaches-far", "namespace": prod },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit" },
+            "subjects": [
+                { "kind": "ServiceAccount", "name": "default", "namespace": world.namespace },
+                { "kind": "ServiceAccount", "name": "deployer", "namespace": prod }],
+        }),
+    )
+    .await;
+    let done = world.quarantine(&name(pods.first().unwrap())).await;
+    let delete = http::Request::delete(format!("/api/v1/namespaces/{prod}"));
+    let deleted = world
         .client
-        .request::<serde_json::Value>(request)
-        .await
-        .unwrap();
+        .request::<Value>(delete.body(Vec::new()).unwrap());
+    deleted.await.unwrap();
+    let mut credentials = done.credentials.iter();
+    let binding = credentials.find(|credential| credential.name == "reaches-far");
+    let binding = binding.unwrap_or_else(|| panic!("{:#?}", done.credentials));
+    assert_eq!(
+        binding.grants,
+        format!("ClusterRole edit in namespace {prod}")
+    );
+    assert_eq!(
+        binding.revoke,
+        format!(
+            "kubectl delete rolebinding reaches-far -n {prod}  # takes it from service account {prod}/deployer too"
+        )
+    );
 }
 
 #[tokio::test]

@@ -36,10 +36,10 @@ const HELD: Duration = Duration::from_secs(2);
 
 #[tokio::test]
 async fn a_status_that_another_replica_wrote_meanwhile_is_read_again_and_not_overwritten() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     let pods = world.deployment("nginx", 1, None).await;
     let quarantine = world.quarantine(&name(pods.first().unwrap())).await.name;
-    let memory = world.memory.as_ref().unwrap();
+    let memory = world.api();
     let held = memory.inject(
         Fault::new(Effect::Delay(HELD))
             .on("PATCH", "/status")
@@ -89,9 +89,9 @@ async fn a_status_that_another_replica_wrote_meanwhile_is_read_again_and_not_ove
 
 #[tokio::test]
 async fn a_wish_that_comes_while_the_status_is_written_costs_no_work() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     let pods = world.deployment("nginx", 1, None).await;
-    let memory = world.memory.as_ref().unwrap();
+    let memory = world.api();
     let held = memory.inject(
         Fault::new(Effect::Delay(HELD))
             .on("PATCH", "/status")

@@ -12,7 +12,7 @@ type Spoil = fn(&mut CreateQuarantineRequest);
 
 #[tokio::test]
 async fn malformed_requests_are_refused_before_anything_is_read() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     let cases: [(&str, Spoil, &str); 8] = [
         (
             "case with a path",
@@ -110,7 +110,7 @@ async fn a_second_quarantine_of_a_pod_names_the_first() {
 
 #[tokio::test]
 async fn a_quarantine_made_with_kubectl_for_an_unfit_pod_ends_refused() {
-    let world = World::start_in_memory().await;
+    let world = World::start().await;
     world
         .create(json!({
             "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "q" },

@@ -55,8 +55,8 @@ async fn of_two_replicas_one_works() {
 #[tokio::test]
 async fn when_one_is_killed_the_other_goes_on_and_repeats_nothing() {
     let mut scene = Scene::new(Owner::Deployment).await;
-    let _other = scene.world.other_replica(OTHER);
-    let memory = scene.world.memory.as_ref().unwrap();
+    let other = scene.world.other_replica(OTHER);
+    let memory = scene.world.api();
     let strip = Fault::new(Effect::HangAfter)
         .by(CONTROLLER)
         .on("PATCH", &format!("/pods/{}", scene.suspect));
@@ -68,6 +68,7 @@ async fn when_one_is_killed_the_other_goes_on_and_repeats_nothing() {
     let done = scene.ended(QuarantinePhase::Complete).await;
     assert_eq!(writes(&scene.world, CONTROLLER).len(), killed);
     let found = (scene.outcome(&done).await, scene.effects());
+    drop((scene, other));
     assert_eq!(found, undisturbed().await);
 }
 
@@ -75,7 +76,7 @@ async fn when_one_is_killed_the_other_goes_on_and_repeats_nothing() {
 async fn one_that_slept_through_the_loss_of_its_lease_writes_nothing_over_the_work_of_the_other() {
     let mut scene = Scene::new(Owner::Deployment).await;
     let _other = scene.world.other_replica(OTHER);
-    let memory = scene.world.memory.as_ref().unwrap();
+    let memory = scene.world.api();
     // Its patch of the pod is on its way for so long that the other one has taken over.
     let late = Fault::new(Effect::Delay(Duration::from_secs(20)))
         .by(CONTROLLER)

@@ -4,11 +4,12 @@ use std::future::Future;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use impound_proto::controller::v1::controller_client::ControllerClient;
 use impound_proto::controller::v1::{
-    CreateQuarantineRequest, GetQuarantineRequest, Quarantine, WatchQuarantineRequest,
+    ApiCall, CreateQuarantineRequest, GetQuarantineRequest, Quarantine, WatchQuarantineRequest,
 };
 use impound_proto::tls::{self, Peers, TlsFiles};
 use impound_proto::{NodeName, PeerId, ResponderName, Role, pki};
@@ -28,8 +29,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct World {
     pub(crate) client: Client,
     pub(crate) namespace: String,
-    /// Only the in-memory cluster has it.
+    /// The in-memory cluster, if that is where the test is.
     pub(crate) memory: Option<Cluster>,
+    /// Else what stands between the controller and a real one.
+    door: Option<Cluster>,
+    /// Cluster-scoped objects that the test made in a real one, as paths.
+    made: Mutex<Vec<String>>,
     pub(crate) dir: tempfile::TempDir,
     kubeconfig: PathBuf,
     port: u16,
@@ -41,6 +46,8 @@ pub(crate) struct World {
     pub(crate) store: Option<String>,
     /// Further arguments of the controller.
     pub(crate) arguments: Vec<String>,
+    /// Held as long as a real cluster is used: nodes are everybody's, so one test at a time works on them.
+    _alone: Option<std::fs::File>,
 }
 
 /// User of the controller in the in-memory cluster.
@@ -54,7 +61,7 @@ impl World {
         world
     }
 
-    /// As `start`, but always the in-memory cluster: for its request log and its faults.
+    /// As `start`, but always the in-memory cluster: for what a real one has not, or has not at will.
     pub(crate) async fn start_in_memory() -> Self {
         Self::start_in(ClusterConfig::default()).await
     }
@@ -78,9 +85,9 @@ impl World {
         world
     }
 
-    /// As `start_in_memory`, with further arguments of the controller.
+    /// As `start`, with further arguments of the controller.
     pub(crate) async fn start_with(arguments: &[&str]) -> Self {
-        let mut world = Self::prepared(None, ClusterConfig::default()).await;
+        let mut world = Self::without_controller().await;
         world.arguments = arguments.iter().map(|one| (*one).to_owned()).collect();
         world.start_controller().await;
         world
@@ -98,24 +105,25 @@ impl World {
 
     async fn prepared(real: Option<PathBuf>, cluster: ClusterConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (kubeconfig, memory) = match real {
-            Some(kubeconfig) => (kubeconfig, None),
+        let alone = match &real {
+            Some(_) => Some(tokio::task::spawn_blocking(alone).await.unwrap()),
+            None => None,
+        };
+        let (client, memory, door) = match real {
+            Some(kubeconfig) => {
+                let client = client(Kubeconfig::read_from(&kubeconfig).unwrap()).await;
+                let door = Cluster::in_front_of(client.clone()).await.unwrap();
+                (client, None, Some(door))
+            }
             None => {
                 let cluster = Cluster::start(cluster).await.unwrap();
-                let path = dir.path().join("kubeconfig");
-                std::fs::write(&path, cluster.kubeconfig_as(CONTROLLER)).unwrap();
-                (path, Some(cluster))
+                let parsed = Kubeconfig::from_yaml(&cluster.kubeconfig()).unwrap();
+                (client(parsed).await, Some(cluster), None)
             }
         };
-        let parsed = match &memory {
-            Some(cluster) => Kubeconfig::from_yaml(&cluster.kubeconfig()).unwrap(),
-            None => Kubeconfig::read_from(&kubeconfig).unwrap(),
-        };
-        let mut config = Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
-            .await
-            .unwrap();
-        config.default_retry = false;
-        let client = Client::try_from(config).unwrap();
+        let kubeconfig = dir.path().join("kubeconfig");
+        let api = memory.as_ref().or(door.as_ref()).unwrap();
+        std::fs::write(&kubeconfig, api.kubeconfig_as(CONTROLLER)).unwrap();
         let namespace = format!("impound-test-{}", uuid::Uuid::new_v4().simple());
         let nodes = Api::<Node>::all(client.clone())
             .list(&ListParams::default())
@@ -140,6 +148,8 @@ impl World {
             client,
             namespace,
             memory,
+            door,
+            made: Mutex::default(),
             dir,
             kubeconfig,
             port: free_port(),
@@ -157,6 +167,7 @@ impl World {
             .to_vec(),
             store: None,
             arguments: Vec::new(),
+            _alone: alone,
         };
         world.furnish().await;
         world
@@ -174,11 +185,53 @@ impl World {
         .await;
     }
 
-    /// Starts another replica beside the first, known to the in-memory API under this user name.
+    /// What the controller talks to, with its faults and its log: the in-memory cluster, or the door before a
+    /// real one.
+    pub(crate) fn api(&self) -> &Cluster {
+        self.memory.as_ref().or(self.door.as_ref()).unwrap()
+    }
+
+    /// Whether the test is in a real cluster, where others' pods run too.
+    pub(crate) fn is_real(&self) -> bool {
+        self.memory.is_none()
+    }
+
+    /// A node on which nothing runs but what stays anyway, if that matters: what a test evicts in a real cluster
+    /// is its own.
+    pub(crate) async fn own_node(&self) -> Option<String> {
+        if !self.is_real() {
+            return None;
+        }
+        let pods = Api::<Pod>::all(self.client.clone());
+        let pods = pods.list(&ListParams::default()).await.unwrap().items;
+        let stays = |pod: &Pod| {
+            let owners = pod.metadata.owner_references.iter().flatten();
+            let mut kinds = owners.map(|owner| owner.kind.as_str());
+            kinds.any(|kind| matches!(kind, "DaemonSet" | "Node"))
+        };
+        let nodes = Api::<Node>::all(self.client.clone());
+        let nodes = nodes.list(&ListParams::default()).await.unwrap();
+        let schedulable = nodes.iter().filter(|node| {
+            let spec = node.spec.clone().unwrap_or_default();
+            spec.unschedulable != Some(true) && spec.taints.is_none_or(|taints| taints.is_empty())
+        });
+        let mut names = schedulable.map(ResourceExt::name_any);
+        let free = names.find(|node| {
+            let here = |pod: &&Pod| {
+                pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(node)
+            };
+            pods.iter().filter(here).all(stays)
+        });
+        Some(free.expect(
+            "this test evicts a node's pods: one schedulable node must run nothing but pods of DaemonSets and \
+             static pods; kubectl drain one, then uncordon it",
+        ))
+    }
+
+    /// Starts another replica beside the first, known to the API under this user name.
     pub(crate) fn other_replica(&self, user: &str) -> Replica {
-        let memory = self.memory.as_ref().expect("only in memory");
         let kubeconfig = self.dir.path().join(format!("kubeconfig-{user}"));
-        std::fs::write(&kubeconfig, memory.kubeconfig_as(user)).unwrap();
+        std::fs::write(&kubeconfig, self.api().kubeconfig_as(user)).unwrap();
         Replica(self.replica(&kubeconfig, free_port(), free_port()))
     }
 
@@ -258,14 +311,24 @@ impl World {
         tls::connect(&address, credentials, PeerId::Controller).await
     }
 
-    /// Quarantines a pod without collecting and waits until nothing more happens.
+    /// Quarantines a pod without collecting and waits until nothing more happens. In a real cluster its
+    /// neighbours stay.
     pub(crate) async fn quarantine(&self, pod: &str) -> Quarantine {
+        self.quarantine_by(self.request(pod)).await
+    }
+
+    /// The same with the neighbours evicted, also in a real cluster: the suspect must be on [`World::own_node`].
+    pub(crate) async fn quarantine_and_evict(&self, pod: &str) -> Quarantine {
+        self.quarantine_by(CreateQuarantineRequest {
+            keep_neighbours: false,
+            ..self.request(pod)
+        })
+        .await
+    }
+
+    async fn quarantine_by(&self, request: CreateQuarantineRequest) -> Quarantine {
         let mut alice = self.responder("alice").await;
-        let created = alice
-            .create_quarantine(self.request(pod))
-            .await
-            .unwrap()
-            .into_inner();
+        let created = alice.create_quarantine(request).await.unwrap().into_inner();
         self.settled(&created.quarantine.unwrap().name).await
     }
 
@@ -276,6 +339,7 @@ impl World {
             case_id: "INC-1".into(),
             reason: "beaconing".into(),
             skip_collection: true,
+            keep_neighbours: self.is_real(),
             ..Default::default()
         }
     }
@@ -353,11 +417,7 @@ impl World {
             "metadata": { "labels": { "app": name } },
             "spec": { "terminationGracePeriodSeconds": 1, "containers": [container(name)] },
         });
-        if let Some(node) = node {
-            template["spec"]["affinity"] = json!({ "nodeAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": [{ "weight": 100, "preference": {
-                    "matchExpressions": [{ "key": "kubernetes.io/hostname", "operator": "In", "values": [node] }] } }] } });
-        }
+        template["spec"]["affinity"] = prefers(node);
         self.create(json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
             "spec": { "replicas": replicas, "selector": { "matchLabels": { "app": name } }, "template": template },
@@ -407,41 +467,41 @@ impl World {
             .unwrap()
     }
 
-    /// What the controller asked of the in-memory API, in order.
+    /// What the controller asked of the API, in order.
     pub(crate) fn requests(&self) -> Vec<RequestRecord> {
-        let all = self
-            .memory
-            .as_ref()
-            .expect("only the in-memory cluster has a log")
-            .requests();
+        let all = self.api().requests();
         all.into_iter()
             .filter(|request| request.user.starts_with(CONTROLLER))
             .collect()
     }
 
-    /// Its writes, without those to its own resources, its lease and events.
-    pub(crate) fn effects(&self) -> Vec<String> {
+    /// Its writes that had an effect, without those to its own resources, its lease and events.
+    pub(crate) fn changes(&self) -> Vec<RequestRecord> {
         let own = [
             "impound.dev/v1alpha1",
             "/leases",
             "/events",
             "/selfsubjectreviews",
         ];
-        self.requests()
-            .into_iter()
-            .filter(|request| request.method != "GET")
-            .filter(|request| !own.iter().any(|own| request.path.contains(own)))
-            .filter(|request| (200..300).contains(&request.status))
-            .map(|request| {
-                let path = request
-                    .path
-                    .split('?')
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned();
-                format!("{} {path}", request.method)
-            })
-            .collect()
+        let mut changes = self.requests();
+        changes.retain(|request| {
+            request.method != "GET"
+                && !own.iter().any(|own| request.path.contains(own))
+                && (200..300).contains(&request.status)
+        });
+        changes
+    }
+
+    /// The same as method and path.
+    pub(crate) fn effects(&self) -> Vec<String> {
+        let line =
+            |change: &RequestRecord| format!("{} {}", change.method, without_query(&change.path));
+        self.changes().iter().map(line).collect()
+    }
+
+    /// Has a cluster-scoped object deleted at the end, which a real cluster would keep.
+    pub(crate) fn made(&self, path: impl Into<String>) {
+        self.made.lock().unwrap().push(path.into());
     }
 
     /// The controller's log, for failures.
@@ -451,16 +511,12 @@ impl World {
 
     async fn furnish(&self) {
         let definitions = Api::<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition>::all(self.client.clone());
+        // Those of an earlier version may be there.
+        let apply = PatchParams::apply("impound-test").force();
         for definition in impound_controller::resources::definitions() {
-            let created = definitions
-                .create(&PostParams::default(), &definition)
-                .await;
-            if let Err(error) = created {
-                assert!(
-                    matches!(&error, kube::Error::Api(status) if status.code == 409),
-                    "{error}"
-                );
-            }
+            let name = definition.name_any();
+            let whole = Patch::Apply(&definition);
+            definitions.patch(&name, &apply, &whole).await.unwrap();
         }
         eventually("the definitions are served", || async {
             for resource in ["quarantines", "collections"] {
@@ -488,6 +544,26 @@ impl World {
     }
 }
 
+/// The lock that lets one test at a time into a real cluster; it goes with the file.
+fn alone() -> std::fs::File {
+    let path = std::env::temp_dir().join("impound-test-real-cluster.lock");
+    let file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .unwrap();
+    file.lock().unwrap();
+    file
+}
+
+async fn client(kubeconfig: Kubeconfig) -> Client {
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    let mut config = config.unwrap();
+    config.default_retry = false;
+    Client::try_from(config).unwrap()
+}
+
 /// Another controller. It ends when it is dropped.
 pub(crate) struct Replica(Child);
 
@@ -499,6 +575,15 @@ impl Drop for Replica {
     }
 }
 
+/// The affinity of a pod that is on this node if it may, and elsewhere if it must.
+pub(crate) fn prefers(node: Option<&str>) -> Value {
+    node.map_or(Value::Null, |node| {
+        json!({ "nodeAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [{
+            "weight": 100, "preference": { "matchFields": [
+                { "key": "metadata.name", "operator": "In", "values": [node] }] } }] } })
+    })
+}
+
 /// A container that does nothing. `IMPOUND_TEST_IMAGE` names an image that the cluster can pull and that
 /// has `sleep`.
 pub(crate) fn container(name: &str) -> Value {
@@ -506,8 +591,9 @@ pub(crate) fn container(name: &str) -> Value {
     json!({ "name": name, "image": image, "command": ["sleep", "100000"] })
 }
 
-/// Leaves a real cluster as it was: nodes, quarantines and the namespace, also after a failure.
-async fn tidy(client: Client, namespace: &str) -> kube::Result<()> {
+/// Leaves a real cluster as it was: nodes, quarantines, denials, what the test made, and the namespace, also
+/// after a failure.
+async fn tidy(client: Client, namespace: &str, made: &[String]) -> kube::Result<()> {
     let quarantines =
         Api::<impound_controller::resources::Quarantine>::namespaced(client.clone(), namespace);
     let nodes = Api::<Node>::all(client.clone());
@@ -533,6 +619,9 @@ async fn tidy(client: Client, namespace: &str) -> kube::Result<()> {
                     .map_err(kube::Error::HttpError)?;
                 client.request::<Value>(request).await?;
             }
+            for deny in &undo.denies {
+                remove(&client, &deny.path).await?;
+            }
         }
         let none = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
         let name = quarantine.metadata.name.unwrap_or_default();
@@ -540,17 +629,29 @@ async fn tidy(client: Client, namespace: &str) -> kube::Result<()> {
             .patch(&name, &PatchParams::default(), &none)
             .await?;
     }
-    Api::<Namespace>::all(client)
-        .delete(namespace, &DeleteParams::default())
-        .await
-        .map(drop)
+    for path in made.iter().rev() {
+        remove(&client, path).await?;
+    }
+    let namespace = format!("/api/v1/namespaces/{namespace}");
+    remove(&client, &namespace).await
+}
+
+/// Deletes what may be gone already.
+async fn remove(client: &Client, path: &str) -> kube::Result<()> {
+    let request = http::Request::delete(path).body(Vec::new());
+    let request = request.map_err(kube::Error::HttpError)?;
+    match client.request::<Value>(request).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        answer => answer.map(drop),
+    }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         self.kill_controller();
-        if self.memory.is_none() {
-            let (kubeconfig, namespace) = (self.kubeconfig.clone(), self.namespace.clone());
+        if self.is_real() {
+            let namespace = self.namespace.clone();
+            let made = std::mem::take(&mut *self.made.lock().unwrap());
             // The test's own runtime can't be waited for in a drop.
             let tidied = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
@@ -558,12 +659,9 @@ impl Drop for World {
                     .build()
                     .unwrap();
                 runtime.block_on(async {
-                    let parsed = Kubeconfig::read_from(&kubeconfig).unwrap();
-                    let options = KubeConfigOptions::default();
-                    let config = Config::from_custom_kubeconfig(parsed, &options)
-                        .await
-                        .unwrap();
-                    tidy(Client::try_from(config).unwrap(), &namespace).await
+                    let kubeconfig = std::env::var_os("KUBECONFIG").unwrap();
+                    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+                    tidy(client(kubeconfig).await, &namespace, &made).await
                 })
             });
             match tidied.join() {
@@ -590,6 +688,55 @@ where
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
+}
+
+/// Method, path and body of each planned call, to compare with those that were sent.
+pub(crate) fn calls_planned(calls: &[ApiCall]) -> Vec<Value> {
+    let calls = calls.iter();
+    calls
+        .map(|call| {
+            let body = serde_json::from_str(&call.body).unwrap_or_default();
+            json!([call.method, without_query(&call.path), versionless(body)])
+        })
+        .collect()
+}
+
+/// The same of requests that were made.
+pub(crate) fn calls_sent(requests: &[RequestRecord]) -> Vec<Value> {
+    let requests = requests.iter();
+    requests
+        .map(|request| {
+            let body = request.body.clone().unwrap_or_default();
+            json!([
+                request.method,
+                without_query(&request.path),
+                versionless(body)
+            ])
+        })
+        .collect()
+}
+
+fn without_query(path: &str) -> &str {
+    path.split('?').next().unwrap_or_default()
+}
+
+/// A body without the versions that guard it, which are those of the moment.
+fn versionless(mut body: Value) -> Value {
+    match &mut body {
+        Value::Object(fields) => {
+            fields.remove("resourceVersion");
+            for field in fields.values_mut() {
+                *field = versionless(field.take());
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                *item = versionless(item.take());
+            }
+        }
+        _ => {}
+    }
+    body
 }
 
 pub(crate) fn name(pod: &Pod) -> String {

@@ -1,0 +1,116 @@
+//! A pod that is re-created under the same name while a call is on its way, whichever: the new one is never
+//! touched.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams};
+use kube_memory::{Effect, Fault};
+use serde_json::json;
+
+use super::super::world::{CONTROLLER, World, eventually, label, state};
+use super::objects::owner;
+use super::restored::release;
+
+/// The step whose call is late, that call (the n-th of its kind), and how the quarantine ends.
+struct Late {
+    step: &'static str,
+    method: &'static str,
+    path: &'static str,
+    n: usize,
+    phase: &'static str,
+}
+
+#[rustfmt::skip]
+const LATE: &[Late] = &[
+    Late { step: "Cordon", method: "PATCH", path: "/nodes/", n: 1, phase: "Failed" },
+    Late { step: "Protect", method: "POST", path: "/poddisruptionbudgets", n: 1, phase: "Failed" },
+    Late { step: "Policy", method: "POST", path: "/networkpolicies", n: 1, phase: "Failed" },
+    Late { step: "Strip", method: "PATCH", path: "/pods/s-0", n: 1, phase: "Failed" },
+    Late { step: "LabelNode", method: "PATCH", path: "/nodes/", n: 2, phase: "Incomplete" },
+    Late { step: "Verify", method: "GET", path: "/endpointslices", n: 1, phase: "Incomplete" },
+    Late { step: "UndoLabelNode", method: "PATCH", path: "/nodes/", n: 3, phase: "Released" },
+    Late { step: "UndoStrip", method: "PATCH", path: "/pods/s-0", n: 2, phase: "Released" },
+    Late { step: "UndoPolicy", method: "DELETE", path: "/networkpolicies/", n: 1, phase: "Released" },
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_re_created_under_the_same_name_while_any_step_is_under_way_is_never_touched() {
+    let runs = futures::stream::iter(LATE).map(|late| tokio::spawn(re_created_during(late)));
+    let ends: Vec<_> = runs.buffered(3).collect().await;
+    for end in ends {
+        end.unwrap();
+    }
+}
+
+async fn re_created_during(late: &'static Late) {
+    let step = late.step;
+    let world = World::start().await;
+    let stateful = json!({ "replicas": 1, "serviceName": "s" });
+    world.create(owner("StatefulSet", stateful)).await;
+    let suspect = world.running("team=red", 1).await.remove(0);
+    let memory = world.api();
+    let fault = Fault::new(Effect::Delay(Duration::from_secs(3)))
+        .by(CONTROLLER)
+        .on(late.method, late.path)
+        .nth(late.n);
+    let delay = memory.inject(fault);
+    world
+        .create(json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "q" },
+            "spec": { "pod": "s-0", "case": "INC-1", "reason": "x", "skipCollection": true },
+        }))
+        .await;
+    let undoing = step.starts_with("Undo");
+    if undoing {
+        let contained = world.settled("q").await;
+        assert_eq!(contained.phase, "Complete", "{step}: {contained:#?}");
+    }
+    let recreated = async {
+        eventually("the call is on its way", || async {
+            if delay.hits() > 0 {
+                Ok(())
+            } else {
+                Err(format!("{step}: not yet"))
+            }
+        })
+        .await;
+        let api = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
+        let now = DeleteParams {
+            grace_period_seconds: Some(0),
+            ..DeleteParams::default()
+        };
+        api.delete("s-0", &now).await.unwrap();
+        eventually("its owner makes it again", || async {
+            let found = api.get_opt("s-0").await.unwrap();
+            let other = found.filter(|pod| pod.metadata.uid != suspect.metadata.uid);
+            other.ok_or_else(|| "not yet".to_owned())
+        })
+        .await
+    };
+    let (successor, done) = futures::join!(recreated, async {
+        if undoing {
+            release(&world).await
+        } else {
+            world.settled("q").await
+        }
+    });
+    assert_eq!(done.phase, late.phase, "{step}: {done:#?}");
+    if late.phase == "Failed" {
+        assert_eq!(state(&done, "Strip"), "Failed", "{step}: {done:#?}");
+        assert!(done.message.contains("re-created"), "{}", done.message);
+    }
+    let now = world.pod("s-0").await;
+    assert_eq!(now.metadata.uid, successor.metadata.uid, "{step}");
+    assert_eq!(label(&now, "status"), None, "{step}");
+    assert_eq!(label(&now, "app").as_deref(), Some("s"), "{step}");
+    let path = "/pods/s-0";
+    let mut patches = world.requests();
+    patches.retain(|request| request.method == "PATCH" && request.path.contains(path));
+    let first = json!(suspect.metadata.uid);
+    for patch in patches.iter().filter(|patch| patch.status == 200) {
+        let body = patch.body.clone().unwrap_or_default();
+        assert_eq!(body["metadata"]["uid"], first, "{step}: {patch:#?}");
+    }
+}
