@@ -152,19 +152,29 @@ jq -e '.subject == [.predicate.artifacts[] | { name: .path, digest: { sha256 } }
 # RFC 6962's Merkle Tree Hash. Leaves are hashed behind a byte 0, nodes behind a byte 1; pairs are joined
 # level by level, and one that is left over moves up as it is.
 bytes() { printf %s "$1" | tr a-f A-F | basenc --decode --base16; }
-hashed() { find "$work/parts" -type f -print0 | sort -z | xargs -0 sha256sum | cut -c 1-64; rm -rf "$work/parts"; }
+# What is hashed lies in files, a few thousand at a time, as one sha256sum hashes many. Prints the hashes of
+# those in $work/parts in the order of their names, and removes them.
+mkdir "$work/parts"
+hashed() {
+    find "$work/parts" -type f -print0 | sort -z | xargs -0 -r sha256sum | cut -c 1-64
+    find "$work/parts" -type f -delete
+}
+# Counts $n up to a few thousand files, then hashes them.
+next() { [ $((n += 1)) -lt 10004096 ] || { hashed; n=10000000; }; }
 # Reads leaf hashes, one a line; prints the root.
 tree() {
     cat > "$work/level"
     [ -s "$work/level" ] || { sha256sum < /dev/null | cut -c 1-64; return; }
     local count n left right
     while count=$(wc -l < "$work/level"); [ "$count" -gt 1 ]; do
-        mkdir "$work/parts"
-        n=10000000
-        sed 's/../\\x&/g' "$work/level" | while read -r left && read -r right; do
-            printf "\\x01$left$right" > "$work/parts/$((n += 1))"
-        done
-        hashed > "$work/next"
+        sed 's/../\\x&/g' "$work/level" | {
+            n=10000000
+            while read -r left && read -r right; do
+                printf "\\x01$left$right" > "$work/parts/$n"
+                next
+            done
+            hashed
+        } > "$work/next"
         [ $((count % 2)) -eq 0 ] || tail -n 1 "$work/level" >> "$work/next"
         mv "$work/next" "$work/level"
     done
@@ -172,10 +182,14 @@ tree() {
 }
 # Reads lines; prints the root of the tree over them.
 root() {
-    local n=10000000 line
-    mkdir "$work/parts"
-    while IFS= read -r line; do printf '\0%s' "$line" > "$work/parts/$((n += 1))"; done
-    hashed | tree
+    {
+        local n=10000000 line
+        while IFS= read -r line; do
+            printf '\0%s' "$line" > "$work/parts/$n"
+            next
+        done
+        hashed
+    } | tree
 }
 # Prints the root of the tree over a file's chunks of 1 MiB.
 # shellcheck disable=SC2016
@@ -344,11 +358,12 @@ tr -d '\0' < custody.jsonl | cmp -s - custody.jsonl && [ -z "$(tail -c 1 custody
 [ "$(wc -l < custody.jsonl)" = "$entries" ] ||
     fail "custody.jsonl: has $(wc -l < custody.jsonl) entries, and $entries were signed"
 [ "$(bytes "$(root < custody.jsonl)" | base64)" = "$head" ] || fail "custody.jsonl: its entries are not those that were signed"
-jq -se '[.[].seq] == [range(length)]' custody.jsonl > /dev/null 2>&1 || fail "custody.jsonl: its entries are not numbered as they stand"
-jq -se --slurpfile manifest manifest.json '$manifest[0].predicate as $manifest |
-    [.[] | select(.event == "stored" and (.collection // $manifest.collection) == $manifest.collection) | .artifact] as $stored |
-    all($stored[]; . != null) and ($stored | unique_by(.path)) == $manifest.artifacts and
-    all($stored[]; . as $one | $manifest.artifacts | any(. == $one))' custody.jsonl > /dev/null ||
+jq -ne 'reduce inputs.seq as $seq (0; if . == $seq then . + 1 else -1 end) >= 0' custody.jsonl > /dev/null 2>&1 ||
+    fail "custody.jsonl: its entries are not numbered as they stand"
+# Each as often as anybody likes, but none that the manifest has otherwise.
+jq -ne --slurpfile manifest manifest.json '$manifest[0].predicate as $manifest |
+    [inputs | select(.event == "stored" and (.collection // $manifest.collection) == $manifest.collection) | .artifact] |
+    unique == ($manifest.artifacts | unique)' custody.jsonl > /dev/null ||
     fail "custody.jsonl: does not record what was stored as the manifest does"
 
 # What the authority says, by its certificate as it was then: openssl checks the token's digest of the head,
@@ -371,8 +386,8 @@ fi
 # The outcome is complete only if nothing is missing and everything is complete, but for a broken
 # attempt <path>.partial-<n> beside the complete <path>.
 jq -e '.predicate | all(.artifacts[].completeness; .state != "incomplete" or (.reasons | length > 0)) and
-    ([.missing[].path] - [.artifacts[].path] == [.missing[].path]) and (.outcome == "partial" or
     ((.artifacts | map({ key: .path, value: .completeness.state }) | from_entries) as $state |
+    all(.missing[].path; $state[.] == null) and (.outcome == "partial" or
         .missing == [] and all($state | to_entries[] | select(.value != "complete").key;
             test("\\.partial-[1-9][0-9]*$") and
             $state[sub("\\.partial-[1-9][0-9]*$"; "")] == "complete")))' manifest.json > /dev/null ||

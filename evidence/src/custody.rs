@@ -119,6 +119,8 @@ pub struct LogHead {
 pub struct CustodyLog {
     origin: String,
     leaves: Vec<Sha256>,
+    /// Bytes of their lines, newlines included.
+    bytes: u64,
     /// Over all leaves, so that the head costs little however long the log is.
     tree: merkle::Growing,
 }
@@ -199,12 +201,16 @@ impl CustodyLog {
         Self {
             origin: origin.into(),
             leaves: Vec::new(),
+            bytes: 0,
             tree: merkle::Growing::default(),
         }
     }
 
-    fn push(&mut self, leaf: Sha256) {
+    /// `line`: without its newline.
+    fn push(&mut self, line: &[u8]) {
+        let leaf = merkle::leaf(line);
         self.leaves.push(leaf);
+        self.bytes += line.len() as u64 + 1;
         self.tree.push(leaf);
     }
 
@@ -256,33 +262,48 @@ impl CustodyLog {
                     got: entry.seq,
                 });
             }
-            self.push(merkle::leaf(&line));
+            self.push(&line);
             each(entry);
         }
     }
 
     /// Adds an entry, giving it its `seq`. Returns the bytes to append to `custody.jsonl`, newline
     /// included.
-    pub fn append(&mut self, mut entry: Entry) -> Result<Vec<u8>, CustodyError> {
-        if self.size() >= ENTRY_LIMIT {
-            return Err(CustodyError::Full);
-        }
-        entry.seq = self.size();
-        let mut line = entry.encode();
-        if line.len() > LINE_LIMIT {
-            return Err(CustodyError::LineTooLong {
-                line: self.size() + 1,
-            });
-        }
-        self.push(merkle::leaf(&line));
-        line.push(b'\n');
+    pub fn append(&mut self, entry: Entry) -> Result<Vec<u8>, CustodyError> {
+        let line = self.lines([entry])?;
+        self.push(line.strip_suffix(b"\n").unwrap_or(&line));
         Ok(line)
+    }
+
+    /// The lines that `entries` will be behind those that are here, each with its `seq`. They are not added:
+    /// once they are stored, [`CustodyLog::extend`] does that.
+    pub fn lines(&self, entries: impl IntoIterator<Item = Entry>) -> Result<Vec<u8>, CustodyError> {
+        let mut lines = Vec::new();
+        for (seq, mut entry) in (self.size()..).zip(entries) {
+            if seq >= ENTRY_LIMIT {
+                return Err(CustodyError::Full);
+            }
+            entry.seq = seq;
+            let line = entry.encode();
+            if line.len() > LINE_LIMIT {
+                return Err(CustodyError::LineTooLong { line: seq + 1 });
+            }
+            lines.extend_from_slice(&line);
+            lines.push(b'\n');
+        }
+        Ok(lines)
     }
 
     /// Number of entries.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.leaves.len() as u64
+    }
+
+    /// Bytes of all lines, newlines included.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The log's origin.

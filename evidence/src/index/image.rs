@@ -17,8 +17,20 @@ use crate::tar::{FileType, Member};
 const DOCUMENT: u64 = 1 << 20;
 /// Most bytes of documents that are kept in all: several images, or blobs that turn out to be others.
 const DOCUMENTS: usize = 4 << 20;
-/// Most files whose hashes are kept, to be found as layers.
+/// Most documents: an image has two or three.
+const DOCUMENT_COUNT: usize = 1024;
+/// Most files whose hashes are kept, to be found as layers, and most links.
 const FILES: usize = 4096;
+/// Longest path that is kept, in bytes: those that engines give to configurations and layers have 80.
+const PATH: usize = 256;
+/// Most images that are described; we save one at a time.
+const IMAGES: usize = 256;
+/// Most layers that are described, over all images.
+const LAYERS: usize = 4096;
+/// Most bytes of configurations that are parsed, over all images: values need some 16 times as much memory.
+const PARSED: usize = 1 << 20;
+/// Longest description that is indented, in bytes: indentation can make a document a hundred times as long.
+const INDENTED: usize = 8 << 20;
 
 /// What an archive says of its images.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -70,12 +82,33 @@ pub struct Step {
 }
 
 impl ImageDescription {
-    /// The file's bytes: indented JSON and a newline.
+    /// The file's bytes: JSON, indented unless that would be far too long, and a newline.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
+        let mut indented = Short(Vec::new());
+        let mut bytes = match serde_json::to_writer_pretty(&mut indented, self) {
+            Ok(()) => indented.0,
+            Err(_) => serde_json::to_vec(self).unwrap_or_default(),
+        };
         bytes.push(b'\n');
         bytes
+    }
+}
+
+/// At most [`INDENTED`] bytes.
+struct Short(Vec<u8>);
+
+impl std::io::Write for Short {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > INDENTED {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -89,6 +122,9 @@ pub(super) struct Capture {
     bytes: usize,
     open: Option<Vec<u8>>,
     problems: Vec<String>,
+    /// Bytes of configurations, and layers, that were described.
+    parsed: usize,
+    layers: usize,
 }
 
 /// An entry of `manifest.json`.
@@ -105,16 +141,17 @@ struct Entry {
 impl Capture {
     pub(super) fn begin(&mut self, member: &Member) {
         self.open = None;
-        let Ok(path) = str::from_utf8(&member.path) else {
+        let Some(path) = kept(&member.path) else {
             return;
         };
         let may_be =
             (path.ends_with(".json") && !path.contains('/')) || path.starts_with("blobs/sha256/");
-        if member.kind == FileType::File && may_be && member.stored <= DOCUMENT {
+        let room = self.documents.len() < DOCUMENT_COUNT;
+        if member.kind == FileType::File && may_be && room && member.stored <= DOCUMENT {
             self.open = Some(Vec::new());
         }
         if let (FileType::Symlink, Some(link)) = (member.kind, &member.link)
-            && let (true, Ok(link)) = (self.links.len() < FILES, str::from_utf8(link))
+            && let (true, Some(link)) = (self.links.len() < FILES, kept(link))
         {
             let link = link.strip_prefix("../").unwrap_or(link);
             self.links.insert(path.to_owned(), link.to_owned());
@@ -134,8 +171,8 @@ impl Capture {
     }
 
     pub(super) fn end(&mut self, member: &Member, sha256: Option<Sha256>) {
-        let document = self.open.take();
-        let Ok(path) = str::from_utf8(&member.path) else {
+        let document = self.open.take().filter(|document| !document.is_empty());
+        let Some(path) = kept(&member.path) else {
             return;
         };
         if let (Some(document), Some(_)) = (document, sha256) {
@@ -165,8 +202,15 @@ impl Capture {
                 Vec::new()
             }),
         };
+        if entries.len() > IMAGES {
+            let count = entries.len();
+            self.problems.push(format!(
+                "only the first {IMAGES} of {count} images are described"
+            ));
+        }
         let images = entries
-            .iter()
+            .into_iter()
+            .take(IMAGES)
             .filter_map(|entry| self.image(entry))
             .collect();
         ImageDescription {
@@ -176,14 +220,27 @@ impl Capture {
         }
     }
 
-    fn image(&mut self, entry: &Entry) -> Option<Image> {
-        let Some(bytes) = self.documents.get(&entry.config) else {
-            let problem = format!("the configuration {:?} is not in the archive", entry.config);
+    fn image(&mut self, mut entry: Entry) -> Option<Image> {
+        // Taken out: no engine lists an image twice, and every time would cost its memory again.
+        let Some(bytes) = self.documents.remove(&entry.config) else {
+            let problem = format!(
+                "the configuration {:?} is not in the archive (or of an image above)",
+                entry.config
+            );
             self.problems.push(problem);
             return None;
         };
-        let id = Sha256::of(bytes);
-        let mut config: Value = match serde_json::from_slice(bytes) {
+        self.parsed += bytes.len();
+        if self.parsed > PARSED {
+            let problem = format!(
+                "the configuration {:?} is one of more than are described",
+                entry.config
+            );
+            self.problems.push(problem);
+            return None;
+        }
+        let id = Sha256::of(&bytes);
+        let mut config: Value = match serde_json::from_slice(&bytes) {
             Ok(config) => config,
             Err(error) => {
                 let problem = format!(
@@ -212,16 +269,23 @@ impl Capture {
                 entry.layers.len()
             ));
         }
+        let room = LAYERS.saturating_sub(self.layers);
+        if entry.layers.len() > room {
+            let problem = format!("only the first {room} of its layers are described");
+            self.problems.push(problem);
+            entry.layers.truncate(room);
+        }
+        self.layers += entry.layers.len();
+        let mut diff_ids = diff_ids.into_iter();
         let layers: Vec<Layer> = entry
             .layers
             .iter()
-            .enumerate()
-            .map(|(at, path)| self.layer(path, diff_ids.get(at).cloned()))
+            .map(|path| self.layer(path, diff_ids.next()))
             .collect();
         let history = history(&mut config, layers.len());
         Some(Image {
             id,
-            tags: entry.repo_tags.clone().unwrap_or_default(),
+            tags: entry.repo_tags.unwrap_or_default(),
             layers,
             history,
             config,
@@ -253,6 +317,12 @@ impl Capture {
             sha256: found.map(|(_, sha256)| sha256),
         }
     }
+}
+
+/// A path or link target that may be one of an engine's.
+fn kept(path: &[u8]) -> Option<&str> {
+    let short = Some(path).filter(|path| path.len() <= PATH);
+    short.and_then(|path| str::from_utf8(path).ok())
 }
 
 /// Takes the history out of a configuration; each step with the layer that it made.

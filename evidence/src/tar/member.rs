@@ -156,22 +156,23 @@ impl Member {
 
         let long = extensions.long_name.is_some() || extensions.long_link.is_some();
         anomalies.add_if(long, Anomaly::GnuLongName);
-        let sparse_name = pax.sparse_name.clone();
+        // Of a sparse file the writer makes up the header's path and the PAX one, so that readers who don't
+        // know of sparse files don't overwrite anything with what they take for it.
+        let shown = pax.path.as_ref().or(extensions.long_name.as_ref());
+        if let Some(name) = &pax.sparse_name {
+            let made_up = is_made_up(shown.unwrap_or(&fields.path), name);
+            anomalies.add_if(!made_up, Anomaly::PathConflict);
+        }
         let path = chosen(
             &fields.path,
             extensions.long_name,
-            // A sparse file's header and PAX path are made up by its writer.
-            if sparse_name.is_some() {
-                None
-            } else {
-                pax.path
-            },
+            pax.path,
             global.path.as_ref(),
             Anomaly::PathConflict,
             &mut anomalies,
         );
-        let named_sparse = sparse_name.is_some();
-        let mut path = sparse_name.unwrap_or(path);
+        let named_sparse = pax.sparse_name.is_some();
+        let mut path = pax.sparse_name.unwrap_or(path);
         match fields.kind {
             FileType::Directory => {
                 while path.len() > 1 && path.last() == Some(&b'/') {
@@ -283,6 +284,35 @@ fn chosen(
         .unwrap_or_else(|| header.to_vec())
 }
 
+/// Whether `shown` is what writers show of a sparse file `name` to readers that don't know of such: its name in
+/// a directory `GNUSparseFile.<number>` beside it (GNU tar, libarchive), or as much of that as a header holds.
+fn is_made_up(shown: &[u8], name: &[u8]) -> bool {
+    const FIELD: usize = 100;
+    let cut = shown.len() >= FIELD;
+    let plain = |path| <[u8]>::strip_prefix(path, b"./").unwrap_or(path);
+    let (shown, name) = (plain(shown), plain(name));
+    let slash = name.iter().rposition(|byte| *byte == b'/');
+    let at = slash.map_or(0, |slash| slash + 1);
+    let (directory, base) = name.split_at_checked(at).unwrap_or_default();
+    let mut rest = shown;
+    for part in [directory, b"GNUSparseFile.", b"<number>", b"/", base] {
+        if cut && rest.is_empty() {
+            return true;
+        }
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let next = match part {
+            b"<number>" => rest.get(digits..).filter(|_| digits > 0),
+            part if cut && part.starts_with(rest) => return true,
+            part => rest.strip_prefix(part),
+        };
+        match next {
+            Some(next) => rest = next,
+            None => return false,
+        }
+    }
+    rest.is_empty()
+}
+
 /// Whether `short`, in the header, is what writers put there for `long`: the same if it fits, else
 /// its beginning, with what is not ASCII as it is, left out (Go) or as `?` (Python).
 fn agree(short: &[u8], long: &[u8]) -> bool {
@@ -311,6 +341,30 @@ fn agree(short: &[u8], long: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_sparse_file_only_the_name_that_its_writer_makes_up_is_no_conflict() {
+        let long = [&[b'd'; 90][..], b"/", &[b'e'; 90], b"/f"].concat();
+        let shown = [&[b'd'; 90][..], b"/", &[b'e'; 90], b"/GNUSparseFile.77/f"].concat();
+        for (shown, name, so) in [
+            (&b"sp/GNUSparseFile.21773/file"[..], &b"sp/file"[..], true),
+            (b"./GNUSparseFile.1/file", b"file", true),
+            (b"GNUSparseFile.0/file", b"./file", true),
+            (&shown, &long, true),
+            (&shown[..100], &long, true),
+            (&shown[..195], &long, true),
+            (&shown[..99], &long, false),
+            (b"sp/file", b"sp/file", false),
+            (b"etc/passwd", b"tmp/x", false),
+            (b"GNUSparseFile.1/passwd", b"tmp/x", false),
+            (b"other/GNUSparseFile.1/file", b"sp/file", false),
+            (b"sp/GNUSparseFile./file", b"sp/file", false),
+            (b"sp/GNUSparseFile.1/file2", b"sp/file", false),
+        ] {
+            let (text, of) = (shown.escape_ascii(), name.escape_ascii());
+            assert_eq!(is_made_up(shown, name), so, "{text} of {of}");
+        }
+    }
 
     #[test]
     fn a_header_agrees_with_a_path_that_it_can_only_hold_in_part() {

@@ -384,7 +384,7 @@ pub(crate) fn corpus() -> Vec<Case> {
                     (b"GNU.sparse.name", b"real/name"),
                     (b"GNU.sparse.realsize", b"9223372036854775807"),
                 ],
-                b"./GNUSparseFile.1/name",
+                b"real/GNUSparseFile.1/name",
             ),
             &["absurd_size", "sparse", "sparse_map"],
             None,
@@ -433,6 +433,27 @@ pub(crate) fn corpus() -> Vec<Case> {
             "a sparse name without a sparse form, which some readers don't take",
             pax_file(&[(b"GNU.sparse.name", b"real")], b"shown"),
             &["path_conflict", "sparse", "sparse_map"],
+            None,
+        ),
+        case(
+            "a sparse name that takes the place of another path, to readers of it only",
+            ended(&[
+                pax(
+                    b'x',
+                    &[(b"path", b"etc/shadow"), (b"GNU.sparse.name", b"tmp/x")],
+                ),
+                file(b"etc/shadow", b"x"),
+            ]),
+            &["path_conflict", "sparse"],
+            None,
+        ),
+        case(
+            "a sparse name against the header's",
+            ended(&[
+                pax(b'x', &[(b"GNU.sparse.name", b"tmp/x")]),
+                file(b"etc/shadow", b"x"),
+            ]),
+            &["path_conflict", "sparse"],
             None,
         ),
         case(

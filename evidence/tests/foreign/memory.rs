@@ -4,7 +4,7 @@ use std::process::Command;
 
 use impound_evidence::index::{BodyIndex, Changes, FileIndex, Kind, Limits};
 
-use super::tars::{header, link, pax, put, sum};
+use super::tars::{file, header, link, pax, put, sum};
 
 /// Set in the process that is measured.
 const CHILD: &str = "IMPOUND_MEMORY_CHILD";
@@ -16,7 +16,15 @@ fn a_million_members_are_indexed_in_less_than_64_mib() {
     if let Ok(which) = std::env::var(CHILD) {
         return child(&which);
     }
-    for which in ["members", "links", "pax", "global", "controls"] {
+    for which in [
+        "members",
+        "links",
+        "pax",
+        "global",
+        "controls",
+        "image names",
+        "image documents",
+    ] {
         let output = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -53,7 +61,11 @@ fn child(which: &str) {
     for n in 0..1_000_000 {
         changes.add(format!("{{\"kind\":\"A\",\"path\":\"/f/{n:08}\"}}").as_bytes());
     }
-    let mut files = FileIndex::new(Kind::FileSystem(changes), Limits::default());
+    let kind = match which.starts_with("image") {
+        true => Kind::Image,
+        false => Kind::FileSystem(changes),
+    };
+    let mut files = FileIndex::new(kind, Limits::default());
     let mut body = BodyIndex::new(Limits::default());
     let mut largest = 0;
     let mut feed = |bytes: &[u8]| {
@@ -96,6 +108,32 @@ fn child(which: &str) {
                 feed(&chunk);
             }
         }
+        // What may be a document or a layer, or lead to one, each with as long a name as a tar can have.
+        "image names" => {
+            for n in 0..10_000 {
+                let long = [vec![b'd'; 12 << 10], format!("{n:08}.json").into_bytes()].concat();
+                let records: [(&[u8], &[u8]); 2] = [(b"path", &long), (b"linkpath", &long)];
+                let typeflag = if n % 2 == 0 { b'0' } else { b'2' };
+                feed(&[pax(b'x', &records), header(b"x", typeflag, 0)].concat());
+            }
+            let mut block = header(b"00000000.json", b'0', 0);
+            for n in 0..100_000 {
+                put(&mut block, 0, format!("{n:08}").as_bytes());
+                sum(&mut block);
+                feed(&block);
+            }
+        }
+        // Documents that are small, many values, and named again and again by the one that lists images.
+        "image documents" => {
+            let nested = [&b"["[..], &b"[],".repeat(349_000), b"[]]"].concat();
+            for n in 0..2 {
+                feed(&file(format!("{n}.json").as_bytes(), &nested));
+            }
+            let entry = br#"{"Config":"0.json","Layers":["a","a","a","a"]},"#;
+            let entries = entry.repeat((1 << 20) / entry.len() - 1);
+            let entries = entries.strip_suffix(b",").unwrap();
+            feed(&file(b"manifest.json", &[b"[", entries, b"]"].concat()));
+        }
         // As much as a header can hold, each byte six in JSON.
         "controls" => {
             let mut block = link(&odd, b'2', &[1; 100]);
@@ -121,12 +159,15 @@ fn child(which: &str) {
     feed(&[0; 1024]);
     println!("largest: {largest}");
     assert!(largest < 24 << 20, "{largest} bytes of lines at once");
-    let summary = files.finish().summary;
+    let indexed = files.finish();
+    let image = indexed.image.map(|image| image.encode());
+    let summary = indexed.summary;
     assert!(summary.completeness.is_complete());
     if which == "members" {
         assert_eq!(summary.listed, 1_000_000);
         assert_eq!(summary.not_examined.len(), 1, "{:?}", summary.not_examined);
     }
+    assert!(image.is_none_or(|image| image.len() < 16 << 20));
     println!("peak KiB: {}", peak() - before);
 }
 
