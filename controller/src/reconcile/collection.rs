@@ -432,16 +432,14 @@ async fn prepare(
         case: at.case,
         name: at.name,
         requested_by: spec.requested_by.clone(),
-        request: custody::request_id(object).and_then(|id| match &spec.quarantine {
-            None => Some(custody::request(
-                "collection",
-                &namespace,
-                &object.name_any(),
-                id,
-            )),
-            // Its own collection has its name; what others are made for, nobody authorised.
-            Some(name) => (*name == object.name_any())
-                .then(|| custody::request("quarantine", &namespace, name, id)),
+        request: custody::request_id(object).and_then(|id| {
+            let pod = (spec.pod.as_str(), spec.pod_uid.as_deref());
+            let of = |kind, name: &str| custody::request(kind, &namespace, name, pod, id);
+            match &spec.quarantine {
+                None => Some(of("collection", &object.name_any())),
+                // Its own collection has its name; what others are made for, nobody authorised.
+                Some(name) => (*name == object.name_any()).then(|| of("quarantine", name)),
+            }
         }),
         reason: spec.reason.clone(),
         cluster,

@@ -2,9 +2,9 @@
 //! became of the containment.
 //!
 //! A request over gRPC is written as authorised, with the identity of the certificate, before its object
-//! is made. Entry and object hold the same random id, which nobody can know before the object is there,
-//! and the entry counts for the first object only: another that repeats name, requester, reason and id
-//! is another one. An object for which there is no such entry was written by somebody through the
+//! is made. Entry and object hold the same random id, which nobody can know before the object is there; the
+//! entry says which pod it is about, and counts for the first object only: another that repeats name,
+//! requester, reason and id is another one, and so is the first one if it is about another pod. An object for which there is no such entry was written by somebody through the
 //! Kubernetes API: whoever it names as requester is recorded as claimed. Each entry is written once for
 //! each object, by its uid, however often a step is repeated.
 
@@ -55,10 +55,21 @@ pub fn subject(kind: &str, namespace: &str, name: &str, uid: &str) -> String {
 }
 
 /// What the entry of an authorised request for a new object is about: it has no uid yet, and the
-/// request's id stands for it.
+/// request's id stands for it. `pod`: the name and uid of the pod, so that an object that takes the place of the
+/// one that was asked for can be about no other.
 #[must_use]
-pub fn request(kind: &str, namespace: &str, name: &str, id: Uuid) -> String {
-    format!("{kind} {namespace}/{name}{}", suffix(id))
+pub fn request(
+    kind: &str,
+    namespace: &str,
+    name: &str,
+    (pod, uid): (&str, Option<&str>),
+    id: Uuid,
+) -> String {
+    let uid = uid.unwrap_or("not known");
+    format!(
+        "{kind} {namespace}/{name} of pod {pod} (uid {uid}){}",
+        suffix(id)
+    )
 }
 
 /// The id of the request that an object says it was made for; none if it says nothing of the kind.
@@ -168,7 +179,7 @@ impl Asked<'_> {
 /// In words, if the case is none or its log can't be read or written.
 pub async fn asked(context: &Context, case: &str, asked: Asked<'_>) -> Result<(), String> {
     let case = parse(case)?;
-    let entries = context.custody.case_entries(&case).await;
+    let entries = context.custody.of_case(&case).await;
     let entries = entries.map_err(|error| describe(&error))?;
     let entry = asked.entry(&entries);
     if is_there(&entries, &entry) {
@@ -189,7 +200,7 @@ pub async fn done(
     why: Option<String>,
 ) -> Result<(), String> {
     let case = parse(case)?;
-    let entries = context.custody.case_entries(&case).await;
+    let entries = context.custody.of_case(&case).await;
     let entries = entries.map_err(|error| describe(&error))?;
     let mut entry = Entry::new(event, PeerId::Controller.to_string(), what);
     entry.why = why;
@@ -233,6 +244,7 @@ mod tests {
     }
 
     const WHO: &str = "responder/alice";
+    const POD: (&str, Option<&str>) = ("web", Some("uid-pod"));
 
     fn asked<'a>(subject: &'a str, authorised: &'a str, id: Uuid) -> Asked<'a> {
         Asked {
@@ -248,7 +260,7 @@ mod tests {
     #[test]
     fn an_authorised_request_counts_for_one_object_only() {
         let id = Uuid::new_v4();
-        let authorised = request("quarantine", "shop", "web-1", id);
+        let authorised = request("quarantine", "shop", "web-1", POD, id);
         let mut entries =
             vec![Entry::new(Event::Authorised, WHO, &*authorised).because("shell in it")];
         let (first, second) = (
@@ -269,14 +281,32 @@ mod tests {
         );
         assert!(!is_there(&entries, &forged), "it is told of by itself");
         let guessed = Uuid::new_v4();
-        let other = request("quarantine", "shop", "web-1", guessed);
+        let other = request("quarantine", "shop", "web-1", POD, guessed);
         assert!(asked(&first, &other, guessed).entry(&entries).claimed);
+    }
+
+    #[test]
+    fn an_object_that_takes_the_place_of_the_authorised_one_is_about_no_other_pod() {
+        let id = Uuid::new_v4();
+        let authorised = request("quarantine", "shop", "web-1", POD, id);
+        let entries = [Entry::new(Event::Authorised, WHO, authorised).because("shell in it")];
+        let object = subject("quarantine", "shop", "web-1", "uid-2");
+        for (pod, claimed) in [
+            (POD, false),
+            (("db", Some("uid-pod")), true),
+            (("web", Some("uid-other")), true),
+            (("web", None), true),
+        ] {
+            let of = request("quarantine", "shop", "web-1", pod, id);
+            let entry = asked(&object, &of, id).entry(&entries);
+            assert_eq!(entry.claimed, claimed, "{of}");
+        }
     }
 
     #[test]
     fn a_request_whose_object_was_not_made_authorises_nothing() {
         let id = Uuid::new_v4();
-        let authorised = request("quarantine", "shop", "web-1", id);
+        let authorised = request("quarantine", "shop", "web-1", POD, id);
         let entries = [
             Entry::new(Event::Authorised, WHO, &*authorised).because("shell in it"),
             Entry::new(Event::Failed, "controller", &*authorised).because("409"),

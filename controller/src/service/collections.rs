@@ -78,7 +78,8 @@ pub(super) async fn create(
         .await
         .map_err(|error| status::of_agent(&error))?;
     let id = Uuid::new_v4();
-    let subject = custody::request("collection", &request.namespace, name.as_str(), id);
+    let pod = (request.pod.as_str(), Some(uid.as_str()));
+    let subject = custody::request("collection", &request.namespace, name.as_str(), pod, id);
     let by = (who.id.as_str(), who.certificate);
     custody::authorised(&service.context, &case, by, &subject, &request.reason)
         .await

@@ -92,7 +92,8 @@ pub(super) async fn create(
         // Containment does not wait for a store that is away: then the log says that the requester is
         // only claimed.
         let id = Uuid::new_v4();
-        let subject = custody::request("quarantine", &namespace, &name, id);
+        let pod = (spec.pod.as_str(), spec.pod_uid.as_deref());
+        let subject = custody::request("quarantine", &namespace, &name, pod, id);
         let context = &service.context;
         let by = (spec.requested_by.as_str(), who.certificate);
         let logged = custody::authorised(context, &case, by, &subject, &spec.reason);

@@ -33,8 +33,9 @@ pub(super) async fn log_request(record: &Record, context: &Context) -> Result<()
     let spec = &record.object.spec;
     let subject = subject("quarantine", record);
     let request = custody::request_id(&record.object);
-    let authorised =
-        request.map(|id| custody::request("quarantine", &record.namespace(), &record.name(), id));
+    let pod = (spec.pod.as_str(), spec.pod_uid.as_deref());
+    let (namespace, name) = (record.namespace(), record.name());
+    let authorised = request.map(|id| custody::request("quarantine", &namespace, &name, pod, id));
     let asked = custody::Asked {
         event: CustodyEvent::Requested,
         who: &spec.requested_by,
