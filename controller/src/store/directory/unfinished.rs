@@ -20,6 +20,15 @@ pub(super) struct Left {
 }
 
 impl Left {
+    /// What was re-read behind its writer, to the end.
+    pub(super) fn reread(temporary: Arc<Temporary>, digests: Digests) -> Self {
+        Self {
+            temporary,
+            digests,
+            failure: None,
+        }
+    }
+
     /// Makes what is there of `path` durable and hashes it; nothing if it has its name after all.
     /// `failure`: why its writer stopped. Blocks.
     pub(super) fn settle(

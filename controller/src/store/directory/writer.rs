@@ -1,4 +1,5 @@
-//! Writes one object: a thread that writes and syncs, and one that reads back behind it.
+//! Writes one object: a thread that writes and syncs, and one that reads back behind it. A small object is
+//! written and read back in one go when it has come.
 //!
 //! ```text
 //! write() -> queue of 16 chunks -> block, up to 4 MiB -> pwrite (direct) -> fdatasync each 64 MiB
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc as marks;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use impound_evidence::{Digests, EvidencePath};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -27,6 +28,8 @@ use crate::store::{CollectionLock, Content, ObjectWriter, Receipt, StoreError, U
 
 /// Chunks that wait for the disk: 16 of half a MiB ride out 30 ms of a sync without stalling the stream.
 const QUEUE: usize = 16;
+/// Bytes up to which an object waits in memory for its end: documents, diffs, most listings.
+const SMALL: usize = 1 << 20;
 /// Bytes between syncs: what remains to be re-read at the end, well under a second of disk time.
 const SYNC_EVERY: u64 = 64 << 20;
 
@@ -166,9 +169,15 @@ pub(super) fn temporary_name(path: &EvidencePath) -> String {
     format!("{TEMPORARY}{}", path.file_name())
 }
 
-/// The running writer of one object.
+/// The writer of one object: small ones wait in memory for their end, and need no threads of their own.
 pub(super) struct Writer {
     temporary: Arc<Temporary>,
+    small: BytesMut,
+    running: Option<Running>,
+}
+
+/// The threads of a large object.
+struct Running {
     queue: mpsc::Sender<Command>,
     writing: JoinHandle<Result<(), StoreError>>,
     rereading: JoinHandle<Result<Option<Digests>, StoreError>>,
@@ -181,11 +190,50 @@ enum Command {
 
 impl Writer {
     pub(super) fn start(temporary: Temporary) -> Self {
-        let temporary = Arc::new(temporary);
+        Self {
+            temporary: Arc::new(temporary),
+            small: BytesMut::new(),
+            running: None,
+        }
+    }
+
+    /// Ends the writing: what came is durable and re-read, unless an error says otherwise.
+    async fn end(self) -> Result<(Arc<Temporary>, Digests), StoreError> {
+        let Self {
+            temporary,
+            small,
+            running,
+        } = self;
+        let lost = || StoreError::WriterLost {
+            at: temporary.name(),
+        };
+        let digests = match running {
+            Some(running) => {
+                // A failure to send is one of the thread, which `stop` reports.
+                let _ = running.queue.send(Command::End).await;
+                running.stop(&temporary).await?.ok_or_else(lost)?
+            }
+            None => {
+                let of = Arc::clone(&temporary);
+                let written = tokio::task::spawn_blocking(move || {
+                    let mut sink = Sink::new(&of, None);
+                    sink.take(&small)?;
+                    sink.end(true)?;
+                    reread::whole(&of.tree, &of.name(), of.reopen()?)
+                });
+                written.await.map_err(|_| lost())??
+            }
+        };
+        Ok((temporary, digests))
+    }
+}
+
+impl Running {
+    fn start(temporary: &Arc<Temporary>) -> Self {
         let (queue, commands) = mpsc::channel(QUEUE);
         let (mark, marks) = marks::channel();
-        let (of, reread_of) = (Arc::clone(&temporary), Arc::clone(&temporary));
-        let writing = tokio::task::spawn_blocking(move || Sink::new(&of, mark).run(commands));
+        let (of, reread_of) = (Arc::clone(temporary), Arc::clone(temporary));
+        let writing = tokio::task::spawn_blocking(move || Sink::new(&of, Some(mark)).run(commands));
         let rereading = tokio::task::spawn_blocking(move || {
             reread::follow(
                 &reread_of.tree,
@@ -195,7 +243,6 @@ impl Writer {
             )
         });
         Self {
-            temporary,
             queue,
             writing,
             rereading,
@@ -203,9 +250,8 @@ impl Writer {
     }
 
     /// Waits for both threads; the bytes are then durable unless an error says otherwise.
-    async fn stop(self) -> Result<(Arc<Temporary>, Option<Digests>), StoreError> {
+    async fn stop(self, temporary: &Temporary) -> Result<Option<Digests>, StoreError> {
         let Self {
-            temporary,
             queue,
             writing,
             rereading,
@@ -218,19 +264,16 @@ impl Writer {
         // A writer that finds nobody reading behind it stops: the reader knows why.
         let reread = rereading.await.map_err(lost)??;
         written?;
-        Ok((temporary, reread))
+        Ok(reread)
     }
-}
 
-#[async_trait]
-impl ObjectWriter for Writer {
-    async fn write(&mut self, data: Bytes) -> Result<(), StoreError> {
+    async fn write(&mut self, data: Bytes, temporary: &Temporary) -> Result<(), StoreError> {
         if self.queue.send(Command::Data(data)).await.is_ok() {
             return Ok(());
         }
         // The thread has ended, so it has failed: say why.
         let lost = || StoreError::WriterLost {
-            at: self.temporary.name(),
+            at: temporary.name(),
         };
         let again = lost();
         let writing = std::mem::replace(&mut self.writing, tokio::spawn(async { Err(again) }));
@@ -244,13 +287,28 @@ impl ObjectWriter for Writer {
             _ => Err(lost()),
         }
     }
+}
+
+#[async_trait]
+impl ObjectWriter for Writer {
+    async fn write(&mut self, data: Bytes) -> Result<(), StoreError> {
+        if self.running.is_none() && self.small.len() + data.len() <= SMALL {
+            self.small.extend_from_slice(&data);
+            return Ok(());
+        }
+        let running = self
+            .running
+            .get_or_insert_with(|| Running::start(&self.temporary));
+        let waiting = std::mem::take(&mut self.small).freeze();
+        if !waiting.is_empty() {
+            running.write(waiting, &self.temporary).await?;
+        }
+        running.write(data, &self.temporary).await
+    }
 
     async fn finish(self: Box<Self>, expected: Content) -> Result<Receipt, StoreError> {
-        // A failure to send is one of the thread, which `stop` reports.
-        let _ = self.queue.send(Command::End).await;
-        let (temporary, found) = self.stop().await?;
+        let (temporary, found) = self.end().await?;
         let name = temporary.name();
-        let found = found.ok_or_else(|| StoreError::WriterLost { at: name.clone() })?;
         if Content::from(found) != expected {
             return Err(StoreError::Mismatch {
                 at: name,
@@ -267,8 +325,11 @@ impl ObjectWriter for Writer {
     async fn keep(self: Box<Self>) -> Result<Box<dyn Unfinished>, StoreError> {
         let name = self.temporary.name();
         let temporary = Arc::clone(&self.temporary);
+        let failure = match self.end().await {
+            Ok((temporary, digests)) => return Ok(Box::new(Left::reread(temporary, digests))),
+            Err(error) => Some(error),
+        };
         // What the disk has taken is kept, also after it failed.
-        let failure = self.stop().await.err();
         let settle = move || {
             let (tree, lock) = (&temporary.tree, &temporary.lock);
             Left::settle(tree, lock, temporary.path.clone(), failure)?.ok_or_else(|| {
@@ -285,8 +346,10 @@ impl ObjectWriter for Writer {
     async fn abort(self: Box<Self>) -> Result<(), StoreError> {
         let name = self.temporary.name();
         let temporary = Arc::clone(&self.temporary);
-        // Only that the threads have ended counts: what they wrote is not wanted.
-        let _ = self.stop().await;
+        if let Some(running) = self.running {
+            // Only that the threads have ended counts: what they wrote is not wanted.
+            let _ = running.stop(&temporary).await;
+        }
         let remove = move || temporary.remove();
         tokio::task::spawn_blocking(remove)
             .await
@@ -297,7 +360,8 @@ impl ObjectWriter for Writer {
 /// The writing thread's state.
 struct Sink<'a> {
     of: &'a Temporary,
-    marks: marks::Sender<Mark>,
+    /// Who reads behind it, if somebody does.
+    marks: Option<marks::Sender<Mark>>,
     direct: bool,
     block: Block,
     written: u64,
@@ -307,7 +371,7 @@ struct Sink<'a> {
 }
 
 impl<'a> Sink<'a> {
-    fn new(of: &'a Temporary, marks: marks::Sender<Mark>) -> Self {
+    fn new(of: &'a Temporary, marks: Option<marks::Sender<Mark>>) -> Self {
         let direct = fs::fcntl_setfl(&of.file, OFlags::DIRECT).is_ok();
         Self {
             of,
@@ -332,16 +396,24 @@ impl<'a> Sink<'a> {
                 }
             }
         }
+        self.end(ended)
+    }
+
+    /// Makes what came durable. `whole`: as all that there will be.
+    fn end(&mut self, whole: bool) -> Result<(), StoreError> {
         // The last block is rarely a multiple of what direct I/O writes.
         self.buffered()?;
         self.flush()?;
-        if ended {
+        if whole {
             self.of.settle()?;
-            let mark = self.marks.send(Mark::End(self.written));
-            mark.map_err(|_| StoreError::WriterLost { at: self.of.name() })?;
-            return Ok(());
+            return self.mark(Mark::End(self.written));
         }
         fs::fsync(&self.of.file).map_err(|error| self.failed("sync it", error))
+    }
+
+    fn mark(&self, mark: Mark) -> Result<(), StoreError> {
+        let told = self.marks.as_ref().map_or(Ok(()), |to| to.send(mark));
+        told.map_err(|_| StoreError::WriterLost { at: self.of.name() })
     }
 
     fn take(&mut self, data: &[u8]) -> Result<(), StoreError> {
@@ -355,8 +427,7 @@ impl<'a> Sink<'a> {
             if self.written - self.synced >= SYNC_EVERY {
                 fs::fdatasync(&self.of.file).map_err(|error| self.failed("sync it", error))?;
                 self.synced = self.written;
-                let mark = self.marks.send(Mark::Synced(self.synced));
-                mark.map_err(|_| StoreError::WriterLost { at: self.of.name() })?;
+                self.mark(Mark::Synced(self.synced))?;
             }
             rest = self.block.fill(rest);
         }
