@@ -7,6 +7,7 @@
 //!   quick     inspect and diff of every container: the suspect's, then its neighbours'
 //!   full      of each of the suspect's containers: export, then commit, save, remove the image
 //!   derive    lists each tar while it arrives
+//!   close     no node is asked any more
 //!   containment.json   the Quarantine as it then stands
 //!   timeline  what happened when
 //!   finish    check, log, timestamp, manifest, signature
@@ -26,6 +27,7 @@ use impound_evidence::{
     StampAuthority, Timestamp,
 };
 use impound_proto::PeerId;
+use tokio::sync::Semaphore;
 
 use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
@@ -59,9 +61,20 @@ mod timeline;
 /// is restarted again and again must not keep the evidence from being sealed.
 const LOOKS: usize = 5;
 
+/// Exports and images that are received at the same time, of all collections together. Each holds up to 17
+/// threads of the runtime's pool (a writer and a re-reader for the tar and for each of its larger listings, two
+/// indexes and a hash) and some 20 MiB: without a bound they would wait for each other's threads, and memory would
+/// end first. Those that wait have not asked their agent for anything yet.
+const EXPORTS: usize = 16;
+/// Layers that are received at the same time: they are small, and evictions wait for them, so that they don't
+/// wait for exports.
+const LAYERS: usize = 8;
+
 /// Collects evidence. One for the whole process.
 pub struct Collector {
     store: Arc<dyn Store>,
+    exports: Semaphore,
+    layers: Semaphore,
     agents: AgentConnector,
     custody: Arc<CustodyAppender>,
     build: Build,
@@ -276,6 +289,8 @@ impl Collector {
     ) -> io::Result<Self> {
         Ok(Self {
             store,
+            exports: Semaphore::new(EXPORTS),
+            layers: Semaphore::new(LAYERS),
             agents,
             custody,
             build: this_build()?,
@@ -304,6 +319,13 @@ impl Collector {
         self.timestamps.as_deref().map(TimestampAuthority::trusted)
     }
 
+    /// Fewer exports and layers at the same time than the default.
+    #[must_use]
+    pub fn with_room_for(mut self, exports: usize, layers: usize) -> Self {
+        (self.exports, self.layers) = (Semaphore::new(exports), Semaphore::new(layers));
+        self
+    }
+
     /// Collects and seals, or goes on with a collection that was interrupted. A sealed one is left
     /// as it is and described. May be dropped at any point.
     ///
@@ -324,16 +346,19 @@ impl Collector {
             session.check_sealing().await?;
             return session.seal().await;
         }
-        session.store_script().await?;
-        session.store_before().await?;
-        session.quick_stage().await?;
-        let mut done = BTreeSet::new();
-        for _ in 0..LOOKS {
-            if !session.full_stage(&mut done).await? {
-                break;
+        if !session.is_closed().await? {
+            session.store_script().await?;
+            session.store_before().await?;
+            session.quick_stage().await?;
+            let mut done = BTreeSet::new();
+            for _ in 0..LOOKS {
+                if !session.full_stage(&mut done).await? {
+                    break;
+                }
             }
+            session.derive_missing().await?;
+            session.close().await?;
         }
-        session.derive_missing().await?;
         session.store_containment().await?;
         session.store_timeline().await?;
         session.begin_sealing().await?;

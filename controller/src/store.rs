@@ -189,7 +189,7 @@ impl fmt::Display for WriteOnce {
     }
 }
 
-/// A new object on its way. Dropping it leaves the bytes behind, as a crash would: see
+/// A new object on its way. Dropping it leaves behind what a crash would, all but the last MiB or so: see
 /// [`Store::leftover`].
 #[async_trait]
 pub trait ObjectWriter: Send {

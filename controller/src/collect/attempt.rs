@@ -5,14 +5,14 @@ use impound_evidence::{
 };
 use impound_proto::agent::v1 as wire;
 
-use super::derive::Deriving;
+use super::derive::{Deriving, Tap, What};
 use super::diff;
 use super::failure::{Failure, LOOK_UP, READ, cut, until, within};
 use super::fetch::{Ask, Wanted};
-use super::instant;
 use super::note::Begun;
-use super::receive::{self, ReceiveError};
+use super::receive::{self, Incoming, ReceiveError};
 use super::session::{Session, content};
+use super::{CollectError, instant};
 use crate::describe::describe;
 use crate::store::{Content, ObjectWriter, StoreError};
 
@@ -102,18 +102,15 @@ impl Session<'_> {
             received_started,
         };
         let mut writer = self.begin_object(path, &begun).await?;
-        let (mut deriving, tap) = match self.begin_deriving(path, &begun).await {
-            Ok(begun) => begun.unzip(),
-            Err(failure) => {
-                let aborted = writer.abort().await;
-                aborted.map_err(|error| self.store_error(error))?;
-                return Err(failure);
-            }
+        let (mut deriving, tap) = self.begin_listing(path, &begun).await?.unzip();
+        let kind = match wanted.ask {
+            Ask::Inspect { .. } => Incoming::Document,
+            _ => Incoming::Tar(tap),
         };
         let receiving = receive::body(
             &mut stream,
             writer.as_mut(),
-            tap,
+            kind,
             || until(wanted.deadline, silence),
             |bytes| self.board.received(path, bytes),
         );
@@ -139,6 +136,14 @@ impl Session<'_> {
                     (Failure::now(why, true), reasons, instant(received.finished))
                 }
             },
+            // Left as a crash would leave it: what has stopped taking bytes can't keep them now.
+            Err(ReceiveError::Stalled) => {
+                let stalled = StoreError::Stalled {
+                    at: path.to_string(),
+                    seconds: receive::STALL.as_secs(),
+                };
+                return Err(Failure::Fatal(self.store_error(stalled)));
+            }
             Err(error) => (Failure::receive(&error), vec![cut(describe(&error))], None),
         };
         // The image stands still on the node: the next attempt brings the same bytes.
@@ -147,11 +152,34 @@ impl Session<'_> {
             .leave(vec![(writer, &begun)], worthless, &reasons, finished)
             .await?;
         match (deriving, kept.first()) {
-            (Some(deriving), Some(tar)) => self.keep_deriving(deriving, tar).await?,
-            (Some(deriving), None) => self.drop_deriving(deriving).await?,
+            (Some(deriving), Some(tar)) => {
+                if let Err(failure) = self.keep_deriving(deriving, tar).await {
+                    let (why, _) = failure.reason()?;
+                    self.record_failed(&format!("listing {tar}"), &why).await?;
+                }
+            }
+            (Some(deriving), None) => self.drop_deriving(deriving).await,
             (None, _) => {}
         }
         Err(failure)
+    }
+
+    /// Opens the listings of a tar that is about to arrive; none if it is no tar, or if that failed: it
+    /// is recorded, and they are made later.
+    async fn begin_listing(
+        &self,
+        path: &EvidencePath,
+        begun: &Begun,
+    ) -> Result<Option<(Deriving, Tap)>, CollectError> {
+        let wanted = self.listings(path, begun.method)?;
+        match self.begin_deriving(path, begun, &wanted).await {
+            Ok(begun) => Ok(begun),
+            Err(failure) => {
+                self.record_failed(&format!("listing {path}"), &failure.words())
+                    .await?;
+                Ok(None)
+            }
+        }
     }
 
     /// Stores an artifact, and then the listings that were made of it, if it is a tar. Without them
@@ -170,7 +198,7 @@ impl Session<'_> {
         let content = match finished {
             Ok(content) => content,
             Err(failure) => {
-                self.drop_deriving(deriving).await?;
+                self.drop_deriving(deriving).await;
                 return Err(failure);
             }
         };
@@ -279,7 +307,10 @@ impl Session<'_> {
         record: ArtifactRecord,
         writer: Box<dyn ObjectWriter>,
     ) -> Result<Content, Failure> {
-        self.record_read(&[&record]).await?;
+        match What::of(record.method).is_empty() {
+            true => self.record_read(&[&record]).await?,
+            false => self.record_read_surely(&record).await?,
+        }
         let expected = content(&record);
         match writer.finish(expected).await {
             Ok(receipt) => {
@@ -320,7 +351,8 @@ impl Session<'_> {
         if let Some(error) = failed {
             for (record, kept) in durable {
                 let reasons = vec![cut(describe(&error))];
-                match error.is_full() {
+                // What is made here is made again: a part of a set must not pass for all of it.
+                match error.is_full() || record.method == Method::Derived {
                     true => kept
                         .discard()
                         .await

@@ -79,6 +79,8 @@ impl Failure {
         match error {
             ReceiveError::Status(status) => Self::status(status),
             ReceiveError::Store(error) => Self::store(error),
+            // The container does not change its description for being asked again.
+            ReceiveError::TooLong => Self::now(describe(error), false),
             error => Self::now(describe(error), true),
         }
     }
@@ -102,6 +104,14 @@ impl Failure {
         match self {
             Self::Fatal(error) => Err(error),
             Self::Attempt { why, again, .. } => Ok((why, again)),
+        }
+    }
+
+    /// The reason, of something that nothing else depends on.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::Fatal(error) => cut(describe(error)),
+            Self::Attempt { why, .. } => why.clone(),
         }
     }
 

@@ -106,7 +106,7 @@ impl Session<'_> {
     }
 
     /// Does without an artifact; the manifest says so and why, and nothing is missing for it.
-    async fn forgo(&self, path: &EvidencePath, why: String) -> Result<(), CollectError> {
+    pub(super) async fn forgo(&self, path: &EvidencePath, why: String) -> Result<(), CollectError> {
         tracing::info!(case = %self.at.case, collection = %self.at.name, %path, reason = why, "left out");
         self.board.given_up(path, false, &why);
         self.note(|note| note.forgone.insert(path.clone(), why))

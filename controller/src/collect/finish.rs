@@ -36,27 +36,57 @@ impl Session<'_> {
         self.noted(|note| note.sealing.is_some()).await
     }
 
-    /// Ends collecting: from here on the manifest is settled.
-    pub(super) async fn begin_sealing(&self) -> Result<(), CollectError> {
-        // No writer is at work any more: what has no name is of an attempt that failed.
+    /// Ends collecting, for later runs too: what was restarted meanwhile would be in no timeline. The log says
+    /// what was given up, as the note lies unsigned in the store while a controller is away.
+    pub(super) async fn close(&self) -> Result<(), CollectError> {
+        self.settle_rest().await?;
+        let missing = self.given_up();
+        let what = format!("collecting is over; {}", giving_up(&missing));
+        let entry = Entry::new(Event::Verified, Collector::who(), what);
+        self.append(vec![entry]).await?;
+        self.note(|note| note.closed = Some(missing)).await
+    }
+
+    /// Whether an earlier run has ended collecting; takes over what it had given up.
+    pub(super) async fn is_closed(&self) -> Result<bool, CollectError> {
+        let Some(missing) = self.noted(|note| note.closed.clone()).await else {
+            return Ok(false);
+        };
+        let ending = giving_up(&missing);
+        if !self.has_said(&ending, |_| true) {
+            return Err(self.changed_note());
+        }
+        for Missing { path, reason } in missing {
+            self.miss(&path, false, reason);
+        }
+        self.quick_done();
+        Ok(true)
+    }
+
+    fn given_up(&self) -> Vec<Missing> {
+        self.all_missing()
+            .into_iter()
+            .map(|(path, reason)| Missing { path, reason })
+            .collect()
+    }
+
+    /// No writer is at work any more: what has no name is of an attempt that failed.
+    async fn settle_rest(&self) -> Result<(), CollectError> {
         let left = self.collector.store.leftovers(&self.lock).await;
         for path in left.map_err(|error| self.store_error(error))? {
             self.settle(&path, &BTreeMap::new()).await?;
         }
-        let logged = self.collector.custody.entries(&self.at).await;
-        let logged = logged.map_err(|error| self.seal_error(error))?;
-        let requested = |entry: &&Entry| entry.event == Event::Requested;
-        let mut requested = logged.iter().filter(requested);
-        let missing = self
-            .all_missing()
-            .into_iter()
-            .map(|(path, reason)| Missing { path, reason })
-            .collect();
+        Ok(())
+    }
+
+    /// Everything is stored: from here on the manifest is settled.
+    pub(super) async fn begin_sealing(&self) -> Result<(), CollectError> {
+        self.settle_rest().await?;
         let settled = Settled {
             created: Timestamp::now(),
-            claimed: requested.clone().any(|entry| entry.claimed),
-            certificate: requested.find_map(|entry| entry.certificate_sha256),
-            missing,
+            claimed: self.requester.claimed,
+            certificate: self.requester.certificate,
+            missing: self.given_up(),
             storage: Some(self.collector.store.write_once().into()),
             authority: self
                 .collector
@@ -103,22 +133,30 @@ impl Session<'_> {
         let Some((settled, head)) = noted.await else {
             return Ok(());
         };
-        let ending = naming(settled);
-        let said = self.entries.iter().any(|entry| {
+        let is_head = |entry: &Entry| head.size.checked_sub(1) == Some(entry.seq);
+        match self.has_said(&naming(settled), is_head) {
+            true => Ok(()),
+            false => Err(self.changed_note()),
+        }
+    }
+
+    /// Whether the log has an entry of a controller that ends so.
+    fn has_said(&self, ending: &str, which: impl Fn(&Entry) -> bool) -> bool {
+        self.entries.iter().any(|entry| {
             entry.event == Event::Verified
                 && entry.who == Collector::who()
-                && head.size.checked_sub(1) == Some(entry.seq)
-                && entry.what.ends_with(&ending)
-        });
-        if said {
-            return Ok(());
-        }
-        Err(CollectError::Note {
+                && entry.what.ends_with(ending)
+                && which(entry)
+        })
+    }
+
+    fn changed_note(&self) -> CollectError {
+        CollectError::Note {
             at: self.at.to_string(),
             reason:
                 "it is not the one that the custody log has the SHA-256 of: somebody has changed it"
                     .to_owned(),
-        })
+        }
     }
 
     /// Log, timestamp, manifest, signature, `Sealed`: each step once, also over several runs.
@@ -253,6 +291,14 @@ impl Session<'_> {
             warnings,
         }
     }
+}
+
+/// How the entry ends that names what was given up until collecting ended.
+fn giving_up(missing: &[Missing]) -> String {
+    // Serialising to memory fails only for maps with keys that are no strings; there are none.
+    let sha256 = Sha256::of(&serde_json::to_vec(missing).unwrap_or_default());
+    let count = missing.len();
+    format!("{count} were given up, and the list of them has SHA-256 {sha256}")
 }
 
 /// How the entry ends that names what was settled.

@@ -38,6 +38,8 @@ impl Session<'_> {
         for (known, paths) in containers.iter().zip(paths) {
             let container = known.container.id.as_str();
             let ask = Ask::Export { container };
+            // Before the container stands still: it has little time to.
+            let turn = self.collector.exports.acquire().await;
             if self.stored(&paths.export).is_none() {
                 self.stand_still(known, &paths.export).await?;
             }
@@ -51,6 +53,7 @@ impl Session<'_> {
             let fetched = self.fetch(&export).await;
             // If no byte came, nobody has let go yet.
             self.let_go().await?;
+            drop(turn);
             let expected = match fetched? {
                 Fetched::Stored(content) => content.size,
                 Fetched::GivenUp(_) => 0,

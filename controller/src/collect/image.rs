@@ -90,6 +90,7 @@ impl Session<'_> {
             expected_bytes,
             deadline: None,
         };
+        let _turn = self.collector.exports.acquire().await;
         self.fetch(&wanted).await
     }
 

@@ -37,7 +37,11 @@ pub(super) struct Note {
     pub(super) forgone: BTreeMap<EvidencePath, String>,
     /// What somebody should look after.
     pub(super) warnings: Vec<String>,
-    /// Set when collecting is over: from then on nothing but the seal changes.
+    /// Set when collecting is over: what was given up. From then on no node is asked for anything, by no
+    /// run, so that what is made of the whole collection stays true of it.
+    #[serde(default)]
+    pub(super) closed: Option<Vec<Missing>>,
+    /// Set when everything is stored: from then on nothing but the seal changes.
     pub(super) sealing: Option<Sealing>,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{TryStreamExt as _, stream};
 use impound_evidence::{ContainerRole, EvidencePath};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::CollectError;
 use super::fetch::{Ask, Wanted};
@@ -28,13 +28,18 @@ impl Session<'_> {
             .containers(&self.job.neighbours, ContainerRole::Neighbour)
             .await?;
         self.quick(&self.job.target.node, &neighbours).await?;
+        self.quick_done();
+        Ok(())
+    }
+
+    /// Tells that evictions need not wait any longer, and what could not be had before them.
+    pub(super) fn quick_done(&self) {
         let failures = self
             .all_missing()
             .iter()
             .map(|(path, why)| format!("{path}: {why}"))
             .collect();
         self.board.quick_done(failures);
-        Ok(())
     }
 
     /// Inspect and diff of some containers.
@@ -52,7 +57,8 @@ impl Session<'_> {
 
     async fn quick_one(&self, node: &str, known: &Known) -> Result<(), CollectError> {
         let container = known.container.id.as_str();
-        let deadline = Some(Instant::now() + ONE);
+        let until = Instant::now() + ONE;
+        let deadline = Some(until);
         let [inspect, text, lines] = self.quick_paths(known)?;
         let inspected = Wanted {
             node,
@@ -72,6 +78,13 @@ impl Session<'_> {
         self.fetch(&diffed).await?;
         let Some(layer) = self.layer_path(known).await? else {
             return Ok(());
+        };
+        if self.stored(&layer).is_some() {
+            return Ok(());
+        }
+        let Ok(_turn) = timeout_at(until, self.collector.layers.acquire()).await else {
+            let why = format!("its turn did not come within {} s", ONE.as_secs());
+            return self.forgo(&layer, why).await;
         };
         let layer = Wanted {
             node,

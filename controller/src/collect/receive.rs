@@ -2,7 +2,7 @@
 //! on to the store's writer.
 //!
 //! ```text
-//! connection task (TLS, HTTP/2) -> this loop -> queue -> hashing thread (SHA-256)
+//! connection task (TLS, HTTP/2) -> this loop -> queue -> hashing thread (SHA-256, a tar's end)
 //!                                            -> queues -> the listing threads, of a tar
 //!                                            -> queue -> the writer's threads
 //! ```
@@ -11,8 +11,8 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use impound_evidence::{Completeness, Sha256, Sha256Hasher};
+use bytes::{Bytes, BytesMut};
+use impound_evidence::{Completeness, Sha256, Sha256Hasher, TarEnd};
 use impound_proto::agent::v1 as wire;
 use impound_proto::tls::explain;
 use tokio::sync::mpsc;
@@ -30,6 +30,21 @@ const REASONS: usize = 16;
 const QUEUE: usize = 16;
 /// Most bytes of one chunk, of the wire contract.
 const CHUNK_LIMIT: usize = 1 << 20;
+/// Bytes below which chunks are gathered. An agent of ours sends larger ones, but for the last.
+const GATHERED: usize = 64 << 10;
+/// Most bytes of a document: what the runtime says of a container has some KiB, and who reads it later
+/// reads it whole.
+pub(super) const DOCUMENT: u64 = 16 << 20;
+/// Longest time until the store takes a chunk: longer than an object store's retries.
+pub(super) const STALL: Duration = Duration::from_secs(600);
+
+/// What is on its way.
+pub(super) enum Incoming {
+    /// JSON, of at most [`DOCUMENT`] bytes.
+    Document,
+    /// A tar of any size, whose bytes also go there.
+    Tar(Option<Tap>),
+}
 
 /// An artifact that arrived to its trailer.
 pub(super) struct Received {
@@ -77,6 +92,9 @@ pub(super) enum ReceiveError {
     /// Too large or empty.
     #[error("expected a chunk of 1 to {CHUNK_LIMIT} bytes, the agent sent {0}")]
     Chunk(usize),
+    /// More than a document has.
+    #[error("expected a document of at most {DOCUMENT} bytes, the agent sent more")]
+    TooLong,
     /// The trailer is about other bytes.
     #[error("{expected} were announced by the agent's trailer, {found} arrived")]
     Differs {
@@ -91,6 +109,9 @@ pub(super) enum ReceiveError {
     /// The store did not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store stands still: nothing can be kept there either.
+    #[error("the store has not taken the next bytes for {} s", STALL.as_secs())]
+    Stalled,
     /// The hashing thread ended.
     #[error("the thread that hashes it ended unexpectedly")]
     HasherLost,
@@ -110,50 +131,36 @@ pub(super) async fn header(
     }
 }
 
-/// Everything behind the header. A tar's bytes also go to `tap`. `limit` is asked how long the next
-/// message may take, `watch` told how many bytes have come.
+/// Everything behind the header. `limit` is asked how long the next message may take, `watch` told how many
+/// bytes have come.
 pub(super) async fn body(
     stream: &mut Streaming<wire::ArtifactMessage>,
     writer: &mut dyn ObjectWriter,
-    tap: Option<Tap>,
+    incoming: Incoming,
     limit: impl Fn() -> Duration,
     watch: impl Fn(u64),
 ) -> Result<Received, ReceiveError> {
-    let (to_hash, chunks) = mpsc::channel(QUEUE);
-    let hashing = tokio::task::spawn_blocking(move || hash(chunks));
-    let mut at = 0;
-    let trailer = loop {
-        match next(stream, limit()).await? {
-            Some(Message::Chunk(chunk)) => {
-                if chunk.offset != at {
-                    return Err(ReceiveError::Gap {
-                        expected: at,
-                        found: chunk.offset,
-                    });
-                }
-                if chunk.data.is_empty() || chunk.data.len() > CHUNK_LIMIT {
-                    return Err(ReceiveError::Chunk(chunk.data.len()));
-                }
-                at += chunk.data.len() as u64;
-                to_hash
-                    .send(chunk.data.clone())
-                    .await
-                    .map_err(|_| ReceiveError::HasherLost)?;
-                if let Some(tap) = &tap {
-                    tap.send(&chunk.data).await?;
-                }
-                writer.write(chunk.data).await?;
-                watch(at);
-            }
-            Some(Message::Trailer(trailer)) => break trailer,
-            other => {
-                return Err(ReceiveError::Order {
-                    expected: "a chunk or a trailer",
-                    found: name(other.as_ref()),
-                });
-            }
-        }
+    let (tar, most, tap) = match incoming {
+        Incoming::Document => (None, DOCUMENT, None),
+        Incoming::Tar(tap) => (Some(TarEnd::new()), u64::MAX, tap),
     };
+    let (to_hash, chunks) = mpsc::channel(QUEUE);
+    let hashing = tokio::task::spawn_blocking(move || hash(chunks, tar));
+    let mut intake = Intake {
+        to_hash,
+        tap,
+        writer,
+        gathered: BytesMut::new(),
+    };
+    let came = chunks_of(stream, &mut intake, most, &limit, watch).await;
+    // Also of what broke off: what came is kept. A store that stands still is not asked again.
+    let flushed = match came {
+        Err(ReceiveError::Stalled) => Ok(()),
+        _ => intake.flush().await,
+    };
+    drop(intake);
+    let (trailer, at) = came?;
+    flushed?;
     // An error status behind the trailer takes it back.
     if let Some(more) = next(stream, limit()).await? {
         return Err(ReceiveError::Order {
@@ -161,12 +168,7 @@ pub(super) async fn body(
             found: name(Some(&more)),
         });
     }
-    drop(to_hash);
-    let sha256 = hashing.await.map_err(|_| ReceiveError::HasherLost)?;
-    let tar = match tap {
-        Some(tap) => Some(tap.end().await?),
-        None => None,
-    };
+    let (sha256, tar) = hashing.await.map_err(|_| ReceiveError::HasherLost)?;
     let found = Content { size: at, sha256 };
     let announced =
         Sha256::try_from(trailer.sha256.as_slice()).map_err(|_| ReceiveError::NoDigest)?;
@@ -182,6 +184,88 @@ pub(super) async fn body(
         completeness: verdict(&trailer, tar),
         finished: trailer.finished,
     })
+}
+
+/// The chunks up to the trailer, and how many bytes they had.
+async fn chunks_of(
+    stream: &mut Streaming<wire::ArtifactMessage>,
+    intake: &mut Intake<'_>,
+    most: u64,
+    limit: &impl Fn() -> Duration,
+    watch: impl Fn(u64),
+) -> Result<(wire::ArtifactTrailer, u64), ReceiveError> {
+    let mut at = 0;
+    loop {
+        match next(stream, limit()).await? {
+            Some(Message::Chunk(chunk)) => {
+                if chunk.offset != at {
+                    return Err(ReceiveError::Gap {
+                        expected: at,
+                        found: chunk.offset,
+                    });
+                }
+                if chunk.data.is_empty() || chunk.data.len() > CHUNK_LIMIT {
+                    return Err(ReceiveError::Chunk(chunk.data.len()));
+                }
+                at += chunk.data.len() as u64;
+                if at > most {
+                    return Err(ReceiveError::TooLong);
+                }
+                intake.take(chunk.data).await?;
+                watch(at);
+            }
+            Some(Message::Trailer(trailer)) => return Ok((trailer, at)),
+            other => {
+                return Err(ReceiveError::Order {
+                    expected: "a chunk or a trailer",
+                    found: name(other.as_ref()),
+                });
+            }
+        }
+    }
+}
+
+/// Where the bytes go.
+struct Intake<'w> {
+    to_hash: mpsc::Sender<Bytes>,
+    tap: Option<Tap>,
+    writer: &'w mut dyn ObjectWriter,
+    /// Of chunks that are small: each would hold the buffer that it came in, and cost a turn of every thread.
+    gathered: BytesMut,
+}
+
+impl Intake<'_> {
+    async fn take(&mut self, chunk: Bytes) -> Result<(), ReceiveError> {
+        if chunk.len() < GATHERED {
+            self.gathered.extend_from_slice(&chunk);
+            return match self.gathered.len() < GATHERED {
+                true => Ok(()),
+                false => self.flush().await,
+            };
+        }
+        self.flush().await?;
+        self.pass(chunk).await
+    }
+
+    async fn flush(&mut self) -> Result<(), ReceiveError> {
+        match self.gathered.is_empty() {
+            true => Ok(()),
+            false => {
+                let gathered = self.gathered.split().freeze();
+                self.pass(gathered).await
+            }
+        }
+    }
+
+    async fn pass(&mut self, data: Bytes) -> Result<(), ReceiveError> {
+        in_time(self.to_hash.send(data.clone()))
+            .await?
+            .map_err(|_| ReceiveError::HasherLost)?;
+        if let Some(tap) = &mut self.tap {
+            tap.send(&data).await;
+        }
+        Ok(in_time(self.writer.write(data)).await??)
+    }
 }
 
 /// The agent's word, unless the bytes themselves say otherwise.
@@ -206,12 +290,25 @@ fn verdict(trailer: &wire::ArtifactTrailer, tar: Option<Completeness>) -> Comple
     }
 }
 
-fn hash(mut chunks: mpsc::Receiver<Bytes>) -> Sha256 {
+fn hash(
+    mut chunks: mpsc::Receiver<Bytes>,
+    mut tar: Option<TarEnd>,
+) -> (Sha256, Option<Completeness>) {
     let mut hasher = Sha256Hasher::new();
     while let Some(chunk) = chunks.blocking_recv() {
         hasher.update(&chunk);
+        if let Some(tar) = &mut tar {
+            tar.update(&chunk);
+        }
     }
-    hasher.finish()
+    (hasher.finish(), tar.map(TarEnd::finish))
+}
+
+/// What is taken within [`STALL`].
+async fn in_time<T>(taken: impl Future<Output = T>) -> Result<T, ReceiveError> {
+    timeout(STALL, taken)
+        .await
+        .map_err(|_| ReceiveError::Stalled)
 }
 
 async fn next(

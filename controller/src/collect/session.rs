@@ -2,21 +2,28 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use impound_evidence::{
     ArtifactRecord, BUNDLE, CHECKPOINT, CHECKPOINT_STAMP, CUSTODY, Entry, Event, EvidencePath,
-    MANIFEST, Method,
+    MANIFEST, Method, Sha256,
 };
 use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
 
 use super::note::Note;
 use super::standstill::Standstill;
 use super::{CollectError, CollectionJob, Collector};
 use crate::agents::AgentConnection;
+use crate::describe::describe;
 use crate::progress::Board;
 use crate::reconcile::custody::authorisation;
 use crate::seal::SealError;
 use crate::store::{CollectionId, CollectionLock, Content, Receipt, StoreError};
+
+/// How long a finished export is held while the custody log can't be written: to ask for it again would cost
+/// another full read of the container, which may be another one by then.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(super) struct Session<'a> {
     pub(super) collector: &'a Collector,
@@ -26,12 +33,22 @@ pub(super) struct Session<'a> {
     pub(super) board: Board<'a>,
     /// What the custody log said of the collection when the session began.
     pub(super) entries: Vec<Entry>,
+    pub(super) requester: Requester,
     note: AsyncMutex<Note>,
     stored: Mutex<BTreeMap<EvidencePath, Kept>>,
     missing: Mutex<BTreeMap<EvidencePath, String>>,
     pub(super) connections: AsyncMutex<HashMap<String, Arc<AgentConnection>>>,
     /// The container that is being exported, if it does not change meanwhile.
     pub(super) standstill: Mutex<Option<Standstill>>,
+}
+
+/// What the log says of who asked.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Requester {
+    /// Whether the name is only claimed.
+    pub(super) claimed: bool,
+    /// SHA-256 of the certificate, if one was shown.
+    pub(super) certificate: Option<Sha256>,
 }
 
 /// An artifact that may enter the manifest: its record, and the store's receipt for exactly that.
@@ -80,20 +97,21 @@ impl<'a> Session<'a> {
                 reason: error.to_string(),
             })?,
         };
-        let session = Self {
+        let mut session = Self {
             collector,
             job,
             at,
             lock,
             board,
             entries,
+            requester: Requester::default(),
             note: AsyncMutex::new(note),
             stored: Mutex::default(),
             missing: Mutex::default(),
             connections: AsyncMutex::default(),
             standstill: Mutex::default(),
         };
-        session.begin().await?;
+        session.requester = session.begin().await?;
         Ok(session)
     }
 
@@ -104,6 +122,39 @@ impl<'a> Session<'a> {
         records: &[&ArtifactRecord],
     ) -> Result<(), CollectError> {
         self.record(Event::Read, records).await
+    }
+
+    /// As [`Session::record_read`], for what must not be asked for again: tried until [`PATIENCE`] is over
+    /// while the log can't be written.
+    pub(super) async fn record_read_surely(
+        &self,
+        record: &ArtifactRecord,
+    ) -> Result<(), CollectError> {
+        let until = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_millis(50);
+        let mut written = self.record_read(&[record]).await;
+        loop {
+            match written {
+                Err(error) if error.is_transient() && Instant::now() < until => {
+                    tracing::warn!(case = %self.at.case, collection = %self.at.name, path = %record.path, error = describe(&error), "the custody log is tried again");
+                    tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                    pause = (pause * 2).min(Duration::from_secs(15));
+                }
+                written => return written,
+            }
+            // Of a try that failed the entry may be there, and only its signature not.
+            let is_it = |entry: &Entry| {
+                entry.event == Event::Read && entry.artifact.as_ref() == Some(record)
+            };
+            written = match self.collector.custody.entries(&self.at).await {
+                Ok(entries) if entries.iter().any(is_it) => {
+                    let settled = self.collector.custody.settle(&self.at.case).await;
+                    settled.map(drop).map_err(|error| self.seal_error(error))
+                }
+                Ok(_) => self.record_read(&[record]).await,
+                Err(error) => Err(self.seal_error(error)),
+            };
+        }
     }
 
     /// Records what was stored; only then it counts.
@@ -236,8 +287,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The first entry of the log says whose collection this is.
-    async fn begin(&self) -> Result<(), CollectError> {
+    /// The first entry of the log says whose collection this is. What is known of the requester.
+    async fn begin(&self) -> Result<Requester, CollectError> {
         let pod = &self.job.target;
         let what = format!(
             "collection of pod {}/{} (uid {}) on node {}",
@@ -245,16 +296,21 @@ impl<'a> Session<'a> {
         );
         let requested = |entry: &&Entry| entry.event == Event::Requested;
         let Some(first) = self.entries.iter().find(requested) else {
-            let case = self.collector.custody.case_entries(&self.at.case).await;
+            let case = self.collector.custody.of_case(&self.at.case).await;
             let case = case.map_err(|error| self.seal_error(error))?;
             let mut entry = Entry::new(Event::Requested, self.job.requested_by.clone(), what)
                 .because(self.job.reason.clone());
             let (who, reason) = (&self.job.requested_by, &self.job.reason);
             let request = self.job.request.as_ref();
             let authorised = request.and_then(|request| authorisation(&case, who, request, reason));
-            entry.claimed = authorised.is_none();
-            entry.certificate_sha256 = authorised.and_then(|entry| entry.certificate_sha256);
-            return self.append(vec![entry]).await;
+            let certificate = authorised.and_then(|entry| entry.certificate_sha256);
+            let requester = Requester {
+                claimed: authorised.is_none(),
+                certificate,
+            };
+            (entry.claimed, entry.certificate_sha256) = (requester.claimed, certificate);
+            self.append(vec![entry]).await?;
+            return Ok(requester);
         };
         let same = first.who == self.job.requested_by
             && first.what == what
@@ -277,7 +333,11 @@ impl<'a> Session<'a> {
             )
             .await?;
         }
-        Ok(())
+        let mut requests = self.entries.iter().filter(requested);
+        Ok(Requester {
+            claimed: requests.clone().any(|entry| entry.claimed),
+            certificate: requests.find_map(|entry| entry.certificate_sha256),
+        })
     }
 
     /// Compares what the log says with what the store holds, and settles what was cut off.

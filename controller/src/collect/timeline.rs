@@ -10,13 +10,12 @@ use super::CollectError;
 use super::derive::Output;
 use super::failure::{Failure, cut};
 use super::note::Begun;
+use super::receive::DOCUMENT;
 use super::session::Session;
 use crate::describe::describe;
 
 /// File name in a collection.
 const NAME: &str = "timeline.jsonl";
-/// Longest description of a container or of a containment that is read, in bytes.
-const DOCUMENT: u64 = 16 << 20;
 /// Bytes of lines that are gathered before they are written.
 const PIECE: usize = 64 << 10;
 
@@ -89,14 +88,8 @@ impl Session<'_> {
             moments.extend(found);
         }
         // Also what happened to the case, as the containment; not to its other collections.
-        let log = self.collector.custody.case_entries(&self.at.case).await;
-        let mut log = log.map_err(|error| self.seal_error(error))?;
-        log.retain(|entry| {
-            entry
-                .collection
-                .as_ref()
-                .is_none_or(|of| *of == self.at.name)
-        });
+        let log = self.collector.custody.entries_around(&self.at).await;
+        let log = log.map_err(|error| self.seal_error(error))?;
         let entries = log.iter().filter(|entry| Moment::is_of_interest(entry));
         moments.extend(entries.map(Moment::of_entry));
         moments.sort_by_key(|moment| moment.datetime);
@@ -133,8 +126,7 @@ impl Session<'_> {
 
     /// Leaves nothing of a timeline that can't be finished.
     async fn give_up(&self, output: Output, why: String) -> Result<(), Failure> {
-        let aborted = output.abort().await;
-        aborted.map_err(|error| self.store_error(error))?;
+        self.drop_outputs(vec![output]).await;
         Err(Failure::now(cut(why), false))
     }
 
@@ -164,8 +156,9 @@ impl Session<'_> {
             clock_offset_ms: None,
             received_started: Timestamp::now(),
         };
-        let writer = self.begin_object(path, &begun).await?;
-        Ok(Output::new(None, path.clone(), begun, writer))
+        self.note(|note| note.begun.insert(path.clone(), begun.clone()))
+            .await?;
+        self.open_output(None, path.clone(), begun).await
     }
 
     async fn document(&self, path: &EvidencePath) -> Result<Vec<u8>, CollectError> {

@@ -212,6 +212,14 @@ pub enum StoreError {
         /// Why, and what would have them.
         reason: &'static str,
     },
+    /// The store hangs.
+    #[error("{at}: the store has not taken the next bytes for {seconds} s")]
+    Stalled {
+        /// `<case>/<collection>/<path>`
+        at: String,
+        /// How long.
+        seconds: u64,
+    },
     /// A writer's thread ended without saying why.
     #[error("{at}: the thread that writes it ended unexpectedly")]
     WriterLost {
@@ -235,6 +243,7 @@ impl StoreError {
             | Self::Full { .. }
             | Self::Io { .. }
             | Self::LogMoved { .. }
+            | Self::Stalled { .. }
             | Self::WriterLost { .. } => true,
             Self::Remote { source, .. } => source.is_passing(),
             _ => false,

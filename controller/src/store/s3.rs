@@ -85,7 +85,7 @@ struct Inner {
     /// Keys that this process has writers for.
     open: Mutex<HashSet<String>>,
     /// Where custody logs end, as this process knows it.
-    ends: Mutex<HashMap<CollectionId, u64>>,
+    ends: Mutex<HashMap<CollectionId, log::End>>,
 }
 
 impl S3Store {
@@ -197,7 +197,7 @@ impl Inner {
         let failed = |source| remote(&at.to_string(), "list what is unfinished", source);
         let listed = self
             .bucket
-            .list(&prefix, MOST_FILES)
+            .list(&prefix, None, MOST_FILES)
             .await
             .map_err(failed)?;
         let path = |key: &str| key.strip_prefix(&prefix).unwrap_or(key).parse();
@@ -222,7 +222,7 @@ impl Inner {
         let failed = |source| remote(&at.to_string(), "list it", source);
         let listed = self
             .bucket
-            .list(&prefix, MOST_FILES)
+            .list(&prefix, None, MOST_FILES)
             .await
             .map_err(failed)?;
         let (mut files, mut refused) = (Vec::new(), Vec::new());

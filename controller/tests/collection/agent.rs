@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -82,12 +83,40 @@ pub(crate) struct State {
     pub(crate) selects_badly: bool,
     /// The agent's clock minus the controller's.
     pub(crate) clock_offset: Duration,
+    /// Exports and images that are being sent now, and the most there ever were.
+    pub(crate) sending: Arc<Sending>,
+    /// What is said of a container; of others something short.
+    pub(crate) inspects: HashMap<String, Vec<u8>>,
     /// Attempts that the containers of this pod and name are restarted to, one at each export.
     pub(crate) restarts: Vec<(
         (&'static str, &'static str, &'static str),
         &'static str,
         u32,
     )>,
+}
+
+/// How many tars are on their way.
+#[derive(Default)]
+pub(crate) struct Sending {
+    now: AtomicUsize,
+    pub(crate) most: AtomicUsize,
+}
+
+/// One of them, until it is dropped.
+struct OneMore(Arc<Sending>);
+
+impl OneMore {
+    fn new(sending: Arc<Sending>) -> Self {
+        let now = sending.now.fetch_add(1, Ordering::SeqCst) + 1;
+        sending.most.fetch_max(now, Ordering::SeqCst);
+        Self(sending)
+    }
+}
+
+impl Drop for OneMore {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// The agent and what it was made of.
@@ -277,8 +306,11 @@ impl FakeAgent {
         if matches!(fault, Some(Fault::ErrorBehindTrailer)) {
             messages.push(Err(Status::data_loss("it was not all after all")));
         }
+        let tar = media == "application/x-tar";
+        let sending = tar.then(|| OneMore::new(Arc::clone(&self.state.lock().unwrap().sending)));
         stream::iter(messages)
-            .map(|message| {
+            .map(move |message| {
+                let _until_dropped = &sending;
                 message.map(|message| ArtifactMessage {
                     message: Some(message),
                 })
@@ -339,7 +371,8 @@ impl Agent for FakeAgent {
             .exports
             .get(&id)
             .ok_or_else(|| Status::not_found(format!("no container {id}")))?;
-        let json = format!("{{\"Id\":\"{id}\"}}").into_bytes();
+        let said = self.state.lock().unwrap().inspects.get(&id).cloned();
+        let json = said.unwrap_or_else(|| format!("{{\"Id\":\"{id}\"}}").into_bytes());
         Ok(Response::new(self.stream(
             &id,
             "application/json",

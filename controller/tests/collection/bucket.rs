@@ -18,6 +18,7 @@ use impound_evidence::{EvidencePath, LockMode};
 mod contract;
 mod faults;
 mod lock;
+mod log;
 mod objects;
 mod proxy;
 mod races;

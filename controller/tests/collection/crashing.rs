@@ -9,7 +9,7 @@ use impound_controller::store::StoreError;
 use impound_evidence::{ArtifactRecord, Event, Method, Outcome};
 
 use super::agent::Fault;
-use super::fixture::Fixture;
+use super::fixture::{Fixture, POD};
 use super::interrupted::Interrupted;
 
 /// Runs until the store stands still after `allowed` operations; whether it ended by itself.
@@ -331,4 +331,80 @@ async fn the_image_of_a_container_that_is_gone_is_saved_by_the_next_run() {
         saved > 5,
         "only {saved} runs ended with an image on the node"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_made_of_the_whole_collection_is_true_of_all_that_is_collected() {
+    let whole = Fixture::small().await;
+    whole.run().await.unwrap();
+    let (mut closed, mut again) = (0, 0);
+    for allowed in (60..).step_by(2) {
+        let fixture = Fixture::small().await;
+        let ended = run_until(&fixture, allowed, true).await;
+        lose_what_was_not_durable(&fixture).await;
+        // While no controller is there, the container is restarted.
+        fixture.agent.add(POD, "app", 1, 3_000);
+        run_again(&fixture).await;
+        if ended {
+            break;
+        }
+        let manifest = fixture.manifest();
+        let of = |path: &str| path.ends_with("/inspect.json") || path.ends_with(".changes.jsonl");
+        let sources: Vec<_> = manifest
+            .artifacts
+            .iter()
+            .filter(|record| of(record.path.as_str()))
+            .collect();
+        let timeline = manifest.artifact(&"timeline.jsonl".parse().unwrap());
+        let timeline = timeline.unwrap();
+        for source in &sources {
+            assert!(
+                timeline.derived_from.contains(&source.path),
+                "killed after operation {allowed}: {} is not in the timeline",
+                source.path
+            );
+        }
+        match sources.len() {
+            2 => closed += 1,
+            _ => again += 1,
+        }
+    }
+    assert!(closed > 3 && again > 3, "{closed} and {again}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_given_up_can_not_be_taken_out_of_the_note() {
+    let mut refused = 0;
+    for allowed in (60..).step_by(3) {
+        let fixture = Fixture::small().await;
+        fixture
+            .agent
+            .fail("commit", Fault::Status(tonic::Code::ResourceExhausted));
+        let ended = run_until(&fixture, allowed, true).await;
+        if ended {
+            break;
+        }
+        let store = fixture.store();
+        let note = store.note(&fixture.id()).await.unwrap();
+        let Some(note) = note else { continue };
+        let mut note: serde_json::Value = serde_json::from_slice(&note).unwrap();
+        if note["closed"].is_null() || !note["sealing"].is_null() {
+            continue;
+        }
+        assert_eq!(note["closed"].as_array().unwrap().len(), 1);
+        note["closed"] = serde_json::json!([]);
+        let lock = loop {
+            match store.lock(&fixture.id()).await {
+                Err(StoreError::Busy { .. }) => tokio::task::yield_now().await,
+                lock => break lock.unwrap(),
+            }
+        };
+        let changed = serde_json::to_vec(&note).unwrap();
+        store.save_note(&lock, changed).await.unwrap();
+        drop(lock);
+        let error = fixture.run().await.unwrap_err();
+        assert!(matches!(error, CollectError::Note { .. }), "{error}");
+        refused += 1;
+    }
+    assert!(refused > 0);
 }

@@ -1,4 +1,5 @@
-//! A store that stands still after so many operations, as if the process had been killed there.
+//! A store that stands still after so many operations, as if the process had been killed there, or refuses
+//! some of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +21,25 @@ pub(crate) struct Gate {
     /// Whether the last operation is still carried out.
     after: bool,
     reached: tokio::sync::Notify,
+    refuses: Box<Refuses>,
+}
+
+/// Whether an operation is refused. Asked once for each.
+type Refuses = dyn Fn(Operation<'_>) -> bool + Send + Sync;
+
+/// What can be refused.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Operation<'a> {
+    /// A writer for this path.
+    Open(&'a str),
+    /// Reading it from this byte on.
+    Read(&'a str, u64),
+    /// The name of what is durable.
+    KeepAs(&'a str),
+    /// Telling the truth about the bytes that are durable, without a name yet.
+    Reread(&'a str),
+    /// These lines in the custody log.
+    Append(&'a str),
 }
 
 impl Interrupted {
@@ -28,6 +48,24 @@ impl Interrupted {
             left: AtomicUsize::new(allowed),
             after,
             reached: tokio::sync::Notify::new(),
+            refuses: Box::new(|_| false),
+        };
+        Self {
+            inner,
+            gate: Arc::new(gate),
+        }
+    }
+
+    /// Never stands still, but refuses what it is told to, as a disk that fails.
+    pub(crate) fn refusing(
+        inner: Arc<dyn Store>,
+        refuses: impl Fn(Operation<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let gate = Gate {
+            left: AtomicUsize::new(usize::MAX),
+            after: false,
+            reached: tokio::sync::Notify::new(),
+            refuses: Box::new(refuses),
         };
         Self {
             inner,
@@ -44,6 +82,17 @@ impl Gate {
     /// Returns once the store stands still.
     pub(crate) async fn reached(&self) {
         self.reached.notified().await;
+    }
+
+    fn ask(&self, operation: Operation<'_>) -> Result<(), StoreError> {
+        match (self.refuses)(operation) {
+            false => Ok(()),
+            true => Err(StoreError::Io {
+                at: format!("{operation:?}"),
+                step: "do that",
+                source: std::io::Error::other("the test refuses it"),
+            }),
+        }
     }
 
     async fn pass<T>(&self, operation: impl Future<Output = T>) -> T {
@@ -82,6 +131,7 @@ impl Store for Interrupted {
         lock: &CollectionLock,
         at: &EvidencePath,
     ) -> Result<Box<dyn ObjectWriter>, StoreError> {
+        self.gate.ask(Operation::Open(at.as_str()))?;
         let inner = self.gate.pass(self.inner.writer(lock, at)).await?;
         Ok(Box::new(Writer {
             inner,
@@ -134,6 +184,7 @@ impl Store for Interrupted {
         path: &EvidencePath,
         offset: u64,
     ) -> Result<ObjectReader, StoreError> {
+        self.gate.ask(Operation::Read(path.as_str(), offset))?;
         self.inner.read(at, path, offset).await
     }
 
@@ -152,6 +203,8 @@ impl Store for Interrupted {
         size: u64,
         lines: Vec<u8>,
     ) -> Result<u64, StoreError> {
+        let text = std::str::from_utf8(&lines).unwrap();
+        self.gate.ask(Operation::Append(text))?;
         self.gate.pass(self.inner.append_log(at, size, lines)).await
     }
 
@@ -230,7 +283,10 @@ impl Unfinished for Left {
     }
 
     fn content(&self) -> Content {
-        self.inner.content()
+        match self.gate.ask(Operation::Reread(self.intended().as_str())) {
+            Ok(()) => self.inner.content(),
+            Err(_) => Content::of(b"a disk that forgets"),
+        }
     }
 
     fn take_failure(&mut self) -> Option<StoreError> {
@@ -238,6 +294,7 @@ impl Unfinished for Left {
     }
 
     async fn keep_as(self: Box<Self>, at: &EvidencePath) -> Result<Receipt, StoreError> {
+        self.gate.ask(Operation::KeepAs(at.as_str()))?;
         self.gate.pass(self.inner.keep_as(at)).await
     }
 

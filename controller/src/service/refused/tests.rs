@@ -40,7 +40,7 @@ impl Scene {
 
     /// Who, what and why of every refusal in the log, without times.
     async fn log(&self) -> Vec<(String, String, String)> {
-        let entries = self.custody.case_entries(&self.case).await.unwrap();
+        let entries = self.custody.of_case(&self.case).await.unwrap();
         let refused = entries
             .into_iter()
             .filter(|entry| entry.event == Event::Refused);

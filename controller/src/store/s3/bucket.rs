@@ -187,12 +187,17 @@ impl Bucket {
         self.http.patience()
     }
 
-    /// Objects whose keys begin with `prefix`, ordered by key; at most `limit`.
-    pub(super) async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<Listed>, S3Error> {
+    /// Objects whose keys begin with `prefix`, ordered by key, those behind the key `after`; at most `limit`.
+    pub(super) async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, S3Error> {
         let mut found = Vec::new();
         let mut token = None;
         loop {
-            let page = self.page(prefix, None, token).await?;
+            let page = self.page(prefix, None, after, token).await?;
             found.extend(page.contents);
             if found.len() > limit {
                 return Err(S3Error::Request(format!(
@@ -211,7 +216,7 @@ impl Bucket {
         let mut found = Vec::new();
         let mut token = None;
         loop {
-            let page = self.page(prefix, Some("/"), token).await?;
+            let page = self.page(prefix, Some("/"), None, token).await?;
             for below in page.common_prefixes {
                 let name = below.prefix.strip_prefix(prefix).unwrap_or_default();
                 found.push(name.trim_end_matches('/').to_owned());
@@ -227,16 +232,21 @@ impl Bucket {
         &self,
         prefix: &str,
         delimiter: Option<&str>,
+        after: Option<&str>,
         token: Option<String>,
     ) -> Result<ObjectPage, S3Error> {
         let mut request = Request::new(Method::GET, "");
+        let after = after.filter(|_| token.is_none());
         if let Some(token) = token {
             request = request.query("continuation-token", token);
         }
         if let Some(delimiter) = delimiter {
             request = request.query("delimiter", delimiter);
         }
-        let request = request.query("list-type", "2").query("prefix", prefix);
+        let mut request = request.query("list-type", "2").query("prefix", prefix);
+        if let Some(after) = after {
+            request = request.query("start-after", after);
+        }
         let answer = self.document(&request, "ListBucketResult").await?;
         xml::read("ListBucketResult", &answer.body)
     }

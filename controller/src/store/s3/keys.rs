@@ -7,6 +7,7 @@
 //! <prefix>/.impound/collections/<case>/<collection>/collection.json   that there is a collection
 //! <prefix>/.impound/collections/<case>/<collection>/note.json         the collector's note
 //! <prefix>/.impound/collections/<case>/<collection>/unfinished/<path> that <path> has no name yet
+//! <prefix>/.impound/collections/<case>/<collection>/custody/<offset>-<end>.jsonl   some pieces of the log, joined
 //! <prefix>/.impound/canary/<uuid>                           what was tried at start
 //! ```
 //! A case begins with no dot, so nothing of a case is below `.impound`.
@@ -81,7 +82,27 @@ pub(super) fn segment(place: &Place, at: &CollectionId, offset: u64) -> String {
 
 /// Where a piece begins, from its name.
 pub(super) fn segment_offset(name: &str) -> Option<u64> {
-    let digits = name.strip_suffix(".jsonl")?;
+    number(name.strip_suffix(".jsonl")?)
+}
+
+/// What keys of copies of several pieces begin with.
+pub(super) fn copies(place: &Place, at: &CollectionId) -> String {
+    place.key(&format!("{COLLECTIONS}/{at}/{SEGMENTS}/"))
+}
+
+/// A copy of the pieces of the custody log from `offset` to `end`, in bytes.
+pub(super) fn joined(place: &Place, at: &CollectionId, offset: u64, end: u64) -> String {
+    let below = copies(place, at);
+    format!("{below}{offset:0DIGITS$}-{end:0DIGITS$}.jsonl")
+}
+
+/// Where such a copy begins and ends, from its name.
+pub(super) fn joined_range(name: &str) -> Option<(u64, u64)> {
+    let (offset, end) = name.strip_suffix(".jsonl")?.split_once('-')?;
+    Some((number(offset)?, number(end)?))
+}
+
+fn number(digits: &str) -> Option<u64> {
     let plain = digits.len() == DIGITS && digits.bytes().all(|c| c.is_ascii_digit());
     plain.then(|| digits.parse().ok())?
 }
