@@ -31,6 +31,9 @@ pub use error::StoreError;
 /// none blocks the runtime.
 #[async_trait]
 pub trait Store: Send + Sync {
+    /// Whether what is stored can be read again without crossing a network.
+    fn is_local(&self) -> bool;
+
     /// Makes an empty collection. Fails with [`StoreError::CollectionExists`] if there is one.
     async fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError>;
 

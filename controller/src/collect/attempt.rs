@@ -172,7 +172,7 @@ impl Session<'_> {
         begun: &Begun,
     ) -> Result<Option<(Deriving, Tap)>, CollectError> {
         let wanted = self.listings(path, begun.method)?;
-        match self.begin_deriving(path, begun, &wanted).await {
+        match self.begin_deriving(path, begun, &wanted, true).await {
             Ok(begun) => Ok(begun),
             Err(failure) => {
                 self.record_failed(&format!("listing {path}"), &failure.words())

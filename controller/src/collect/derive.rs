@@ -4,8 +4,9 @@
 //! receive loop -> queue -> thread: files, SHA-256 --> pieces -> this task -> the store's writers
 //!              -> queue -> thread: files, MD5 -----/
 //! ```
-//! Two threads, as MD5 alone is slower than everything else: an export waits for the slower one only
-//! if that is slower than the runtime. Nothing is read a second time, except where listings are missing of
+//! Two threads, as MD5 alone is slower than everything else. On a machine whose processors have enough to
+//! do it does not keep up; the body file and MD5 hashes are then made of the stored tar, while the runtime
+//! commits: an export does not wait for them. Nothing is read a second time, except where listings are missing of
 //! a tar that is stored, after a crash or a failure of theirs: then the stored tar is, see
 //! [`Session::derive_missing`]. No failure of a listing costs a tar.
 //!
@@ -114,12 +115,13 @@ impl Session<'_> {
         Ok(wanted)
     }
 
-    /// Opens files for a tar that is going to arrive as `tar`, or is read again; none if none is `wanted`.
+    /// Opens files for a tar that is `arriving` as `tar`, or is read again; none if none is `wanted`.
     pub(super) async fn begin_deriving(
         &self,
         tar: &EvidencePath,
         of: &Begun,
         wanted: &[What],
+        arriving: bool,
     ) -> Result<Option<(Deriving, Tap)>, Failure> {
         if wanted.is_empty() {
             return Ok(None);
@@ -169,7 +171,9 @@ impl Session<'_> {
             }
         }
         let body = wanted.contains(&What::Body) || wanted.contains(&What::Md5);
-        let (threads, tap) = threads::start(of.method, changes, body);
+        // From a store on the network it would come a second time.
+        let hurried = arriving && self.collector.store.is_local();
+        let (threads, tap) = threads::start(of.method, changes, body, hurried);
         let deriving = Deriving {
             outputs,
             diff,
@@ -214,6 +218,20 @@ impl Session<'_> {
     /// Makes the listings that stored tars lack: a crash came between the two, the store had no room, or a
     /// thread failed. What can't be made is recorded as missing.
     pub(super) async fn derive_missing(&self) -> Result<(), CollectError> {
+        for (tar, listing, why) in self.catch_up().await? {
+            self.record_failed(&format!("listing {tar}"), &why).await?;
+            let why = format!("the tar is stored, and could not be listed: {why}");
+            self.miss(&listing, false, why);
+        }
+        Ok(())
+    }
+
+    /// The same, but what can't be made may be tried again: of each such tar its name, that of the first listing
+    /// it lacks, and why.
+    pub(super) async fn catch_up(
+        &self,
+    ) -> Result<Vec<(EvidencePath, EvidencePath, String)>, CollectError> {
+        let mut failed = Vec::new();
         let stored = self.all_stored();
         let find = |path: &EvidencePath| stored.iter().find(|record| record.path == *path);
         for tar in &stored {
@@ -235,12 +253,9 @@ impl Session<'_> {
                 continue;
             };
             let (why, _) = failure.reason()?;
-            self.record_failed(&format!("listing {}", tar.path), &why)
-                .await?;
-            let why = format!("the tar is stored, and could not be listed: {why}");
-            self.miss(&self.listing(&tar.path, *first)?, false, why);
+            failed.push((tar.path.clone(), self.listing(&tar.path, *first)?, why));
         }
-        Ok(())
+        Ok(failed)
     }
 
     /// The listings that are not there of a stored tar. Of a broken one those without a line were not kept.
@@ -278,7 +293,8 @@ impl Session<'_> {
         wanted: &[What],
     ) -> Result<(), Failure> {
         let begun = begun_of(tar);
-        let Some((mut deriving, mut tap)) = self.begin_deriving(intended, &begun, wanted).await?
+        let Some((mut deriving, mut tap)) =
+            self.begin_deriving(intended, &begun, wanted, false).await?
         else {
             return Ok(());
         };
@@ -328,6 +344,14 @@ impl Session<'_> {
         deriving.spool().await;
         let lost = || Failure::now("a thread that lists it ended early or stood still", true);
         let indexed = deriving.threads.end().await.ok_or_else(lost)?;
+        if deriving.threads.body_is_behind() {
+            let is_late = |output: &Output| matches!(output.what, Some(What::Body | What::Md5));
+            let (late, outputs) = std::mem::take(&mut deriving.outputs)
+                .into_iter()
+                .partition(is_late);
+            deriving.outputs = outputs;
+            self.drop_outputs(late).await;
+        }
         if let (Some(changes), Some(diff)) = (&indexed.changes, deriving.diff.clone()) {
             let mut rest = Vec::new();
             let failed = |error| Failure::store(&error);

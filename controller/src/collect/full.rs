@@ -58,8 +58,13 @@ impl Session<'_> {
                 Fetched::Stored(content) => content.size,
                 Fetched::GivenUp(_) => 0,
             };
-            self.image(known, &paths.repository, paths.image, expected)
-                .await?;
+            // What the export left behind is caught up with while the runtime commits.
+            let (image, listed) = futures::join!(
+                self.image(known, &paths.repository, paths.image, expected),
+                self.catch_up()
+            );
+            image?;
+            listed?;
         }
         Ok(true)
     }

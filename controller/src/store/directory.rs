@@ -69,6 +69,10 @@ impl DirectoryStore {
 
 #[async_trait]
 impl Store for DirectoryStore {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     async fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError> {
         self.blocking(at, |tree, at| tree.create_collection(&at))
             .await

@@ -273,6 +273,10 @@ impl<T: std::hash::Hash + Eq + Send> Drop for Held<T> {
 
 #[async_trait]
 impl Store for S3Store {
+    fn is_local(&self) -> bool {
+        false
+    }
+
     async fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError> {
         let bucket = &self.inner.bucket;
         let key = keys::marker(&bucket.config.place, at);

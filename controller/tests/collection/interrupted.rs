@@ -114,6 +114,10 @@ impl Gate {
 
 #[async_trait]
 impl Store for Interrupted {
+    fn is_local(&self) -> bool {
+        self.inner.is_local()
+    }
+
     async fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError> {
         self.gate.pass(self.inner.create_collection(at)).await
     }
