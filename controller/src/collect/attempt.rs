@@ -152,6 +152,9 @@ impl Session<'_> {
             .leave(vec![(writer, &begun)], worthless, &reasons, finished)
             .await?;
         match (deriving, kept.first()) {
+            (Some(deriving), Some(_)) if deriving.is_behind() => {
+                self.drop_deriving(deriving).await;
+            }
             (Some(deriving), Some(tar)) => {
                 if let Err(failure) = self.keep_deriving(deriving, tar).await {
                     let (why, _) = failure.reason()?;
@@ -202,7 +205,9 @@ impl Session<'_> {
                 return Err(failure);
             }
         };
-        if let Err(failure) = self.finish_deriving(deriving, &path).await {
+        if deriving.is_behind() {
+            self.drop_deriving(deriving).await;
+        } else if let Err(failure) = self.finish_deriving(deriving, &path).await {
             let (why, _) = failure.reason()?;
             self.record_failed(&format!("listing {path}"), &why).await?;
         }

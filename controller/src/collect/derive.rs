@@ -4,9 +4,9 @@
 //! receive loop -> queue -> thread: files, SHA-256 --> pieces -> this task -> the store's writers
 //!              -> queue -> thread: files, MD5 -----/
 //! ```
-//! Two threads, as MD5 alone is slower than everything else. On a machine whose processors have enough to
-//! do it does not keep up; the body file and MD5 hashes are then made of the stored tar, while the runtime
-//! commits: an export does not wait for them. Nothing is read a second time, except where listings are missing of
+//! Two threads, as MD5 alone is slower than everything else; they get what nothing else wants of the
+//! processors. If that is too little to keep up, they are given up and the listings made of the stored tar, while
+//! the runtime commits: an export does not wait for them. Otherwise nothing is read a second time, except where listings are missing of
 //! a tar that is stored, after a crash or a failure of theirs: then the stored tar is, see
 //! [`Session::derive_missing`]. No failure of a listing costs a tar.
 //!
@@ -26,7 +26,7 @@ use crate::describe::describe;
 use crate::store::StoreError;
 pub(super) use output::Output;
 pub(super) use threads::Tap;
-use threads::{PIECE, Threads};
+use threads::{Lack, PIECE, Threads};
 
 mod lines;
 mod output;
@@ -98,6 +98,13 @@ impl Deriving {
         if let Some(output) = of {
             output.write(bytes).await;
         }
+    }
+}
+
+impl Deriving {
+    /// Whether the tar was faster than its listings, which are made of the stored tar then.
+    pub(super) fn is_behind(&self) -> bool {
+        self.threads.lack() == Some(Lack::Behind)
     }
 }
 
@@ -342,16 +349,8 @@ impl Session<'_> {
     ) -> Result<(), Failure> {
         // After a broken stream there may be some left.
         deriving.spool().await;
-        let lost = || Failure::now("a thread that lists it ended early or stood still", true);
-        let indexed = deriving.threads.end().await.ok_or_else(lost)?;
-        if deriving.threads.body_is_behind() {
-            let is_late = |output: &Output| matches!(output.what, Some(What::Body | What::Md5));
-            let (late, outputs) = std::mem::take(&mut deriving.outputs)
-                .into_iter()
-                .partition(is_late);
-            deriving.outputs = outputs;
-            self.drop_outputs(late).await;
-        }
+        let lost = |_| Failure::now("a thread that lists it ended early or stood still", true);
+        let indexed = deriving.threads.end().await.map_err(lost)?;
         if let (Some(changes), Some(diff)) = (&indexed.changes, deriving.diff.clone()) {
             let mut rest = Vec::new();
             let failed = |error| Failure::store(&error);

@@ -51,6 +51,10 @@ impl Seen {
 ///
 /// # Errors
 /// If the API does not answer, or the pod is gone or another one has its name.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is one thing of its own, read from the record once"
+)]
 pub async fn check(
     client: &Client,
     namespace: &str,
