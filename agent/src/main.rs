@@ -5,6 +5,10 @@ use impound_agent::config::{Arguments, LogFormat, Mode};
 use impound_agent::confine::Confinement;
 use tracing_subscriber::EnvFilter;
 
+/// Threads of the runtime. One moves 600 MB/s with hashing, more than Docker exports, and a stream whose tasks
+/// stay on one thread costs fewer turns of a suspect node's processors.
+const WORKERS: usize = 1;
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     init_log(arguments.log_format)?;
@@ -13,6 +17,7 @@ fn main() -> anyhow::Result<()> {
     // Before the first thread: each one inherits it.
     confinement(&arguments.mode).apply()?;
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
         .enable_all()
         .build()?
         .block_on(impound_agent::run(arguments.mode))
