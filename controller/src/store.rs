@@ -72,6 +72,10 @@ pub trait Store: Send + Sync {
         expected: Content,
     ) -> Result<Receipt, StoreError>;
 
+    /// Removes the directories in which nothing is: those of objects that were begun and left nothing. A verifier
+    /// takes an empty one for added. Nothing may be written to the collection meanwhile.
+    async fn prune(&self, lock: &CollectionLock) -> Result<(), StoreError>;
+
     /// The files of a collection with their sizes in bytes, ordered by path; unfinished ones are
     /// not among them.
     async fn list(&self, at: &CollectionId) -> Result<Vec<StoredFile>, StoreError>;

@@ -82,6 +82,8 @@ impl Session<'_> {
     /// Everything is stored: from here on the manifest is settled.
     pub(super) async fn begin_sealing(&self) -> Result<(), CollectError> {
         self.settle_rest().await?;
+        let pruned = self.collector.store.prune(&self.lock).await;
+        pruned.map_err(|error| self.store_error(error))?;
         let settled = Settled {
             created: Timestamp::now(),
             claimed: self.requester.claimed,

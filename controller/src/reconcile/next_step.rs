@@ -37,9 +37,9 @@ pub const RELEASE: [StepName; 8] = [
 /// node and the evidence are needed all the more.
 pub const BLOCKED_AFTER: u32 = 3;
 
-/// Attempts, the last of them half a minute apart, after which a quarantine whose policy or strip is still
+/// Attempts, half a minute in all, after which a quarantine whose policy or strip is still
 /// refused is called failed. They go on being tried.
-const CALLED_FAILED_AFTER: u32 = 8;
+const CALLED_FAILED_AFTER: u32 = 7;
 
 /// What a quarantine needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -109,6 +109,11 @@ impl Store for DirectoryStore {
         Ok(Box::new(writer::Writer::start(temporary)))
     }
 
+    async fn prune(&self, lock: &CollectionLock) -> Result<(), StoreError> {
+        self.blocking(lock.collection(), |tree, at| tree.prune(&at))
+            .await
+    }
+
     async fn leftovers(&self, lock: &CollectionLock) -> Result<Vec<EvidencePath>, StoreError> {
         self.blocking(lock.collection(), |tree, at| tree.temporaries(&at))
             .await

@@ -277,6 +277,11 @@ impl Store for S3Store {
         false
     }
 
+    /// A bucket has no directories.
+    async fn prune(&self, _: &CollectionLock) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError> {
         let bucket = &self.inner.bucket;
         let key = keys::marker(&bucket.config.place, at);

@@ -12,7 +12,6 @@ use impound_proto::tls::TlsFiles;
 use tokio::net::TcpListener;
 
 use super::fixture::{DIRECTORY, Fixture, NODE, POD, names};
-use super::interrupted::Interrupted;
 
 /// Docker's answer to a command, or the end of the test.
 fn docker(arguments: &[&str]) -> String {
@@ -249,13 +248,18 @@ async fn a_real_container_is_collected_whole_and_leaves_no_image() {
 async fn killed_in_the_middle_of_a_real_export_the_next_run_has_both_parts() {
     let container = Container::run("dd if=/dev/urandom of=/data/random bs=1048576 count=40");
     let fixture = fixture().await;
-    // About half of the export, after the layer and its listings, which are as much.
-    let store = Interrupted::new(fixture.store(), 240, true);
-    let gate = store.gate();
-    let collector = fixture.collector(Arc::new(store));
+    let (export, _) = names("app", &container.id);
+    let collector = fixture.collector(fixture.store());
+    let mut seen = fixture.progress.subscribe();
+    let half = seen.wait_for(|progress| {
+        progress
+            .artifacts
+            .iter()
+            .any(|artifact| artifact.path.as_str().ends_with(&export) && artifact.bytes > 16 << 20)
+    });
     tokio::select! {
         ended = collector.run(of(&fixture, &container), &fixture.progress) => panic!("it ended: {ended:?}"),
-        () = gate.reached() => {}
+        half = half => drop(half.unwrap()),
     }
     while fixture.store().lock(&fixture.id()).await.is_err() {
         tokio::task::yield_now().await;
@@ -264,7 +268,6 @@ async fn killed_in_the_middle_of_a_real_export_the_next_run_has_both_parts() {
     assert_eq!(sealed.outcome, Outcome::Complete);
     let manifest = fixture.manifest();
     assert!(manifest.missing.is_empty());
-    let (export, _) = names("app", &container.id);
     let size = |name: &str| {
         let path = format!("{DIRECTORY}/app/{name}");
         manifest

@@ -118,6 +118,10 @@ impl Store for Interrupted {
         self.inner.is_local()
     }
 
+    async fn prune(&self, lock: &CollectionLock) -> Result<(), StoreError> {
+        self.gate.pass(self.inner.prune(lock)).await
+    }
+
     async fn create_collection(&self, at: &CollectionId) -> Result<(), StoreError> {
         self.gate.pass(self.inner.create_collection(at)).await
     }

@@ -238,6 +238,8 @@ async fn whatever_is_done_in_a_case_is_in_its_custody_log_in_order() {
         (Event::Requested, ALICE, false, why("beaconing")),
         (Event::Contained, US, false, contained),
         (Event::Requested, ALICE, false, why("beaconing")),
+        // What could not be had is settled, then everything that is stored.
+        (Event::Verified, US, false, None),
         (Event::Verified, US, false, None),
         (Event::Failed, US, false, stamp),
         (Event::Sealed, US, false, None),

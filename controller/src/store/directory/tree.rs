@@ -264,6 +264,36 @@ impl Tree {
         Ok(found)
     }
 
+    /// Removes the directories in which nothing is, deepest first. Nothing is followed.
+    pub(super) fn prune(&self, at: &CollectionId) -> Result<(), StoreError> {
+        self.prune_below(at, "", &self.collection(at)?)
+    }
+
+    fn prune_below(
+        &self,
+        at: &CollectionId,
+        below: &str,
+        directory: &OwnedFd,
+    ) -> Result<(), StoreError> {
+        for (entry, kind) in self.entries(&format!("{at}/{below}"), directory)? {
+            let Ok(path) = format!("{below}{entry}").parse::<EvidencePath>() else {
+                continue;
+            };
+            if kind != FileType::Directory {
+                continue;
+            }
+            let shown = name(at, &path);
+            let inner = self.below(directory.as_fd(), &entry, &shown, false)?;
+            self.prune_below(at, &format!("{path}/"), &inner)?;
+            match fs::unlinkat(directory, entry.as_str(), AtFlags::REMOVEDIR) {
+                Ok(()) => self.sync(&shown, directory)?,
+                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => {}
+                Err(error) => return Err(self.failed(&shown, "remove it, which is empty", error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Everything in the collection, files ordered by path. Nothing is followed.
     pub(super) fn walk(&self, at: &CollectionId) -> Result<Walk, StoreError> {
         let mut walk = Walk::default();
