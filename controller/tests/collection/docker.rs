@@ -246,7 +246,7 @@ async fn a_real_container_is_collected_whole_and_leaves_no_image() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_in_the_middle_of_a_real_export_the_next_run_has_both_parts() {
-    let container = Container::run("dd if=/dev/urandom of=/data/random bs=1048576 count=40");
+    let container = Container::run("dd if=/dev/urandom of=/data/random bs=1048576 count=160");
     let fixture = fixture().await;
     let (export, _) = names("app", &container.id);
     let collector = fixture.collector(fixture.store());

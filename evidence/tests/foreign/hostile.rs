@@ -444,7 +444,7 @@ pub(crate) fn corpus() -> Vec<Case> {
                 ),
                 file(b"etc/shadow", b"x"),
             ]),
-            &["path_conflict", "sparse"],
+            &["path_conflict", "sparse", "sparse_map"],
             None,
         ),
         case(
@@ -705,9 +705,10 @@ fn holes_are_hashed_up_to_a_limit_and_what_is_not_is_counted() {
             (b"GNU.sparse.realsize", size.as_bytes()),
         ];
         let map = format!("1\n{size}\n0\n");
+        let made_up = format!("GNUSparseFile.0/{name}");
         [
             pax(b'x', &records),
-            with(header(b"GNUSparseFile.0/x", b'0', 512), map.as_bytes()),
+            with(header(made_up.as_bytes(), b'0', 512), map.as_bytes()),
         ]
         .concat()
     };
