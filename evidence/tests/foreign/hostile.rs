@@ -453,7 +453,7 @@ pub(crate) fn corpus() -> Vec<Case> {
                 pax(b'x', &[(b"GNU.sparse.name", b"tmp/x")]),
                 file(b"etc/shadow", b"x"),
             ]),
-            &["path_conflict", "sparse"],
+            &["path_conflict", "sparse", "sparse_map"],
             None,
         ),
         case(
