@@ -15,6 +15,9 @@ use super::world::{CONTROLLER, eventually};
 /// Scenes at a time: each has a cluster and a controller.
 const AT_ONCE: usize = 6;
 
+/// The third attempt at a step has been made within this time.
+const THIRD_ATTEMPT: Duration = Duration::from_secs(8);
+
 /// What was begun before the trouble ends within this time: a containment is sent at once.
 const BURST: Duration = Duration::from_millis(1500);
 
@@ -74,14 +77,9 @@ async fn waited(during: During, faults: Vec<Fault>, done_all_the_same: bool) -> 
         During::Quarantine => scene.ask().await,
         During::Release => scene.ask_for_release().await,
     }
-    let enough = match during {
-        During::Quarantine => 6,
-        During::Release => 1,
-    };
     eventually("the fault is met", || async {
         let hits: usize = faults.iter().map(kube_memory::FaultHandle::hits).sum();
-        // After the third refusal of a policy or strip (a conflict is met twice each time) the rest goes on, at once: that is no waiting.
-        if hits > enough {
+        if hits > 1 {
             Ok(())
         } else {
             Err(format!("{hits} times"))
@@ -94,6 +92,10 @@ async fn waited(during: During, faults: Vec<Fault>, done_all_the_same: bool) -> 
     };
     if done_all_the_same {
         scene.ended(phase).await;
+    }
+    // After the third refusal of a policy or strip the rest goes on, once and at once: that is no waiting.
+    if during == During::Quarantine {
+        tokio::time::sleep(THIRD_ATTEMPT).await;
     }
     tokio::time::sleep(BURST).await;
     let before = scene.world.requests().len();
