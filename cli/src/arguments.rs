@@ -29,7 +29,10 @@ pub(crate) struct Impound {
     pub(crate) command: Command,
 }
 
-const EXITS: &str = "\
+/// The exit codes, at the end of every help.
+macro_rules! exits {
+    () => {
+        "\
 Exit codes:
   0  done; evidence is intact and complete
   1  failed, or evidence is not intact
@@ -38,19 +41,15 @@ Exit codes:
   4  the controller refused
   5  the controller, or what it needs (the agent, the store, the Kubernetes API), could not be reached
   6  no such pod, node, quarantine, collection or file
-130  interrupted; what was asked for goes on in the cluster";
+130  interrupted; what was asked for goes on in the cluster"
+    };
+}
 
-const LONG: &str = "\
-Exit codes:
-  0  done; evidence is intact and complete
-  1  failed, or evidence is not intact
-  2  the command line or a local file is wrong
-  3  evidence is intact, but something that was asked for is missing (partial)
-  4  the controller refused
-  5  the controller, or what it needs (the agent, the store, the Kubernetes API), could not be reached
-  6  no such pod, node, quarantine, collection or file
-130  interrupted; what was asked for goes on in the cluster
+const EXITS: &str = exits!();
 
+const LONG: &str = concat!(
+    exits!(),
+    "\n\n\
 Examples:
   # See what would be done, then do it and follow it until the evidence is sealed
   impound quarantine web-5d4f-x7 -n shop --case INC-7 --reason \"shell in container\" --dry-run
@@ -58,7 +57,8 @@ Examples:
 
   # Copy the evidence and check it, trusting nothing but the public key
   impound evidence get INC-7 web-5d4f-x7
-  impound verify INC-7/web-5d4f-x7 --key evidence.pub";
+  impound verify INC-7/web-5d4f-x7 --key evidence.pub"
+);
 
 /// How the controller is reached, and how answers are shown.
 #[derive(Debug, Args)]
