@@ -49,9 +49,9 @@ use crate::service::{Counted, Refusals, Service};
 /// Threads of the runtime: the work is waiting, copying and hashing, and hashing has its own.
 const WORKERS: usize = 2;
 
-/// Threads for blocking work. An export holds 17 of them for its whole length (a writer and a re-reader for
-/// the tar and each of its six listings, two indexes and a hash): with tokio's 512, thirty exports at once
-/// would wait for each other for ever. They are idle most of the time and cost address space.
+/// Threads for blocking work. An export holds some of them for its whole length (a writer and a re-reader for the
+/// tar and each listing above a MiB, and a hash): those that wait for each other must never take all of tokio's
+/// 512, however many streams are let in at once. They are idle most of the time and cost address space.
 const BLOCKING: usize = 4096;
 
 /// How long open calls may go on after a stop is asked for: below a pod's default grace period of

@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
-use impound_controller::resources::{Collection, Quarantine, StepState};
+use impound_controller::resources::{Collection, Quarantine};
 use kube::api::Api;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::blocked::Stage;
+use super::outcome::steps;
 use super::world::eventually;
 
 /// Runs at a time: each has a cluster, an agent and a controller, whose lease must be renewed in time.
@@ -133,18 +134,7 @@ async fn outcome(stage: &Stage, quarantine: &str) -> Value {
     let collections = Api::<Collection>::namespaced(client, namespace);
     let status = quarantines.get(quarantine).await.unwrap().status.unwrap();
     let collection = collections.get(quarantine).await.unwrap().status.unwrap();
-    let mut steps: Vec<String> = status
-        .steps
-        .iter()
-        .map(|step| match step.state {
-            // What a controller finds undone, because it died before it could record it, it skips.
-            StepState::Skipped if step.name.to_string().starts_with("Undo") => {
-                format!("{}: Done", step.name)
-            }
-            state => format!("{}: {state:?}", step.name),
-        })
-        .collect();
-    steps.sort();
+    let steps = steps(&status);
     let mut artifacts: Vec<String> = collection
         .artifacts
         .iter()

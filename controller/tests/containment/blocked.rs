@@ -72,6 +72,17 @@ impl Stage {
     }
 
     /// Asks for a quarantine with a collection.
+    /// Asks for a quarantine whose export is waited for until the agent is not slow any more.
+    pub(crate) async fn ask_slowly(&self) -> String {
+        self.agent.state.lock().unwrap().slow = true;
+        let quarantine = self.ask().await;
+        self.becomes(&quarantine, "the export is waited for", |now| {
+            state(now, "Collect") == "Waiting"
+        })
+        .await;
+        quarantine
+    }
+
     pub(crate) async fn ask(&self) -> String {
         let mut alice = self.world.responder("alice").await;
         let request = CreateQuarantineRequest {
@@ -186,13 +197,7 @@ async fn what_stays_refused_ends_as_failed_and_is_tried_on() {
 #[tokio::test]
 async fn what_somebody_takes_away_while_evidence_is_collected_is_put_back() {
     let stage = Stage::new().await;
-    stage.agent.state.lock().unwrap().slow = true;
-    let quarantine = stage.ask().await;
-    stage
-        .becomes(&quarantine, "the export is waited for", |now| {
-            state(now, "Collect") == "Waiting"
-        })
-        .await;
+    let quarantine = stage.ask_slowly().await;
     take_away(&stage, &quarantine).await;
     stage.agent.state.lock().unwrap().slow = false;
     let done = stage.world.settled(&quarantine).await;

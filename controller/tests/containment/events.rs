@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use impound_proto::controller::v1::{CreateQuarantineRequest, ReleaseQuarantineRequest};
+use impound_proto::controller::v1::ReleaseQuarantineRequest;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DeleteParams, ListParams};
@@ -30,14 +30,9 @@ async fn events(world: &World, kind: &str, name: &str) -> BTreeMap<String, (Stri
 async fn every_step_phase_and_drift_is_an_event_and_so_is_the_end_of_a_collection() {
     let world = World::start().await;
     let pods = world.deployment("nginx", 1, None).await;
-    let mut alice = world.responder("alice").await;
-    let request = CreateQuarantineRequest {
-        // No agent answers here: the collection ends without evidence.
-        skip_collection: false,
-        ..world.request(&name(pods.first().unwrap()))
-    };
-    let created = alice.create_quarantine(request).await.unwrap().into_inner();
-    let quarantine = world.settled(&created.quarantine.unwrap().name).await;
+    // No agent answers here: the collection ends without evidence.
+    let suspect = name(pods.first().unwrap());
+    let quarantine = world.quarantine_and_collect(&suspect).await;
 
     let policies = Api::<NetworkPolicy>::namespaced(world.client.clone(), &world.namespace);
     policies
@@ -55,6 +50,7 @@ async fn every_step_phase_and_drift_is_an_event_and_so_is_the_end_of_a_collectio
         reason: "false alarm".into(),
         force: true,
     };
+    let mut alice = world.responder("alice").await;
     alice.release_quarantine(release).await.unwrap();
     let released = world.settled(&quarantine.name).await;
     assert_eq!(released.phase, "Released", "{released:#?}");

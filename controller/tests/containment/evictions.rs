@@ -119,13 +119,7 @@ async fn no_neighbour_is_evicted_before_its_quick_diff_is_stored() {
         "--no-node-isolation".into(),
     ];
     world.start_controller().await;
-    let mut alice = world.responder("alice").await;
-    let request = CreateQuarantineRequest {
-        skip_collection: false,
-        ..world.request(&name(&suspect))
-    };
-    let created = alice.create_quarantine(request).await.unwrap().into_inner();
-    let done = world.settled(&created.quarantine.unwrap().name).await;
+    let done = world.quarantine_and_collect(&name(&suspect)).await;
     assert_eq!(state(&done, "Evict"), "Done", "{done:#?}");
 
     let requests = world.requests();

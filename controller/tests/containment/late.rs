@@ -179,13 +179,7 @@ async fn a_release_ends_though_the_node_object_is_gone_and_says_what_is_left() {
 #[tokio::test]
 async fn a_release_that_waits_says_for_what() {
     let stage = Stage::new().await;
-    stage.agent.state.lock().unwrap().slow = true;
-    let quarantine = stage.ask().await;
-    stage
-        .becomes(&quarantine, "the export is waited for", |now| {
-            state(now, "Collect") == "Waiting"
-        })
-        .await;
+    let quarantine = stage.ask_slowly().await;
     // With kubectl: over gRPC it would be refused.
     let release = Patch::Merge(json!({ "spec": { "release": { "reason": "false alarm" } } }));
     let quarantines = Api::<impound_controller::resources::Quarantine>::namespaced(

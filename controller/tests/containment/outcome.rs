@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use impound_controller::resources::{Quarantine, QuarantinePhase, StepState};
+use impound_controller::resources::{Quarantine, QuarantinePhase, QuarantineStatus, StepState};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -187,18 +187,7 @@ impl Scene {
             .map(|taint| format!("{}:{}", taint.key, taint.effect))
             .collect();
         taints.sort();
-        let mut steps: Vec<String> = status
-            .steps
-            .iter()
-            .map(|step| match step.state {
-                // What a controller finds undone, because it died before it could record it, it skips.
-                StepState::Skipped if step.name.to_string().starts_with("Undo") => {
-                    format!("{}: Done", step.name)
-                }
-                state => format!("{}: {state:?}", step.name),
-            })
-            .collect();
-        steps.sort();
+        let steps = steps(&status);
         let facts: Vec<String> = status
             .facts
             .iter()
@@ -225,4 +214,21 @@ impl Scene {
             .replace(&self.world.namespace, "NAMESPACE")
             .replace(&self.node, "NODE")
     }
+}
+
+/// How each step ended, the same for a run that was disturbed.
+pub(crate) fn steps(status: &QuarantineStatus) -> Vec<String> {
+    let mut steps: Vec<String> = status
+        .steps
+        .iter()
+        .map(|step| match step.state {
+            // What a controller finds undone, because it died before it could record it, it skips.
+            StepState::Skipped if step.name.to_string().starts_with("Undo") => {
+                format!("{}: Done", step.name)
+            }
+            state => format!("{}: {state:?}", step.name),
+        })
+        .collect();
+    steps.sort();
+    steps
 }

@@ -296,12 +296,8 @@ async fn a_node_without_an_agent_leaves_the_pod_contained_and_says_what_is_missi
     let world = World::start().await;
     let pods = world.deployment("nginx", 1, None).await;
     let mut alice = world.responder("alice").await;
-    let request = CreateQuarantineRequest {
-        skip_collection: false,
-        ..world.request(&name(pods.first().unwrap()))
-    };
-    let created = alice.create_quarantine(request).await.unwrap().into_inner();
-    let done = world.settled(&created.quarantine.unwrap().name).await;
+    let suspect = name(pods.first().unwrap());
+    let done = world.quarantine_and_collect(&suspect).await;
     assert_eq!(done.phase, "Incomplete", "{done:#?}");
     assert!(
         done.facts

@@ -326,6 +326,15 @@ impl World {
         .await
     }
 
+    /// The same with a collection, of which no agent may answer.
+    pub(crate) async fn quarantine_and_collect(&self, pod: &str) -> Quarantine {
+        self.quarantine_by(CreateQuarantineRequest {
+            skip_collection: false,
+            ..self.request(pod)
+        })
+        .await
+    }
+
     async fn quarantine_by(&self, request: CreateQuarantineRequest) -> Quarantine {
         let mut alice = self.responder("alice").await;
         let created = alice.create_quarantine(request).await.unwrap().into_inner();

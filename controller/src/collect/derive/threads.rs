@@ -20,7 +20,7 @@ pub(super) const PIECE: usize = 64 << 10;
 const PIECES: usize = 8;
 /// Longest time until a thread takes a chunk: it has listed the one before it within a second, unless what it
 /// writes to stands still. The tar does not wait longer.
-const BEHIND: Duration = Duration::from_secs(150);
+const STANDSTILL: Duration = Duration::from_secs(150);
 
 /// Niceness of the threads that list a tar while it arrives: they get what nothing else wants.
 const LEISURELY: i32 = 19;
@@ -127,7 +127,7 @@ pub(super) fn start(
     let tap = Tap {
         queues,
         hurried,
-        patience: BEHIND,
+        patience: STANDSTILL,
         lack,
     };
     (threads, tap)
