@@ -44,13 +44,16 @@ install_weed() {
 
 port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# The server takes five ports in a row, and the same plus 10000 for itself.
-free_port() {
-    local port offset
+# Eight ports in a row, all below those that the system gives to outgoing connections: such a one can't be seen
+# from outside and keeps a server from its port.
+free_ports() {
+    local port offset below
+    read -r below _ </proc/sys/net/ipv4/ip_local_port_range
+    [ "$below" -gt 12000 ] || below=32768
     while :; do
-        port=$((20000 + RANDOM % 8000))
-        for offset in 0 1 2 3 4; do
-            ! port_taken $((port + offset)) && ! port_taken $((port + 10000 + offset)) || continue 2
+        port=$((10000 + RANDOM % (below - 10008)))
+        for offset in 0 1 2 3 4 5 6 7; do
+            ! port_taken $((port + offset)) || continue 2
         done
         echo "$port"
         return 0
@@ -82,8 +85,7 @@ start() {
         return 0
     fi
     install_weed
-    local port key secret deadline=$((SECONDS + 120))
-    port=$(free_port)
+    local key secret port attempt
     if [ -s "$DIR/keys" ]; then
         read -r key secret <"$DIR/keys"
     else
@@ -95,6 +97,26 @@ start() {
         printf '{"identities":[{"name":"impound","credentials":[{"accessKey":"%s","secretKey":"%s"}],"actions":["Admin","Read","Write","List","Tagging"]}]}\n' \
             "$key" "$secret" >"$DIR/identities.json"
         printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' "$key" "$secret" >"$DIR/credentials"
+    )
+    mkdir -p "$DIR/data"
+    # Somebody else may take a port between the look and the use.
+    for attempt in 1 2 3 4 5; do
+        port=$(free_ports)
+        launch "$port"
+        ! answers "$port" || break
+        tail -n 15 "$DIR/log" | grep -q "address already in use" && [ "$attempt" -lt 5 ] ||
+            { tail -n 15 "$DIR/log" | sed 's/^/        /' >&2 && fail "SeaweedFS has ended (above is the end of its log)" "Log: $DIR/log"; }
+        say "A port from $port to $((port + 7)) was taken meanwhile: trying others" >&2
+    done
+    signed DELETE "/impound-ready-$port" >/dev/null
+    say "SeaweedFS $VERSION answers at http://127.0.0.1:$((port + 3)), its data are in $DIR"
+}
+
+# Starts the program on the eight ports from the given one.
+launch() {
+    local port=$1
+    (
+        umask 077
         cat >"$DIR/environment" <<END
 export IMPOUND_TEST_S3=http://127.0.0.1:$((port + 3))
 export AWS_ACCESS_KEY_ID=$key
@@ -102,20 +124,23 @@ export AWS_SECRET_ACCESS_KEY=$secret
 export AWS_REGION=us-east-1
 END
     )
-    mkdir -p "$DIR/data"
     # Many small volumes: each bucket takes some. A crash of the machine may lose what only a test wanted.
     setsid -- "$WEED" -logtostderr=true server -dir="$DIR/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
-        -master.port=$port -volume.port=$((port + 1)) -filer.port=$((port + 2)) \
-        -s3 -s3.port=$((port + 3)) -s3.port.iceberg=0 -s3.port.lance=0 -s3.config="$DIR/identities.json" \
+        -master.port=$port -volume.port=$((port + 1)) -filer.port=$((port + 2)) -s3 -s3.port=$((port + 3)) \
+        -master.port.grpc=$((port + 4)) -volume.port.grpc=$((port + 5)) -filer.port.grpc=$((port + 6)) -s3.port.grpc=$((port + 7)) \
+        -s3.port.iceberg=0 -s3.port.lance=0 -s3.config="$DIR/identities.json" \
         -volume.max=200 -master.volumeSizeLimitMB=1024 -volume.minFreeSpace=256MiB -s3.autoCreateBucket=false >>"$DIR/log" 2>&1 </dev/null &
     echo "$! $(start_time $!)" >"$DIR/process"
-    until signed GET / >/dev/null 2>&1 && signed PUT "/impound-ready-$port" >/dev/null 2>&1; do
-        runs "$DIR" || { tail -n 15 "$DIR/log" | sed 's/^/        /' >&2 && fail "SeaweedFS has ended (above is the end of its log)" "Log: $DIR/log"; }
-        [ $SECONDS -lt $deadline ] || fail "SeaweedFS does not answer at port $((port + 3)) after 120 seconds" "Log: $DIR/log"
+}
+
+# Waits until it takes a bucket; says no if it has ended.
+answers() {
+    local deadline=$((SECONDS + 120))
+    until signed GET / >/dev/null 2>&1 && signed PUT "/impound-ready-$1" >/dev/null 2>&1; do
+        runs "$DIR" || return 1
+        [ $SECONDS -lt $deadline ] || fail "SeaweedFS does not answer at port $(($1 + 3)) after 120 seconds" "Log: $DIR/log"
         sleep 0.2
     done
-    signed DELETE "/impound-ready-$port" >/dev/null
-    say "SeaweedFS $VERSION answers at http://127.0.0.1:$((port + 3)), its data are in $DIR"
 }
 
 bucket() {

@@ -1,7 +1,9 @@
 //! What a test needs around it: a cluster, certificates, a running controller, a responder.
 
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -774,10 +776,15 @@ pub(crate) fn is_running(pod: &Pod) -> bool {
             == Some("Running")
 }
 
+/// A port that nobody listens at, from below those that the system gives to outgoing connections: one of these
+/// may be taken by any connection of any test before the program that is to listen there has started.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    const OURS: Range<u16> = 10_000..32_000;
+    loop {
+        let random = RandomState::new().hash_one(std::process::id());
+        let port = OURS.start + (random % OURS.len() as u64) as u16;
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
 }
