@@ -44,7 +44,8 @@ async fn what_a_dead_process_has_uploaded_is_found_by_the_next() {
         .unwrap()
         .unwrap();
     let size = usize::try_from(left.content().size).unwrap();
-    assert!(size >= 20 * MIB && size % (5 * MIB) == 0, "{size}");
+    // The parts without a gap: one that is slow holds back those behind it.
+    assert!(size >= 5 * MIB && size % (5 * MIB) == 0, "{size}");
     let content = bytes(40 * MIB);
     assert_eq!(left.content(), Content::of(&content[..size]));
     left.keep_as(&at("artifacts/a.partial-1")).await.unwrap();
