@@ -1,6 +1,7 @@
 //! The command line: commands, options, their help.
 
 mod isolation;
+mod sweep;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,6 +11,7 @@ use clap_complete::Shell;
 use impound_evidence::{CaseId, CollectionName, EvidencePath};
 use impound_proto::{NodeName, ResponderName, Role};
 pub(crate) use isolation::Isolation;
+pub(crate) use sweep::{Select, Sweep, SweepChange, SweepStart, SweepTargets};
 
 use crate::extract::Pattern;
 
@@ -107,6 +109,9 @@ pub(crate) enum Command {
     Release(Release),
     /// Collect a pod's evidence without containing it
     Collect(Collect),
+    /// Collect the evidence of many pods: by namespace, labels, node, image or owner
+    #[command(subcommand, arg_required_else_help = true)]
+    Sweep(Sweep),
     /// Show a quarantine or collection: steps, checks, warnings
     Status(Status),
     /// List quarantines or collections

@@ -15,6 +15,9 @@ use crate::failure::Failure;
 /// Kubernetes API, which takes seconds on a large cluster.
 const CALL: Duration = Duration::from_secs(60);
 
+/// A call that lists the pods of a whole cluster.
+pub(crate) const LIST_CALL: Duration = Duration::from_secs(600);
+
 /// Checking a collection reads all of it: 1 TiB at 100 MB/s takes three hours.
 pub(crate) const LONG_CALL: Duration = Duration::from_secs(12 * 3600);
 

@@ -1,4 +1,4 @@
-//! Follows a quarantine and its collection until both are over.
+//! Follows a quarantine and its collection, or a sweep, until it is over.
 //!
 //! The controller streams each object's whole state after every change; [`story`] tells what is new
 //! in it. A lost connection (a replica that restarts) is not the end: each stream is opened again
@@ -43,6 +43,9 @@ pub(crate) enum Subject {
         namespace: String,
         name: String,
     },
+    Sweep {
+        name: String,
+    },
 }
 
 /// What was last known of what was followed.
@@ -50,6 +53,7 @@ pub(crate) enum Subject {
 pub(crate) struct Followed {
     pub(crate) quarantine: Option<wire::Quarantine>,
     pub(crate) collection: Option<wire::Collection>,
+    pub(crate) sweep: Option<wire::Sweep>,
 }
 
 /// Follows `subject` on `screen`. With `forever` a quarantine goes on being followed when it is over.
@@ -72,6 +76,14 @@ pub(crate) async fn follow(
         Subject::Collection { namespace, name } => {
             watches.start::<wire::Collection>(Wanted {
                 namespace,
+                name,
+                forever: false,
+                certain: false,
+            });
+        }
+        Subject::Sweep { name } => {
+            watches.start::<wire::Sweep>(Wanted {
+                namespace: String::new(),
                 name,
                 forever: false,
                 certain: false,
@@ -106,6 +118,14 @@ pub(crate) async fn follow(
                 story.collection(&collection)?;
                 followed.collection = Some(*collection);
             }
+            Some(Update::Sweep(sweep)) => {
+                story.sweep(&sweep)?;
+                let over = sweep.over();
+                followed.sweep = Some(*sweep);
+                if over {
+                    return Ok(followed);
+                }
+            }
             Some(Update::Lost(why)) => story.lost(&why)?,
             Some(Update::Back) => story.back()?,
             Some(Update::Failed(failure)) => return Err(failure),
@@ -125,6 +145,7 @@ pub(crate) async fn follow(
 enum Update {
     Quarantine(Box<wire::Quarantine>),
     Collection(Box<wire::Collection>),
+    Sweep(Box<wire::Sweep>),
     /// The connection broke; it is being opened again.
     Lost(String),
     Back,
@@ -280,6 +301,29 @@ impl Object for wire::Collection {
 
     fn update(self) -> Update {
         Update::Collection(Box::new(self))
+    }
+}
+
+impl Object for wire::Sweep {
+    const COLLECTION: bool = false;
+
+    fn over(&self) -> bool {
+        matches!(
+            self.phase.as_str(),
+            "Complete" | "Partial" | "Cancelled" | "Refused"
+        )
+    }
+
+    fn watch(
+        mut grpc: Grpc,
+        wanted: Wanted,
+    ) -> BoxFuture<'static, Result<Streaming<Self>, Status>> {
+        let request = wire::WatchSweepRequest { name: wanted.name };
+        async move { Ok(grpc.watch_sweep(request).await?.into_inner()) }.boxed()
+    }
+
+    fn update(self) -> Update {
+        Update::Sweep(Box::new(self))
     }
 }
 

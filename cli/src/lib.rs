@@ -7,7 +7,7 @@
 //! - `arguments`: the command line.
 //! - `client`: the connection, and what is asked over it.
 //! - `follow`: a quarantine and its collection as they happen, on `screen` (terminal or lines).
-//! - `quarantine`, `collection`, `evidence`, `custody`, `sign`, `extract`, `verify`, `report`, `pki`: the commands.
+//! - `quarantine`, `collection`, `sweep`, `evidence`, `custody`, `sign`, `extract`, `verify`, `report`, `pki`: the commands.
 //! - `view`: what is shown, as tables and as JSON or YAML.
 //! - `failure`: errors and exit codes.
 
@@ -29,6 +29,7 @@ mod quarantine;
 mod report;
 mod screen;
 mod sign;
+mod sweep;
 mod verify;
 mod view;
 
@@ -98,6 +99,7 @@ async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
         Command::Collect(wanted) => {
             collection::create(&Client::new(connection)?, &mut output, wanted).await
         }
+        Command::Sweep(wanted) => sweep::run(connection, &mut output, wanted).await,
         Command::Status(wanted) => {
             quarantine::status(&Client::new(connection)?, &mut output, wanted).await
         }

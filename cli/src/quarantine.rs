@@ -103,27 +103,7 @@ pub(crate) async fn to_the_end(
     subject: Subject,
     forever: bool,
 ) -> Result<Exit, Failure> {
-    let mut screen = output.screen();
-    let (namespace, name, prefix) = match &subject {
-        Subject::Quarantine { namespace, name } => (namespace, name, ""),
-        Subject::Collection { namespace, name } => (namespace, name, "collection/"),
-    };
-    let again = format!("{} watch {prefix}{name} -n {namespace}", output.program());
-    let followed = match follow(client, &mut screen, subject, forever).await {
-        Ok(followed) => followed,
-        Err(Failure::Interrupted(why)) => {
-            return Err(Failure::Interrupted(format!(
-                "{why}; go on watching with: {again}"
-            )));
-        }
-        Err(Failure::Unreachable(why)) => {
-            return Err(Failure::Unreachable(format!(
-                "{why}\nThe work goes on in the cluster; go on watching with: {again}"
-            )));
-        }
-        Err(failure) => return Err(failure),
-    };
-    drop(screen);
+    let followed = followed(client, output, subject, forever).await?;
     let view = view::Followed {
         quarantine: followed.quarantine.as_ref().map(view::Quarantine::from),
         collection: followed.collection.as_ref().map(view::Collection::from),
@@ -131,6 +111,33 @@ pub(crate) async fn to_the_end(
     let program = output.program().to_owned();
     output.document(&view, |_| summary::end(&followed, &program))?;
     Ok(exit(&followed))
+}
+
+/// Follows to the end; who is interrupted is told how to go on.
+pub(crate) async fn followed(
+    client: &Client,
+    output: &Output,
+    subject: Subject,
+    forever: bool,
+) -> Result<Followed, Failure> {
+    let mut screen = output.screen();
+    let program = output.program();
+    let again = match &subject {
+        Subject::Quarantine { namespace, name } => format!("{program} watch {name} -n {namespace}"),
+        Subject::Collection { namespace, name } => {
+            format!("{program} watch collection/{name} -n {namespace}")
+        }
+        Subject::Sweep { name } => format!("{program} sweep watch {name}"),
+    };
+    match follow(client, &mut screen, subject, forever).await {
+        Err(Failure::Interrupted(why)) => Err(Failure::Interrupted(format!(
+            "{why}; go on watching with: {again}"
+        ))),
+        Err(Failure::Unreachable(why)) => Err(Failure::Unreachable(format!(
+            "{why}\nThe work goes on in the cluster; go on watching with: {again}"
+        ))),
+        other => other,
+    }
 }
 
 /// `impound release`

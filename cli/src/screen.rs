@@ -186,6 +186,51 @@ impl Screen {
         Ok(())
     }
 
+    /// Of so many things some are done, under `key`. Without a terminal, now and then a line.
+    pub(crate) fn count(
+        &mut self,
+        key: &str,
+        label: &str,
+        done: u64,
+        all: u64,
+        about: &str,
+    ) -> Result<(), Failure> {
+        let running = self.bar(key, done);
+        let seconds = running.since.elapsed().as_secs_f64();
+        let more = done.saturating_sub(running.from);
+        let mut text = format!("{done} of {all}, {about}");
+        if more > 0 && seconds > 1.0 {
+            let rate = more as f64 / seconds;
+            let left = all.saturating_sub(done) as f64 / rate;
+            text.push_str(&format!(
+                ", {:.1} a minute, {} left",
+                rate * 60.0,
+                human::span(left)
+            ));
+        }
+        match running.bar.clone() {
+            Some(bar) => {
+                bar.set_style(style("           {prefix:12}{bar:10.cyan/dim} {wide_msg}"));
+                bar.set_prefix(human::clean(label));
+                bar.set_length(all.max(1));
+                bar.set_position(done);
+                bar.set_message(text);
+            }
+            None if running.said.elapsed() >= LINE_EVERY => {
+                running.said = Instant::now();
+                let line = Line {
+                    label: label.to_owned(),
+                    state: "running".to_owned(),
+                    message: text,
+                    ..Line::default()
+                };
+                self.line(&line)?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Nothing is at work under `key` any more.
     pub(crate) fn over(&mut self, key: &str) {
         if let (Some(running), Some(live)) = (self.running.remove(key), &self.live)

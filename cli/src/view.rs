@@ -1,10 +1,13 @@
 //! What the controller's answers look like as JSON and YAML: lower camel case, times as RFC 3339,
 //! and what is not set left out.
 
+mod sweep;
+
 use impound_proto::controller::v1 as wire;
 use serde::Serialize;
 
 use crate::human::exact;
+pub(crate) use sweep::{Sweep, SweepPlan, SweepTarget};
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

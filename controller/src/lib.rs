@@ -26,4 +26,5 @@ pub mod run;
 pub mod seal;
 pub mod service;
 pub mod store;
+pub mod sweep;
 pub mod timestamp;

@@ -15,6 +15,7 @@ pub mod pace;
 pub mod quarantine;
 pub mod record;
 pub mod releasing;
+pub mod sweep;
 pub mod verifying;
 
 use std::collections::HashMap;
@@ -23,7 +24,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -36,7 +37,7 @@ use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 
 use crate::agents::AgentConnector;
 use crate::collect::Collector;
@@ -48,7 +49,7 @@ use crate::describe::describe;
 use crate::kubernetes::ApiError;
 use crate::kubernetes::pace::{Works, leave_alone};
 use crate::metrics::Metrics;
-use crate::resources::{Collection, Quarantine};
+use crate::resources::{Collection, Quarantine, Sweep};
 use crate::seal::CustodyAppender;
 
 /// What the reconcilers share.
@@ -91,9 +92,18 @@ pub struct Context {
     pub eviction_patience: SignedDuration,
     /// How long a collection waits for an agent; the default if none.
     pub agent_patience: Option<SignedDuration>,
+    /// What is known of the sweeps under work.
+    pub sweeps: sweep::Sweeps,
 }
 
 impl Context {
+    /// How long an agent that can't be reached is waited for.
+    #[must_use]
+    pub fn agent_patience(&self) -> Duration {
+        let patience = self.agent_patience.unwrap_or(collection::AGENT_PATIENCE);
+        Duration::try_from(patience).unwrap_or_default()
+    }
+
     /// Nothing is remembered of the quarantine with this uid, which is over.
     pub fn forget(&self, quarantine: &str) {
         self.isolation.forget(quarantine);
@@ -136,7 +146,7 @@ const SLOWEST_RETRY: Duration = Duration::from_secs(30);
 /// Failures in a row, by kind, namespace and name of the object.
 pub type Failures = std::sync::Mutex<HashMap<[String; 3], u32>>;
 
-/// Watches both resources and reconciles them, for ever. `client` is for the watches alone; `ended` are the
+/// Watches our resources and reconciles them, for ever. `client` is for the watches alone; `ended` are the
 /// quarantines that [`Context::endings`] wakes. May be dropped at any point, as a crash may come at any point.
 pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
     let quarantines = Api::<Quarantine>::all(client.clone());
@@ -161,16 +171,45 @@ pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
         .run(paced(quarantine::reconcile), retry, context.clone())
         .for_each(|outcome| log_outcome(context.clone(), outcome));
     let (known, writer) = reflector::store();
+    context.sweeps.watched(known.clone());
+    let (wake, woken) = mpsc::unbounded_channel();
     let asked = watcher(collections, watcher::Config::default())
         .default_backoff()
+        .modify(sweep::slim)
         .reflect(writer)
+        .inspect_ok(move |event| {
+            if let Some(sweep) = sweep::waiting_for(event) {
+                // Nobody listens once the reconcilers were dropped, as by a lost lease.
+                let _ = wake.send(sweep);
+            }
+        })
         .applied_objects()
         .predicate_filter(wish, Default::default());
     let collection_controller = Controller::for_stream(asked, known)
         .trigger_backoff(Steady)
         .run(paced(collection::reconcile), retry, context.clone())
         .for_each(|outcome| log_outcome(context.clone(), outcome));
-    futures::join!(quarantine_controller, collection_controller);
+    let sweeps = Api::<Sweep>::all(client);
+    let (known, writer) = reflector::store();
+    let asked = watcher(sweeps, watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(wish, Default::default());
+    let woken = stream::unfold(woken, |mut woken| async {
+        let sweep = woken.recv().await?;
+        Some((sweep, woken))
+    });
+    let sweep_controller = Controller::for_stream(asked, known)
+        .trigger_backoff(Steady)
+        .reconcile_on(woken)
+        .run(paced(sweep::reconcile), retry, context.clone())
+        .for_each(|outcome| log_outcome(context.clone(), outcome));
+    futures::join!(
+        quarantine_controller,
+        collection_controller,
+        sweep_controller
+    );
 }
 
 /// A reconciler whose requests are slowed down while they fail.

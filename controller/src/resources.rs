@@ -5,6 +5,7 @@
 pub mod collection;
 pub mod isolation;
 pub mod quarantine;
+pub mod sweep;
 
 pub use collection::{
     ArtifactState, ArtifactStatus, Collection, CollectionPhase, CollectionSpec, CollectionStatus,
@@ -17,6 +18,10 @@ pub use quarantine::{
     ApiCall, Before, Credential, DenyUndo, Drift, EvictionState, EvictionStatus, Fact, FactState,
     NodeUndo, PodUndo, PolicyUndo, Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus,
     ReleaseSpec, StepName, StepState, StepStatus, TaintRecord, Undo,
+};
+pub use sweep::{
+    Selection, Sweep, SweepCounts, SweepException, SweepPhase, SweepRoster, SweepRosterSpec,
+    SweepRosterStatus, SweepSpec, SweepState, SweepStatus, SweepTarget, TargetState, TargetStatus,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -42,10 +47,13 @@ pub(crate) const TEXT_PATTERN: &str = r"\S";
 /// The definitions in the order in which they are to be applied.
 #[must_use]
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    [Quarantine::crd(), Collection::crd()]
-        .into_iter()
-        .map(with_known_formats)
-        .collect()
+    let all = [
+        Quarantine::crd(),
+        Collection::crd(),
+        Sweep::crd(),
+        SweepRoster::crd(),
+    ];
+    all.into_iter().map(with_known_formats).collect()
 }
 
 /// The API server warns about integer formats that OpenAPI doesn't know; `minimum: 0` stays.

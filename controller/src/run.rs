@@ -182,6 +182,7 @@ async fn run(config: Serve) -> Result<()> {
         agent_patience: config
             .agent_patience
             .and_then(|limit| limit.try_into().ok()),
+        sweeps: reconcile::sweep::Sweeps::default(),
     });
 
     let refusals = Refusals::new(store.clone(), context.custody.clone());

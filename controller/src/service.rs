@@ -14,6 +14,7 @@ mod isolation;
 mod quarantines;
 mod refused;
 mod status;
+mod sweeps;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -162,6 +163,76 @@ impl Controller for Service {
     ) -> Result<Response<Self::WatchCollectionStream>, Status> {
         requester(&request, Need::Look)?;
         collections::watch(self, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn create_sweep(
+        &self,
+        request: Request<wire::CreateSweepRequest>,
+    ) -> Result<Response<wire::CreateSweepResponse>, Status> {
+        let case = request.get_ref().case_id.clone();
+        let who = self.admit(&request, Need::Respond, "sweep", &case).await?;
+        let request = request.into_inner();
+        if request.dry_run {
+            return sweeps::plan(self, request).await.map(Response::new);
+        }
+        let answer = sweeps::create(self, who.clone(), request).await;
+        self.noted(&who, "sweep", &case, answer).await
+    }
+
+    async fn get_sweep(
+        &self,
+        request: Request<wire::GetSweepRequest>,
+    ) -> Result<Response<wire::Sweep>, Status> {
+        requester(&request, Need::Look)?;
+        let found = sweeps::find(self, &request.get_ref().name).await?;
+        Ok(Response::new(sweeps::shown(&found)))
+    }
+
+    async fn list_sweeps(
+        &self,
+        request: Request<wire::ListSweepsRequest>,
+    ) -> Result<Response<wire::ListSweepsResponse>, Status> {
+        requester(&request, Need::Look)?;
+        sweeps::list(self, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    type WatchSweepStream = Answers<wire::Sweep>;
+
+    async fn watch_sweep(
+        &self,
+        request: Request<wire::WatchSweepRequest>,
+    ) -> Result<Response<Self::WatchSweepStream>, Status> {
+        requester(&request, Need::Look)?;
+        sweeps::watch(self, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn set_sweep(
+        &self,
+        request: Request<wire::SetSweepRequest>,
+    ) -> Result<Response<wire::Sweep>, Status> {
+        let found = sweeps::find(self, &request.get_ref().name).await;
+        let case = found.map(|found| found.spec.case).unwrap_or_default();
+        let who = self
+            .admit(&request, Need::Respond, "change sweep", &case)
+            .await?;
+        let answer = sweeps::set(self, &who, request.into_inner()).await;
+        self.noted(&who, "change sweep", &case, answer).await
+    }
+
+    type ListSweepTargetsStream = Answers<wire::ListSweepTargetsResponse>;
+
+    async fn list_sweep_targets(
+        &self,
+        request: Request<wire::ListSweepTargetsRequest>,
+    ) -> Result<Response<Self::ListSweepTargetsStream>, Status> {
+        requester(&request, Need::Look)?;
+        sweeps::targets(self, request.into_inner())
             .await
             .map(Response::new)
     }

@@ -98,6 +98,53 @@ impl<'s> Story<'s> {
         Ok(())
     }
 
+    /// Each target that has ended without being sealed and complete once, as far as the sweep names it, and how far
+    /// the whole is.
+    pub(super) fn sweep(&mut self, sweep: &wire::Sweep) -> Result<(), Failure> {
+        for one in &sweep.exceptions {
+            let name = format!("{}/{}", one.namespace, one.pod);
+            if self.is_new(&format!("target/{name}"), &one.state) {
+                let word = match one.state.as_str() {
+                    "Failed" => "FAILED",
+                    "Partial" => "PARTIAL",
+                    _ => "missing",
+                };
+                let message = format!("{name} ({}): {}", one.node, one.message);
+                self.screen.event("Pod", word, &message)?;
+            }
+        }
+        if self.is_new("sweep", &sweep.phase) {
+            let over = sweep.finished.as_ref();
+            self.screen.line(&Line {
+                time: human::clock(over.or(sweep.created.as_ref())),
+                label: "Sweep".to_owned(),
+                state: phase_word(&sweep.phase).to_owned(),
+                took: human::between(sweep.created.as_ref(), over),
+                message: sweep.message.clone(),
+            })?;
+        }
+        let counts = sweep.counts.unwrap_or_default();
+        let ended = sweep
+            .targets
+            .saturating_sub(counts.waiting + counts.running);
+        let failed = ended.saturating_sub(counts.sealed);
+        if sweep.targets > 0 && ended < sweep.targets {
+            let mut about = format!(
+                "{} under way, {} stored",
+                counts.running,
+                human::bytes(sweep.bytes)
+            );
+            if failed > 0 {
+                about.push_str(&format!(", {failed} not sealed and complete"));
+            }
+            let (done, all) = (ended.into(), sweep.targets.into());
+            self.screen.count("sweep", "Pods", done, all, &about)?;
+        } else {
+            self.screen.over("sweep");
+        }
+        Ok(())
+    }
+
     pub(super) fn lost(&mut self, why: &str) -> Result<(), Failure> {
         if !self.lost {
             self.lost = true;
@@ -240,7 +287,9 @@ fn phase_word(phase: &str) -> &str {
         "Pending" => "pending",
         "Containing" => "containing",
         "Contained" => "CONTAINED",
-        "Collecting" => "running",
+        "Collecting" | "Running" => "running",
+        "Paused" => "paused",
+        "Cancelled" => "CANCELLED",
         "Complete" => "done",
         "Sealed" => "sealed",
         "Partial" => "PARTIAL",

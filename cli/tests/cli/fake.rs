@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) quarantines: Mutex<Vec<CreateQuarantineRequest>>,
     pub(crate) releases: Mutex<Vec<ReleaseQuarantineRequest>>,
     pub(crate) collections: Mutex<Vec<CreateCollectionRequest>>,
+    pub(crate) sweeps: Mutex<Vec<CreateSweepRequest>>,
+    pub(crate) changes: Mutex<Vec<SetSweepRequest>>,
 }
 
 impl Fake {
@@ -73,6 +75,8 @@ impl Fake {
             quarantines: Mutex::default(),
             releases: Mutex::default(),
             collections: Mutex::default(),
+            sweeps: Mutex::default(),
+            changes: Mutex::default(),
         });
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let files = TlsFiles::in_dir(&pki.path().join("controller"), "responder-ca.crt");
@@ -312,6 +316,70 @@ impl Controller for State {
             self.pace,
             cut,
         )))
+    }
+
+    async fn create_sweep(
+        &self,
+        request: Request<CreateSweepRequest>,
+    ) -> Answer<CreateSweepResponse> {
+        let asked = request.into_inner();
+        if asked.select.as_ref().unwrap().labels == "app=nothing" {
+            return Err(Status::failed_precondition(
+                "no pod is selected by namespaces shop; labels app=nothing",
+            ));
+        }
+        let answer = CreateSweepResponse {
+            sweep: (!asked.dry_run).then(|| story::sweep("sweep-1").remove(0)),
+            plan: asked.dry_run.then(story::sweep_plan),
+        };
+        self.sweeps.lock().unwrap().push(asked);
+        Ok(Response::new(answer))
+    }
+
+    async fn get_sweep(&self, request: Request<GetSweepRequest>) -> Answer<Sweep> {
+        let name = request.into_inner().name;
+        Ok(Response::new(story::sweep(&name).pop().unwrap()))
+    }
+
+    async fn list_sweeps(&self, _: Request<ListSweepsRequest>) -> Answer<ListSweepsResponse> {
+        let sweeps = vec![
+            story::sweep("sweep-1").pop().unwrap(),
+            story::sweep("whole-1").pop().unwrap(),
+        ];
+        Ok(Response::new(ListSweepsResponse { sweeps }))
+    }
+
+    type WatchSweepStream = ReceiverStream<Result<Sweep, Status>>;
+
+    async fn watch_sweep(
+        &self,
+        request: Request<WatchSweepRequest>,
+    ) -> Answer<Self::WatchSweepStream> {
+        let name = request.into_inner().name;
+        let cut = self.cut_once(format!("sweep/{name}"));
+        Ok(Response::new(stream(story::sweep(&name), self.pace, cut)))
+    }
+
+    async fn set_sweep(&self, request: Request<SetSweepRequest>) -> Answer<Sweep> {
+        let asked = request.into_inner();
+        let mut sweep = story::sweep(&asked.name).swap_remove(1);
+        sweep.state.clone_from(&asked.state);
+        self.changes.lock().unwrap().push(asked);
+        Ok(Response::new(sweep))
+    }
+
+    type ListSweepTargetsStream = ReceiverStream<Result<ListSweepTargetsResponse, Status>>;
+
+    async fn list_sweep_targets(
+        &self,
+        _: Request<ListSweepTargetsRequest>,
+    ) -> Answer<Self::ListSweepTargetsStream> {
+        let messages = story::sweep_targets().into_iter().map(|target| {
+            Ok(ListSweepTargetsResponse {
+                targets: vec![target],
+            })
+        });
+        Ok(Response::new(stream_of(messages.collect())))
     }
 
     async fn list_evidence(

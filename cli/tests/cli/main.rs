@@ -20,6 +20,7 @@ mod refusals;
 mod report;
 mod snapshot;
 mod story;
+mod sweep;
 mod verify;
 
 /// To look at the program on a terminal:

@@ -304,3 +304,123 @@ pub(crate) fn containers() -> ListContainersResponse {
         runtime_version: "20.10.24".to_owned(),
     }
 }
+
+/// A sweep of four pods, of which one fails and one is gone; of a `whole-` one every pod is sealed.
+pub(crate) fn sweep(name: &str) -> Vec<Sweep> {
+    let whole = name.starts_with("whole");
+    let sweep = |phase: &str, message: &str, counts: SweepCounts| Sweep {
+        name: name.to_owned(),
+        case_id: "INC-7".to_owned(),
+        reason: "same image as the suspect".to_owned(),
+        requested_by: "spiffe://impound.dev/responder/responder/ada".to_owned(),
+        select: Some(PodSelection {
+            namespaces: vec!["shop".to_owned()],
+            labels: "app=web".to_owned(),
+            ..Default::default()
+        }),
+        at_once: 16,
+        per_node: 1,
+        state: "Running".to_owned(),
+        phase: phase.to_owned(),
+        message: message.to_owned(),
+        counts: Some(counts),
+        created: at(0),
+        ..Default::default()
+    };
+    let exception = |pod: &str, state: &str, message: &str| SweepTarget {
+        namespace: "shop".to_owned(),
+        pod: pod.to_owned(),
+        node: "worker2".to_owned(),
+        state: state.to_owned(),
+        message: message.to_owned(),
+        ..Default::default()
+    };
+    let mut states = vec![sweep("Pending", "", SweepCounts::default())];
+    let counts = |running, waiting, sealed, failed, absent| SweepCounts {
+        running,
+        waiting,
+        sealed,
+        failed,
+        absent,
+        ..Default::default()
+    };
+    states.push(sweep(
+        "Running",
+        "0 of 4 sealed, 2 under way, 2 waiting",
+        counts(2, 2, 0, 0, 0),
+    ));
+    if whole {
+        states.push(sweep(
+            "Complete",
+            "all 4 sealed and complete",
+            counts(0, 0, 4, 0, 0),
+        ));
+    } else {
+        let failed = exception(
+            "web-3\u{1b}[2J",
+            "Failed",
+            "no agent answered on node worker2",
+        );
+        let absent = exception("web-4", "Absent", "the pod was gone before its turn");
+        let mut half = sweep(
+            "Running",
+            "1 of 4 sealed, 1 under way, 1 waiting, 1 failed",
+            counts(1, 1, 1, 1, 0),
+        );
+        half.exceptions = vec![failed.clone()];
+        states.push(half);
+        let mut over = sweep(
+            "Partial",
+            "Partial: 2 of 4 sealed, 1 failed, 1 gone before they could be collected",
+            counts(0, 0, 2, 1, 1),
+        );
+        over.exceptions = vec![failed, absent];
+        states.push(over);
+    }
+    for (tenths, state) in states.iter_mut().enumerate().skip(1) {
+        state.targets = 4;
+        state.nodes = 2;
+        state.namespaces = 1;
+        state.expanded = at(1);
+        state.bytes = u64::from(state.counts.unwrap().sealed) << 20;
+        if state.phase != "Running" {
+            state.finished = at(tenths as i64 * 100);
+        }
+    }
+    states
+}
+
+pub(crate) fn sweep_plan() -> SweepPlan {
+    let share = |(name, targets): (&str, u32)| Share {
+        name: name.to_owned(),
+        targets,
+    };
+    SweepPlan {
+        targets: 1403,
+        nodes: [("worker1", 400), ("worker2", 1000), ("", 3)]
+            .map(share)
+            .into(),
+        namespaces: [("shop", 1403)].map(share).into(),
+        cases: vec!["INC-7".to_owned(), "INC-7.part-2".to_owned()],
+        left_out: "2 of Impound's own pods".to_owned(),
+    }
+}
+
+pub(crate) fn sweep_targets() -> Vec<SweepTarget> {
+    let target = |pod: &str, state: &str, message: &str, bytes| SweepTarget {
+        namespace: "shop".to_owned(),
+        pod: pod.to_owned(),
+        pod_uid: format!("uid-{pod}"),
+        node: "worker2".to_owned(),
+        state: state.to_owned(),
+        message: message.to_owned(),
+        bytes,
+        case_id: "INC-7".to_owned(),
+        collection: format!("{pod}-0a1b2c3d-1"),
+    };
+    vec![
+        target("web-1", "Sealed", "", 1 << 20),
+        target("web-3", "Failed", "no agent answered on node worker2", 0),
+        target("web-4", "Absent", "the pod was gone before its turn", 0),
+    ]
+}

@@ -171,7 +171,7 @@ pub fn reason_to_keep(pod: &Pod, rules: Rules<'_>) -> Option<String> {
 
 /// Agent, controller and store. The label alone is no proof where the own namespace is known: anybody may
 /// put it on a pod in theirs.
-fn is_own(pod: &Pod, settings: &Settings) -> bool {
+pub(crate) fn is_own(pod: &Pod, settings: &Settings) -> bool {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let labels = pod.metadata.labels.clone().unwrap_or_default();
     let labelled = labels.get(PART_OF_LABEL.0).map(String::as_str) == Some(PART_OF_LABEL.1);

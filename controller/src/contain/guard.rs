@@ -197,11 +197,12 @@ fn objects(user: &str, settings: &Settings) -> Vec<Value> {
     pair("impound-objects", policy, None)
 }
 
-/// Quarantines and Collections: nobody claims to be somebody else, takes one away that is in force, or
-/// writes what became of it.
+/// Quarantines, Collections and Sweeps: nobody claims to be somebody else, takes one away that is in force, or
+/// writes what became of it, or a sweep's list.
 fn records(user: &str) -> Vec<Value> {
-    let all = ["quarantines", "collections"];
-    let status = ["quarantines/status", "collections/status"];
+    let all = ["quarantines", "collections", "sweeps", "sweeprosters"];
+    let status = all.map(|resource| format!("{resource}/status"));
+    let status = status.each_ref().map(String::as_str);
     let own_name = |path: &str| {
         format!(
             "!has({path}.requestedBy) || {path}.requestedBy == '' || \
@@ -250,6 +251,12 @@ fn records(user: &str) -> Vec<Value> {
                            !has(oldObject.status) || !has(oldObject.status.phase) || \
                            oldObject.status.phase in ['Sealed', 'Partial', 'Failed']",
             "message": "the collection is being taken: wait until it is sealed",
+            "reason": "Forbidden",
+        },
+        {
+            // They go with their sweep.
+            "expression": "request.operation == 'DELETE' || request.resource.resource != 'sweeprosters'",
+            "message": "the list of a sweep is written by the controller alone",
             "reason": "Forbidden",
         },
     ]);

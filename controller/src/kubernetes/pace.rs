@@ -112,6 +112,15 @@ pub fn speed_up(step: &str) {
     });
 }
 
+/// The same for work that has no steps: something that was waited for has come.
+pub fn came_on() {
+    with_state(|state| {
+        state.failing.clear();
+        state.begun.clear();
+        state.slow = false;
+    });
+}
+
 /// The current object is looked at again after this pause.
 pub fn due_in(pause: Duration) {
     with_state(|state| state.due = (pause >= SHORT).then(|| Instant::now() + pause));

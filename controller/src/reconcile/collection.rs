@@ -50,7 +50,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// How long the first byte waits for an agent that can't be reached: one whose pod is being replaced
 /// is back within that time, and a collection is sealed only once.
-const AGENT_PATIENCE: SignedDuration = SignedDuration::from_secs(120);
+pub(super) const AGENT_PATIENCE: SignedDuration = SignedDuration::from_secs(120);
 
 /// Collections that this process is working on, with how far they are.
 #[derive(Default)]

@@ -8,6 +8,7 @@
 //! Kubernetes API: whoever it names as requester is recorded as claimed. Each entry is written once for
 //! each object, by its uid, however often a step is repeated.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use impound_evidence::{CaseId, Entry, Event, Sha256};
@@ -70,6 +71,12 @@ pub fn request(
         "{kind} {namespace}/{name} of pod {pod} (uid {uid}){}",
         suffix(id)
     )
+}
+
+/// The same of a sweep: which pods it is about is what it selects, in words.
+#[must_use]
+pub fn request_of_sweep(name: &str, selection: &str, id: Uuid) -> String {
+    format!("sweep {name} of {selection}{}", suffix(id))
 }
 
 /// The id of the request that an object says it was made for; none if it says nothing of the kind.
@@ -225,11 +232,46 @@ fn parse(case: &str) -> Result<CaseId, String> {
 }
 
 async fn write(context: &Context, case: &CaseId, entry: Entry) -> Result<(), String> {
-    let event = entry.event;
-    let written = context.custody.append_to_case(case, vec![entry]).await;
+    append(context, case, vec![entry]).await
+}
+
+/// Writes entries as they are, all or none of them.
+///
+/// # Errors
+/// As [`authorised`].
+pub async fn append(context: &Context, case: &CaseId, entries: Vec<Entry>) -> Result<(), String> {
+    let Some(event) = entries.first().map(|entry| entry.event) else {
+        return Ok(());
+    };
+    let written = context.custody.append_to_case(case, entries).await;
     written
         .map(drop)
         .map_err(|error| format!("custody entry {event:?} not written: {}", describe(&error)))
+}
+
+/// Writes those of these entries that are not there yet.
+///
+/// # Errors
+/// As [`asked`].
+pub async fn once(context: &Context, case: &str, entries: Vec<Entry>) -> Result<(), String> {
+    let case = parse(case)?;
+    let there = context.custody.of_case(&case).await;
+    let there = there.map_err(|error| describe(&error))?;
+    let key = |entry: &Entry| {
+        let Entry {
+            event,
+            who,
+            what,
+            why,
+            ..
+        } = entry.clone();
+        (event, who, what, why)
+    };
+    let known: HashSet<_> = there.iter().map(key).collect();
+    let missing = entries
+        .into_iter()
+        .filter(|entry| !known.contains(&key(entry)));
+    append(context, &case, missing.collect()).await
 }
 
 #[cfg(test)]

@@ -184,7 +184,7 @@ pub(super) fn micro(time: &MicroTime) -> Timestamp {
     timestamp(time.0)
 }
 
-fn second(time: &Time) -> Timestamp {
+pub(super) fn second(time: &Time) -> Timestamp {
     timestamp(time.0)
 }
 

@@ -36,5 +36,6 @@ mod races;
 mod refusals;
 mod release;
 mod replicas;
+mod sweeps;
 mod waiting;
 mod world;

@@ -100,6 +100,11 @@ impl World {
         Self::prepared(None, ClusterConfig::default()).await
     }
 
+    /// The same with a cluster of this kind.
+    pub(crate) async fn in_memory_of(cluster: ClusterConfig) -> Self {
+        Self::prepared(None, cluster).await
+    }
+
     pub(crate) async fn without_controller() -> Self {
         let real = std::env::var_os("KUBECONFIG").map(PathBuf::from);
         Self::prepared(real, ClusterConfig::default()).await
@@ -530,7 +535,7 @@ impl World {
             definitions.patch(&name, &apply, &whole).await.unwrap();
         }
         eventually("the definitions are served", || async {
-            for resource in ["quarantines", "collections"] {
+            for resource in ["quarantines", "collections", "sweeps", "sweeprosters"] {
                 let path = format!("/apis/impound.dev/v1alpha1/{resource}");
                 let request = http::Request::get(path).body(Vec::new()).unwrap();
                 self.client

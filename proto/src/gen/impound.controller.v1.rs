@@ -467,6 +467,240 @@ pub struct WatchCollectionRequest {
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
 }
+/// Which pods: those that everything which is given applies to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PodSelection {
+    /// Either this, or namespaces.
+    #[prost(bool, tag = "1")]
+    pub all_namespaces: bool,
+    /// Each must be there.
+    #[prost(string, repeated, tag = "2")]
+    pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As `kubectl get pods --selector`: "app=web,tier in (front,back)".
+    #[prost(string, tag = "3")]
+    pub labels: ::prost::alloc::string::String,
+    /// The same, of the labels of the pods' nodes.
+    #[prost(string, tag = "4")]
+    pub node_labels: ::prost::alloc::string::String,
+    /// A container has one of these images: "sha256:" and 64 digits (the digest that the registry knows it by, or the
+    /// image's id), or the name as the pod has it.
+    #[prost(string, repeated, tag = "5")]
+    pub images: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// KIND/NAME, e.g. "Deployment/web".
+    #[prost(string, tag = "6")]
+    pub owner: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateSweepRequest {
+    /// Name of the sweep: a DNS subdomain of at most 63 characters. Empty: "sweep-" and the time.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub select: ::core::option::Option<PodSelection>,
+    /// As in CreateQuarantineRequest, at most 54 characters. Every thousand pods beyond the first are a case of their
+    /// own, "<case>.part-2" and so on. Required.
+    #[prost(string, tag = "3")]
+    pub case_id: ::prost::alloc::string::String,
+    /// Why, for the custody log, 1 to 1024 characters. Required.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+    /// As in CreateCollectionRequest.
+    #[prost(bool, tag = "5")]
+    pub pause: bool,
+    #[prost(bool, tag = "6")]
+    pub freeze: bool,
+    /// Collections that are under way at the same time, 1 to 256; 0: 16.
+    #[prost(uint32, tag = "7")]
+    pub at_once: u32,
+    /// Of these, on one node, 1 to 16; 0: 1.
+    #[prost(uint32, tag = "8")]
+    pub per_node: u32,
+    /// From then on nothing is begun. Unset: never.
+    #[prost(message, optional, tag = "9")]
+    pub expires: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only say what would be taken.
+    #[prost(bool, tag = "10")]
+    pub dry_run: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateSweepResponse {
+    /// Unset with dry_run.
+    #[prost(message, optional, tag = "1")]
+    pub sweep: ::core::option::Option<Sweep>,
+    /// Only with dry_run.
+    #[prost(message, optional, tag = "2")]
+    pub plan: ::core::option::Option<SweepPlan>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SweepPlan {
+    /// Pods on the list.
+    #[prost(uint32, tag = "1")]
+    pub targets: u32,
+    /// Pods on each node, by name. Pods without a node have the name "".
+    #[prost(message, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<Share>,
+    /// Pods in each namespace, by name.
+    #[prost(message, repeated, tag = "3")]
+    pub namespaces: ::prost::alloc::vec::Vec<Share>,
+    /// The cases that the evidence will be in.
+    #[prost(string, repeated, tag = "4")]
+    pub cases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What is selected and would not be on the list, and why.
+    #[prost(string, tag = "5")]
+    pub left_out: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Share {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub targets: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Sweep {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub case_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub requested_by: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "5")]
+    pub select: ::core::option::Option<PodSelection>,
+    #[prost(uint32, tag = "6")]
+    pub at_once: u32,
+    #[prost(uint32, tag = "7")]
+    pub per_node: u32,
+    #[prost(message, optional, tag = "8")]
+    pub expires: ::core::option::Option<::prost_types::Timestamp>,
+    /// What is wanted: Running, Paused, Cancelled
+    #[prost(string, tag = "9")]
+    pub state: ::prost::alloc::string::String,
+    /// Pending, Running, Paused, Complete (every target sealed and complete), Partial (ended, and some are not),
+    /// Cancelled, Refused (nothing was collected)
+    #[prost(string, tag = "10")]
+    pub phase: ::prost::alloc::string::String,
+    #[prost(string, tag = "11")]
+    pub message: ::prost::alloc::string::String,
+    /// Pods on the list, the nodes that they are on, their namespaces.
+    #[prost(uint32, tag = "12")]
+    pub targets: u32,
+    #[prost(uint32, tag = "13")]
+    pub nodes: u32,
+    #[prost(uint32, tag = "14")]
+    pub namespaces: u32,
+    /// What was selected and is not on the list, and why.
+    #[prost(string, tag = "15")]
+    pub left_out: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "16")]
+    pub counts: ::core::option::Option<SweepCounts>,
+    /// Bytes stored of collections that have ended.
+    #[prost(uint64, tag = "17")]
+    pub bytes: u64,
+    /// The first targets that have ended without being sealed and complete, and how many there are beyond.
+    #[prost(message, repeated, tag = "18")]
+    pub exceptions: ::prost::alloc::vec::Vec<SweepTarget>,
+    #[prost(uint32, tag = "19")]
+    pub more_exceptions: u32,
+    #[prost(message, optional, tag = "20")]
+    pub created: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the list was made.
+    #[prost(message, optional, tag = "21")]
+    pub expanded: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "22")]
+    pub finished: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(string, tag = "23")]
+    pub resource_version: ::prost::alloc::string::String,
+}
+/// How many targets are in which state.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SweepCounts {
+    #[prost(uint32, tag = "1")]
+    pub waiting: u32,
+    #[prost(uint32, tag = "2")]
+    pub running: u32,
+    #[prost(uint32, tag = "3")]
+    pub sealed: u32,
+    #[prost(uint32, tag = "4")]
+    pub partial: u32,
+    #[prost(uint32, tag = "5")]
+    pub failed: u32,
+    #[prost(uint32, tag = "6")]
+    pub absent: u32,
+    #[prost(uint32, tag = "7")]
+    pub expired: u32,
+    #[prost(uint32, tag = "8")]
+    pub cancelled: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SweepTarget {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub pod: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub pod_uid: ::prost::alloc::string::String,
+    /// Empty if the pod was on none.
+    #[prost(string, tag = "4")]
+    pub node: ::prost::alloc::string::String,
+    /// Waiting, Running, Sealed, Partial (sealed, something is missing), Failed (no sealed evidence), Absent (the pod
+    /// was gone), Expired, Cancelled (not begun before that)
+    #[prost(string, tag = "5")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub message: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "7")]
+    pub bytes: u64,
+    /// Case and collection that its evidence is in, or will be.
+    #[prost(string, tag = "8")]
+    pub case_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub collection: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetSweepRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListSweepsRequest {
+    /// Empty: all cases.
+    #[prost(string, tag = "1")]
+    pub case_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListSweepsResponse {
+    /// Oldest first.
+    #[prost(message, repeated, tag = "1")]
+    pub sweeps: ::prost::alloc::vec::Vec<Sweep>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchSweepRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetSweepRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Running, Paused, Cancelled
+    #[prost(string, tag = "2")]
+    pub state: ::prost::alloc::string::String,
+    /// Why, for the custody log, 1 to 1024 characters. Required.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListSweepTargetsRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListSweepTargetsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub targets: ::prost::alloc::vec::Vec<SweepTarget>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListEvidenceRequest {
     #[prost(string, tag = "1")]
@@ -1008,6 +1242,161 @@ pub mod controller_client {
                 );
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Collects the evidence of many pods, each by a collection of its own, and contains none. The pods are listed
+        /// once: those that the selection fits when it begins. Returns as soon as the request is recorded. With dry_run
+        /// nothing is recorded and the answer says what would be taken.
+        pub async fn create_sweep(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateSweepRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateSweepResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.controller.v1.Controller/CreateSweep",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("impound.controller.v1.Controller", "CreateSweep"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_sweep(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetSweepRequest>,
+        ) -> std::result::Result<tonic::Response<super::Sweep>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.controller.v1.Controller/GetSweep",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("impound.controller.v1.Controller", "GetSweep"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_sweeps(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListSweepsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSweepsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.controller.v1.Controller/ListSweeps",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("impound.controller.v1.Controller", "ListSweeps"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// The sweep now, then again after each change, until it has ended.
+        pub async fn watch_sweep(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchSweepRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Sweep>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.controller.v1.Controller/WatchSweep",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("impound.controller.v1.Controller", "WatchSweep"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Pauses, resumes or cancels a sweep. What is under way goes on to its end.
+        pub async fn set_sweep(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetSweepRequest>,
+        ) -> std::result::Result<tonic::Response<super::Sweep>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.controller.v1.Controller/SetSweep",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("impound.controller.v1.Controller", "SetSweep"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Every target of a sweep with what became of it, in the order of its list, some hundred in a message.
+        pub async fn list_sweep_targets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListSweepTargetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ListSweepTargetsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/impound.controller.v1.Controller/ListSweepTargets",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "impound.controller.v1.Controller",
+                        "ListSweepTargets",
+                    ),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// The files of one collection as they are in the store.
         pub async fn list_evidence(
             &mut self,
@@ -1234,6 +1623,60 @@ pub mod controller_server {
             request: tonic::Request<super::WatchCollectionRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::WatchCollectionStream>,
+            tonic::Status,
+        >;
+        /// Collects the evidence of many pods, each by a collection of its own, and contains none. The pods are listed
+        /// once: those that the selection fits when it begins. Returns as soon as the request is recorded. With dry_run
+        /// nothing is recorded and the answer says what would be taken.
+        async fn create_sweep(
+            &self,
+            request: tonic::Request<super::CreateSweepRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateSweepResponse>,
+            tonic::Status,
+        >;
+        async fn get_sweep(
+            &self,
+            request: tonic::Request<super::GetSweepRequest>,
+        ) -> std::result::Result<tonic::Response<super::Sweep>, tonic::Status>;
+        async fn list_sweeps(
+            &self,
+            request: tonic::Request<super::ListSweepsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSweepsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchSweep method.
+        type WatchSweepStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Sweep, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The sweep now, then again after each change, until it has ended.
+        async fn watch_sweep(
+            &self,
+            request: tonic::Request<super::WatchSweepRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchSweepStream>, tonic::Status>;
+        /// Pauses, resumes or cancels a sweep. What is under way goes on to its end.
+        async fn set_sweep(
+            &self,
+            request: tonic::Request<super::SetSweepRequest>,
+        ) -> std::result::Result<tonic::Response<super::Sweep>, tonic::Status>;
+        /// Server streaming response type for the ListSweepTargets method.
+        type ListSweepTargetsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::ListSweepTargetsResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Every target of a sweep with what became of it, in the order of its list, some hundred in a message.
+        async fn list_sweep_targets(
+            &self,
+            request: tonic::Request<super::ListSweepTargetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ListSweepTargetsStream>,
             tonic::Status,
         >;
         /// The files of one collection as they are in the store.
@@ -1799,6 +2242,279 @@ pub mod controller_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WatchCollectionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.controller.v1.Controller/CreateSweep" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateSweepSvc<T: Controller>(pub Arc<T>);
+                    impl<
+                        T: Controller,
+                    > tonic::server::UnaryService<super::CreateSweepRequest>
+                    for CreateSweepSvc<T> {
+                        type Response = super::CreateSweepResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateSweepRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Controller>::create_sweep(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateSweepSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.controller.v1.Controller/GetSweep" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSweepSvc<T: Controller>(pub Arc<T>);
+                    impl<
+                        T: Controller,
+                    > tonic::server::UnaryService<super::GetSweepRequest>
+                    for GetSweepSvc<T> {
+                        type Response = super::Sweep;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetSweepRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Controller>::get_sweep(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSweepSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.controller.v1.Controller/ListSweeps" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSweepsSvc<T: Controller>(pub Arc<T>);
+                    impl<
+                        T: Controller,
+                    > tonic::server::UnaryService<super::ListSweepsRequest>
+                    for ListSweepsSvc<T> {
+                        type Response = super::ListSweepsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListSweepsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Controller>::list_sweeps(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSweepsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.controller.v1.Controller/WatchSweep" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSweepSvc<T: Controller>(pub Arc<T>);
+                    impl<
+                        T: Controller,
+                    > tonic::server::ServerStreamingService<super::WatchSweepRequest>
+                    for WatchSweepSvc<T> {
+                        type Response = super::Sweep;
+                        type ResponseStream = T::WatchSweepStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchSweepRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Controller>::watch_sweep(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSweepSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.controller.v1.Controller/SetSweep" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetSweepSvc<T: Controller>(pub Arc<T>);
+                    impl<
+                        T: Controller,
+                    > tonic::server::UnaryService<super::SetSweepRequest>
+                    for SetSweepSvc<T> {
+                        type Response = super::Sweep;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetSweepRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Controller>::set_sweep(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetSweepSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/impound.controller.v1.Controller/ListSweepTargets" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSweepTargetsSvc<T: Controller>(pub Arc<T>);
+                    impl<
+                        T: Controller,
+                    > tonic::server::ServerStreamingService<
+                        super::ListSweepTargetsRequest,
+                    > for ListSweepTargetsSvc<T> {
+                        type Response = super::ListSweepTargetsResponse;
+                        type ResponseStream = T::ListSweepTargetsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListSweepTargetsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Controller>::list_sweep_targets(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSweepTargetsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,0 +1,274 @@
+//! Begins the collections of targets whose turn it is.
+//!
+//! Each pod is looked at first, and its node's agent: a pod that is gone is named as that, and a node whose agent does
+//! not answer takes up no place of those that do. Then the custody logs say that the collections are authorised, if
+//! the sweep is; then they are made.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use impound_evidence::{CaseId, Entry, Event};
+use kube::ResourceExt;
+use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::expand::owned_by;
+use super::memory::{Target, Work, owner};
+use super::{logged, memory};
+use crate::describe::describe;
+use crate::kubernetes::{ApiError, from_kube, pace, read};
+use crate::reconcile::custody::{self, AT_LEISURE, within};
+use crate::reconcile::{Context, ReconcileError};
+use crate::resources::sweep::SWEEP_LABEL;
+use crate::resources::{Collection, CollectionSpec, CollectionStatus, Sweep, TargetState};
+
+/// Pods that are looked at, and collections that are made, at the same time.
+const SIDE_BY_SIDE: usize = 16;
+
+/// How long an agent's answer is waited for. One that takes longer is asked again later: nobody else should wait.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// What came of it.
+#[derive(Default)]
+pub(super) struct Begun {
+    /// Others may have their turn at once.
+    pub(super) more: bool,
+    /// Something did not answer; the targets that it was about wait.
+    pub(super) failure: Option<ReconcileError>,
+}
+
+/// What a look at a target shows.
+enum Seen {
+    Ready,
+    /// There is nothing to collect.
+    Absent(String),
+    /// Its node's agent does not answer now.
+    Silent(String),
+    /// It never will.
+    NoAgent(String),
+    Unknown(ApiError),
+}
+
+pub(super) async fn begin(
+    sweep: &Sweep,
+    work: &mut Work,
+    chosen: Vec<Target>,
+    context: &Context,
+) -> Begun {
+    let mut begun = Begun::default();
+    if chosen.is_empty() {
+        return begun;
+    }
+    // Before anything is made, the logs say who asked for it.
+    let authorised = match logged::requested(sweep, work, context).await {
+        Ok(authorised) => authorised,
+        Err(problem) => {
+            work.problem = Some(problem);
+            return begun;
+        }
+    };
+    let looks = chosen.into_iter().map(|target| async {
+        let seen = look(&target, context).await;
+        (target, seen)
+    });
+    let seen: Vec<_> = stream::iter(looks)
+        .buffer_unordered(SIDE_BY_SIDE)
+        .collect()
+        .await;
+    let mut ready = Vec::new();
+    for (target, seen) in seen {
+        let node = &target.pod.node;
+        match seen {
+            Seen::Ready => {
+                work.silent.remove(node);
+                ready.push(target);
+            }
+            Seen::Absent(why) => {
+                work.set(target.place, TargetState::Absent, &why, 0);
+                begun.more = true;
+            }
+            Seen::Silent(why) => {
+                context.metrics.agent_failed();
+                work.is_silent(node, why);
+                begun.more = true;
+            }
+            Seen::NoAgent(why) => {
+                let waiting = work.of(TargetState::Waiting);
+                for target in waiting.iter().filter(|other| other.pod.node == *node) {
+                    work.set(target.place, TargetState::Failed, &why, 0);
+                }
+                begun.more = true;
+            }
+            Seen::Unknown(error) => begun.failure = Some(error.into()),
+        }
+    }
+    let requests = match authorise(sweep, authorised.as_ref(), &ready, context).await {
+        Ok(requests) => requests,
+        Err(problem) => {
+            work.problem = Some(problem);
+            begun.more = false;
+            return begun;
+        }
+    };
+    let making = ready.into_iter().map(|target| {
+        let request = requests.get(&target.place).copied();
+        async move {
+            let made = make(sweep, &target, request, context).await;
+            (target, made)
+        }
+    });
+    let made: Vec<_> = stream::iter(making)
+        .buffer_unordered(SIDE_BY_SIDE)
+        .collect()
+        .await;
+    for (target, made) in made {
+        match made {
+            Ok(status) => {
+                work.take_over(target.place, status.as_ref());
+                pace::came_on();
+            }
+            Err(Unmade::Never(why)) => {
+                work.set(target.place, TargetState::Failed, &why, 0);
+                begun.more = true;
+            }
+            Err(Unmade::Now(error)) => begun.failure = Some(error.into()),
+        }
+    }
+    if begun.more {
+        pace::came_on();
+    }
+    begun
+}
+
+async fn look(target: &Target, context: &Context) -> Seen {
+    let pod = &target.pod;
+    if pod.node.is_empty() {
+        return Seen::Absent("it was on no node when the pods were listed".into());
+    }
+    let path = format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.pod);
+    let now = match read(&context.client, &path).await {
+        Ok(now) => now,
+        Err(error) => return Seen::Unknown(error),
+    };
+    let uid = now
+        .as_ref()
+        .and_then(|now| now.pointer("/metadata/uid")?.as_str());
+    match uid {
+        None => return Seen::Absent("the pod was gone before its turn".into()),
+        Some(uid) if uid != pod.uid => {
+            return Seen::Absent(format!(
+                "the pod was gone before its turn, and another has its name (uid {uid}, expected {})",
+                pod.uid
+            ));
+        }
+        Some(_) => {}
+    }
+    match timeout(ANSWER, context.agents.connect(&pod.node)).await {
+        Ok(Ok(_)) => Seen::Ready,
+        Ok(Err(error)) if error.is_transient() => Seen::Silent(describe(&error)),
+        Ok(Err(error)) => Seen::NoAgent(describe(&error)),
+        Err(_) => Seen::Silent(format!("no answer within {} s", ANSWER.as_secs())),
+    }
+}
+
+/// Writes into the custody logs that each collection is authorised, as the sweep is; gives the ids of these requests.
+async fn authorise(
+    sweep: &Sweep,
+    authorised: Option<&Entry>,
+    ready: &[Target],
+    context: &Context,
+) -> Result<BTreeMap<memory::Place, Uuid>, String> {
+    let mut requests = BTreeMap::new();
+    let Some(authorised) = authorised else {
+        return Ok(requests);
+    };
+    let mut entries: BTreeMap<&str, Vec<Entry>> = BTreeMap::new();
+    for target in ready {
+        let id = Uuid::new_v4();
+        let pod = (target.pod.pod.as_str(), Some(target.pod.uid.as_str()));
+        let subject = custody::request(
+            "collection",
+            &target.pod.namespace,
+            &target.collection,
+            pod,
+            id,
+        );
+        let mut entry = Entry::new(Event::Authorised, authorised.who.clone(), subject)
+            .because(sweep.spec.reason.clone());
+        entry.certificate_sha256 = authorised.certificate_sha256;
+        entries.entry(&target.case).or_default().push(entry);
+        requests.insert(target.place, id);
+    }
+    for (case, entries) in entries {
+        let case: CaseId = case
+            .parse()
+            .map_err(|error: impound_evidence::NameError| error.to_string())?;
+        within(AT_LEISURE, custody::append(context, &case, entries)).await?;
+    }
+    Ok(requests)
+}
+
+/// Why there is no collection.
+enum Unmade {
+    Never(String),
+    Now(ApiError),
+}
+
+/// Makes the collection, or finds the one that was made before; its status.
+async fn make(
+    sweep: &Sweep,
+    target: &Target,
+    request: Option<Uuid>,
+    context: &Context,
+) -> Result<Option<CollectionStatus>, Unmade> {
+    let spec = &sweep.spec;
+    let pod = &target.pod;
+    let collection = Collection {
+        metadata: ObjectMeta {
+            name: Some(target.collection.clone()),
+            labels: Some([(SWEEP_LABEL.into(), sweep.name_any())].into()),
+            annotations: request.map(|id| [(custody::REQUEST.into(), id.to_string())].into()),
+            owner_references: Some(owned_by(sweep)),
+            ..ObjectMeta::default()
+        },
+        spec: CollectionSpec {
+            pod: pod.pod.clone(),
+            pod_uid: Some(pod.uid.clone()),
+            node: Some(pod.node.clone()),
+            case: target.case.clone(),
+            reason: spec.reason.clone(),
+            requested_by: spec.requested_by.clone(),
+            pause: spec.pause,
+            freeze: spec.freeze,
+            quarantine: None,
+        },
+        status: None,
+    };
+    let api = Api::<Collection>::namespaced(context.client.clone(), &pod.namespace);
+    let error = match api.create(&PostParams::default(), &collection).await {
+        Ok(_) => return Ok(None),
+        Err(error) => from_kube("POST", "collections", error),
+    };
+    match error.code() {
+        409 => {}
+        // The pod's namespace goes, a quota, a webhook: nothing that more patience would change.
+        400 | 403 | 404 | 422 => return Err(Unmade::Never(describe(&error))),
+        _ => return Err(Unmade::Now(error)),
+    }
+    let there = api.get_opt(&target.collection).await;
+    match there.map_err(|error| Unmade::Now(from_kube("GET", "collection", error)))? {
+        Some(there)
+            if owner(&there).is_some_and(|(_, uid)| Some(uid) == sweep.uid().as_deref()) =>
+        {
+            Ok(there.status)
+        }
+        Some(_) => Err(Unmade::Never(format!(
+            "a collection {} is there that is not of this sweep",
+            target.collection
+        ))),
+        None => Err(Unmade::Now(error)),
+    }
+}

@@ -1,0 +1,125 @@
+//! What the custody logs say of a sweep: who asked for it, in the log of each of its cases, before anything is
+//! begun; and at its end the targets that have no collection, which no other entry names.
+
+use std::collections::BTreeMap;
+
+use impound_evidence::{CaseId, Entry, Event, NameError};
+use impound_proto::PeerId;
+use kube::ResourceExt;
+
+use super::memory::{Part, Work};
+use crate::describe::describe;
+use crate::reconcile::Context;
+use crate::reconcile::custody::{self, AT_LEISURE, Asked, within};
+use crate::resources::{Sweep, TargetState};
+use crate::sweep::matching;
+
+/// Writes who asked for the sweep, once. Returns the entry by which somebody was authorised to ask for it, none if
+/// nobody is known to be.
+pub(super) async fn requested(
+    sweep: &Sweep,
+    work: &mut Work,
+    context: &Context,
+) -> Result<Option<Entry>, String> {
+    if let Some(known) = &work.logged {
+        return Ok(known.clone());
+    }
+    let id = custody::request_id(sweep);
+    let name = sweep.name_any();
+    let wanted = matching::words(&sweep.spec.select);
+    let request = id.map(|id| custody::request_of_sweep(&name, &wanted, id));
+    let who = sweep.spec.requested_by.as_str();
+    let reason = sweep.spec.reason.as_str();
+    let total: usize = work.parts.iter().map(|part| part.targets.len()).sum();
+    let writing = async {
+        let case = parse(&sweep.spec.case)?;
+        let entries = context.custody.of_case(&case).await;
+        let entries = entries.map_err(|error| describe(&error))?;
+        let authorised = request
+            .as_ref()
+            .and_then(|request| custody::authorisation(&entries, who, request, reason));
+        let authorised = authorised.cloned();
+        for (case, (first, last)) in cases(&work.parts) {
+            if let Some(entry) = &authorised {
+                custody::once(context, case, vec![entry.clone()]).await?;
+            }
+            let subject = format!(
+                "sweep {name} (uid {}) of {wanted}: pods {first} to {last} of {total}",
+                work.uid
+            );
+            let asked = Asked {
+                event: Event::Requested,
+                who,
+                subject: &subject,
+                authorised: request.as_deref(),
+                request: id,
+                reason,
+            };
+            custody::asked(context, case, asked).await?;
+        }
+        // Another sweep that repeats the request of this one is only claimed to be asked for by its requester.
+        let entries = context.custody.of_case(&case).await;
+        let entries = entries.map_err(|error| describe(&error))?;
+        let own = format!("sweep {name} (uid {})", work.uid);
+        let mut own = entries
+            .iter()
+            .filter(|entry| entry.event == Event::Requested && entry.what.starts_with(&own));
+        Ok::<_, String>(authorised.filter(|_| own.any(|entry| !entry.claimed)))
+    };
+    let mut authorised = None;
+    within(AT_LEISURE, async {
+        authorised = writing.await?;
+        Ok(())
+    })
+    .await?;
+    work.logged = Some(authorised.clone());
+    Ok(authorised)
+}
+
+/// Names the targets that have ended without a collection.
+pub(super) async fn ended(sweep: &Sweep, work: &Work, context: &Context) -> Result<(), String> {
+    let mut entries: BTreeMap<&str, Vec<Entry>> = BTreeMap::new();
+    for part in &work.parts {
+        for (target, status) in part.targets.iter().zip(&part.states) {
+            let without = match status.state {
+                TargetState::Absent | TargetState::Expired | TargetState::Cancelled => true,
+                // One that was begun has entries of its own as well.
+                TargetState::Failed => true,
+                _ => false,
+            };
+            if without {
+                let what = format!(
+                    "sweep {}: pod {}/{} (uid {}) on node {}",
+                    sweep.name_any(),
+                    target.namespace,
+                    target.pod,
+                    target.uid,
+                    target.node
+                );
+                let who = PeerId::Controller.to_string();
+                let why = format!("not collected ({:?}): {}", status.state, status.message);
+                let entry = Entry::new(Event::Failed, who, what).because(why);
+                entries.entry(&part.case).or_default().push(entry);
+            }
+        }
+    }
+    for (case, entries) in entries {
+        within(AT_LEISURE, custody::once(context, case, entries)).await?;
+    }
+    Ok(())
+}
+
+/// The cases of a list, each with the numbers of its first and its last target.
+fn cases(parts: &[Part]) -> BTreeMap<&str, (usize, usize)> {
+    let mut cases = BTreeMap::new();
+    for part in parts {
+        let end = (part.first + part.targets.len()).saturating_sub(1);
+        let (_, last) = cases.entry(part.case.as_str()).or_insert((part.first, end));
+        *last = end.max(*last);
+    }
+    cases
+}
+
+fn parse(case: &str) -> Result<CaseId, String> {
+    case.parse().map_err(|error: NameError| error.to_string())
+}
