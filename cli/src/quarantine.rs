@@ -329,6 +329,7 @@ mod tests {
                     phase: phase.into(),
                     ..Default::default()
                 }),
+                sweep: None,
             };
             assert_eq!(exit(&followed), expected, "{phase} {collection:?}");
         }

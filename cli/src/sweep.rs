@@ -62,8 +62,8 @@ async fn start(client: &Client, output: &mut Output, wanted: SweepStart) -> Resu
         dry_run: wanted.dry_run,
     };
     // The whole cluster may be listed before it answers.
-    let response = client.grpc().create_sweep(request_within(asked, LIST_CALL));
-    let response = answer(response.await)?;
+    let asked = request_within(asked, LIST_CALL);
+    let response = answer(client.grpc().create_sweep(asked).await)?;
     if wanted.dry_run {
         let plan = response.plan.unwrap_or_default();
         output.document(view::SweepPlan::from(&plan), |_| summary::plan(&plan))?;

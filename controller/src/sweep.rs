@@ -189,7 +189,9 @@ where
         let page = api.list(&params).await.map_err(|error| {
             match from_kube("GET", what, error) {
                 // The API server's own words on a selector that is none.
-                error if error.code() == 400 => SelectError::Refused(error.to_string()),
+                ApiError::Refused {
+                    code: 400, message, ..
+                } => SelectError::Refused(format!("selector {labels:?}: {message}")),
                 error => SelectError::Api(error),
             }
         })?;

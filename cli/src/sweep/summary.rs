@@ -17,14 +17,16 @@ pub(crate) fn exceptions(counts: &wire::SweepCounts) -> u32 {
 
 /// What would be taken.
 pub(super) fn plan(plan: &wire::SweepPlan) -> String {
+    let counted = |many: usize, what: &str| match many {
+        1 => format!("1 {what}"),
+        many => format!("{many} {what}s"),
+    };
+    let nodes = plan.nodes.iter().filter(|node| !node.name.is_empty());
     let mut text = format!(
-        "Evidence of {} pods would be taken, on {} nodes, in {} namespaces. Nothing was changed.\n",
-        plan.targets,
-        plan.nodes
-            .iter()
-            .filter(|node| !node.name.is_empty())
-            .count(),
-        plan.namespaces.len()
+        "Evidence of {} would be taken, on {}, in {}. Nothing was changed.\n",
+        counted(plan.targets as usize, "pod"),
+        counted(nodes.count(), "node"),
+        counted(plan.namespaces.len(), "namespace")
     );
     for (what, shares) in [("node", &plan.nodes), ("namespace", &plan.namespaces)] {
         let mut shares: Vec<_> = shares.iter().collect();

@@ -27,7 +27,7 @@ const GAP: Duration = Duration::from_millis(510);
 const WATCH_GAP: Duration = Duration::from_millis(1010);
 
 /// Watch requests that are let through at once: a list and a watch of each resource, when the process begins.
-const FIRST_WATCHES: usize = 16;
+const FIRST_WATCHES: usize = 18;
 
 /// The watch that brings new quarantines goes before the others.
 const URGENT: &str = "/quarantines";

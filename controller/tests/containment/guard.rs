@@ -447,6 +447,37 @@ async fn who_asked_is_who_the_api_server_knows_or_nobody() {
 }
 
 #[tokio::test]
+async fn a_sweep_is_asked_for_in_ones_own_name_and_its_list_and_status_are_the_controllers() {
+    let guarded = Guarded::start().await;
+    let namespace = guarded.world.namespace.clone();
+    let all = "/apis/impound.dev/v1alpha1/sweeps";
+    let sweep = |who: &str| {
+        json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Sweep", "metadata": { "name": namespace },
+            "spec": { "select": { "namespaces": [namespace] }, "case": "INC-1", "reason": "x", "requestedBy": who },
+        })
+    };
+    let somebody = "spiffe://impound.dev/responder/responder/alice";
+    guarded
+        .refused("another's name", "POST", all, sweep(somebody))
+        .await;
+    assert_eq!(guarded.mallory("POST", all, sweep(MALLORY)).await.0, 201);
+    let own = format!("{all}/{namespace}");
+    guarded.world.made(own.clone());
+    let status = json!({ "status": { "phase": "Complete" } });
+    guarded
+        .refused("its status", "PATCH", &format!("{own}/status"), status)
+        .await;
+    let roster = json!({
+        "apiVersion": "impound.dev/v1alpha1", "kind": "SweepRoster", "metadata": { "name": namespace },
+        "spec": { "sweep": namespace, "case": "INC-1", "first": 1, "targets": [] },
+    });
+    let rosters = "/apis/impound.dev/v1alpha1/sweeprosters";
+    guarded.refused("its list", "POST", rosters, roster).await;
+    guarded.end().await;
+}
+
+#[tokio::test]
 async fn a_cluster_without_the_guard_or_with_a_weaker_one_is_said_to_be_unguarded() {
     let world = World::start_in_memory().await;
     let pods = world.deployment("nginx", 1, None).await;

@@ -8,6 +8,7 @@ use impound_controller::resources::sweep::SWEEP_LABEL;
 use impound_controller::resources::{
     Collection, CollectionPhase, Selection, SweepRoster, SweepSpec, SweepState,
 };
+use impound_proto::controller::v1::controller_client::ControllerClient;
 use impound_proto::controller::v1::{
     CreateSweepRequest, GetSweepRequest, ListSweepTargetsRequest, PodSelection, SetSweepRequest,
     Sweep, SweepPlan, SweepTarget, WatchSweepRequest,
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::Code;
+use tonic::transport::Channel;
 
 use super::agent::FakeAgent;
 use super::world::{CONTROLLER, World, container, eventually, free_port};
@@ -38,6 +40,7 @@ struct Fleet {
     agents: Vec<FakeAgent>,
     servers: Vec<JoinHandle<()>>,
     pods: BTreeMap<String, String>,
+    alice: tokio::sync::OnceCell<ControllerClient<Channel>>,
 }
 
 impl Fleet {
@@ -66,6 +69,7 @@ impl Fleet {
             agents,
             servers,
             pods: BTreeMap::new(),
+            alice: tokio::sync::OnceCell::new(),
         };
         for number in 1..=pods {
             for at in 0..NODES.len() {
@@ -109,8 +113,14 @@ impl Fleet {
         }
     }
 
+    /// One connection, which is opened again by itself when the controller is another one.
+    async fn alice(&self) -> ControllerClient<Channel> {
+        let connected = self.alice.get_or_init(|| self.world.responder("alice"));
+        connected.await.clone()
+    }
+
     async fn start(&self, request: CreateSweepRequest) -> Sweep {
-        let mut alice = self.world.responder("alice").await;
+        let mut alice = self.alice().await;
         let made = alice.create_sweep(request).await.unwrap();
         made.into_inner().sweep.unwrap()
     }
@@ -121,21 +131,21 @@ impl Fleet {
             state: state.into(),
             reason: "as the test wants".into(),
         };
-        let mut alice = self.world.responder("alice").await;
+        let mut alice = self.alice().await;
         alice.set_sweep(request).await.unwrap().into_inner()
     }
 
-    async fn now(&self) -> Sweep {
+    async fn now(&self) -> Result<Sweep, tonic::Status> {
         let request = GetSweepRequest {
             name: "hunt".into(),
         };
-        let mut alice = self.world.responder("alice").await;
-        alice.get_sweep(request).await.unwrap().into_inner()
+        let mut alice = self.alice().await;
+        Ok(alice.get_sweep(request).await?.into_inner())
     }
 
     async fn becomes(&self, what: &str, is: impl Fn(&Sweep) -> bool) -> Sweep {
         eventually(what, || async {
-            let now = self.now().await;
+            let now = self.now().await.map_err(|status| status.to_string())?;
             if is(&now) {
                 Ok(now)
             } else {
@@ -151,7 +161,7 @@ impl Fleet {
             ["Complete", "Partial", "Cancelled", "Refused"].contains(&&*now.phase)
         })
         .await;
-        let mut alice = self.world.responder("alice").await;
+        let mut alice = self.alice().await;
         let request = WatchSweepRequest {
             name: "hunt".into(),
         };
@@ -164,7 +174,7 @@ impl Fleet {
     }
 
     async fn targets(&self) -> Vec<SweepTarget> {
-        let mut alice = self.world.responder("alice").await;
+        let mut alice = self.alice().await;
         let request = ListSweepTargetsRequest {
             name: "hunt".into(),
         };
@@ -250,7 +260,7 @@ fn pod(name: &str, node: &str) -> Value {
     })
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_pod_is_collected_once_within_the_bounds_and_one_that_is_added_later_is_not() {
     let mut fleet = Fleet::started(2).await;
     fleet.slow(true);
@@ -278,7 +288,7 @@ async fn every_pod_is_collected_once_within_the_bounds_and_one_that_is_added_lat
     assert!(changes.is_empty(), "{changes:#?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_collections_are_under_way_than_are_allowed() {
     let fleet = Fleet::started(3).await;
     fleet.slow(true);
@@ -305,7 +315,7 @@ async fn no_more_collections_are_under_way_than_are_allowed() {
     fleet.all_is_sealed(&ended).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whenever_the_controller_dies_every_pod_of_the_first_list_is_collected_once() {
     for (method, path, nth) in [
         ("POST", "/sweeprosters", 1),
@@ -340,7 +350,7 @@ async fn whenever_the_controller_dies_every_pod_of_the_first_list_is_collected_o
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_sweep_begins_nothing_and_a_cancelled_one_names_what_it_did_not_take() {
     let fleet = Fleet::started(2).await;
     fleet.slow(true);
@@ -420,7 +430,7 @@ async fn a_paused_sweep_begins_nothing_and_a_cancelled_one_names_what_it_did_not
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_has_not_begun_when_a_sweep_expires_is_not_begun_and_named() {
     let fleet = Fleet::started(1).await;
     fleet.slow(true);
@@ -449,7 +459,7 @@ async fn what_has_not_begun_when_a_sweep_expires_is_not_begun_and_named() {
     assert_eq!(fleet.collections().await.len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_is_away_keeps_nobody_waiting_and_its_pods_are_named() {
     let mut fleet = Fleet::started(2).await;
     let server = fleet.servers.remove(1);
@@ -484,7 +494,7 @@ async fn an_agent_that_is_away_keeps_nobody_waiting_and_its_pods_are_named() {
     assert_eq!(fleet.collections().await.len(), 4, "none for those");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_is_gone_or_another_one_by_its_turn_is_named() {
     let mut fleet = Fleet::started(2).await;
     fleet.slow(true);
@@ -526,7 +536,7 @@ async fn a_pod_that_is_gone_or_another_one_by_its_turn_is_named() {
     assert!(said["web-3-2"].contains("another has its name"), "{said:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collection_that_somebody_deletes_is_named_and_not_made_again() {
     let fleet = Fleet::started(1).await;
     fleet.slow(true);
@@ -552,7 +562,7 @@ async fn a_collection_that_somebody_deletes_is_named_and_not_made_again() {
     assert_eq!(fleet.collections().await.len(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_are_selected_by_everything_that_is_given_and_a_plan_changes_nothing() {
     let fleet = Fleet::started(2).await;
     let world = &fleet.world;
@@ -624,7 +634,7 @@ async fn pods_are_selected_by_everything_that_is_given_and_a_plan_changes_nothin
                 ..here.clone()
             },
             Code::FailedPrecondition,
-            "labels",
+            "selector \"=\"",
         ),
         (
             PodSelection {
@@ -692,7 +702,7 @@ fn object(namespace: &str, state: SweepState) -> Object {
     )
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sweep_that_is_made_with_kubectl_is_checked_and_its_requester_only_claimed() {
     let fleet = Fleet::started(1).await;
     let api = Api::<Object>::all(fleet.world.client.clone());
@@ -792,7 +802,7 @@ async fn a_sweep_that_is_made_with_kubectl_is_checked_and_its_requester_only_cla
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_sweep_stays_cancelled_and_one_that_expired_before_it_was_seen_collects_nothing()
  {
     let mut fleet = Fleet::new(1).await;
@@ -840,7 +850,7 @@ const MANY: usize = 10_000;
 /// Far below the 1.5 MiB that etcd takes.
 const OBJECT: usize = 1 << 20;
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_pods_are_listed_in_small_objects_with_few_requests() {
     let mut world = World::in_memory_of(ClusterConfig {
         instant_kubelet: false,
@@ -850,6 +860,8 @@ async fn ten_thousand_pods_are_listed_in_small_objects_with_few_requests() {
     world.about_agents = ["--agent-port", "1", "--agent-patience", "1"]
         .map(String::from)
         .to_vec();
+    // Its scheduler and the like would look at every pod after each.
+    world.api().hold_controllers(true);
     let create = |number: usize| {
         let name = format!("a-pod-with-a-name-as-deployments-give-it-{number}");
         world.create(pod(&name, &format!("k8s-worker{}", number % 3 + 1)))
