@@ -5,8 +5,8 @@
 //!   session   create or resume the collection; what the custody log and the store say is there
 //!   before/*  the Kubernetes objects as they were
 //!   quick     inspect and diff of every container: the suspect's, then its neighbours'
-//!   full      of each of the suspect's containers: export, then commit, save, remove the image
-//!   derive    lists each tar while it arrives
+//!   full      of each of the suspect's containers: layer, export, then commit, save, remove the image
+//!   derive    lists each tar while it arrives, and ends that while the next one does
 //!   close     no node is asked any more
 //!   containment.json   the Quarantine as it then stands
 //!   timeline  what happened when
@@ -16,18 +16,19 @@
 //! is stored, gives what was cut off a name of its own, and goes on. One artifact that fails never
 //! stops another; it is recorded as missing, with the reason, in the signed manifest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures::try_join;
 use impound_evidence::{
     Build, CaseId, CollectionName, EvidencePath, NameError, Outcome, Sha256, Sha256Hasher,
     StampAuthority, Timestamp,
 };
 use impound_proto::PeerId;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
@@ -56,10 +57,6 @@ mod session;
 mod stamp;
 mod standstill;
 mod timeline;
-
-/// How often the runtime is asked for containers that were restarted while others were exported. One that
-/// is restarted again and again must not keep the evidence from being sealed.
-const LOOKS: usize = 5;
 
 /// Exports and images that are received at the same time, of all collections together. Each holds up to 17
 /// threads of the runtime's pool (a writer and a re-reader for the tar and for each of its larger listings, two
@@ -337,7 +334,8 @@ impl Collector {
         job: CollectionJob,
         report: &dyn ProgressSink,
     ) -> Result<SealedCollection, CollectError> {
-        let session = Session::open(self, &job, Board::new(report)).await?;
+        let (tars, mut unlisted) = mpsc::channel(1);
+        let session = Session::open(self, &job, Board::new(report), tars).await?;
         if let Some(sealed) = session.sealed().await? {
             return Ok(sealed);
         }
@@ -347,15 +345,12 @@ impl Collector {
             return session.seal().await;
         }
         if !session.is_closed().await? {
-            session.store_script().await?;
-            session.store_before().await?;
-            session.quick_stage().await?;
-            let mut done = BTreeSet::new();
-            for _ in 0..LOOKS {
-                if !session.full_stage(&mut done).await? {
-                    break;
-                }
-            }
+            let collecting = async {
+                try_join!(session.store_before(), session.describe_suspect())?;
+                try_join!(session.describe_neighbours(), session.full_stage())?;
+                session.no_more_tars().await
+            };
+            try_join!(collecting, session.finish_listings(&mut unlisted))?;
             session.derive_missing().await?;
             session.close().await?;
         }

@@ -1,7 +1,7 @@
 //! SHA-256 digests: the type that names bytes everywhere in the evidence, and its hasher.
 //!
-//! Every byte of evidence passes through [`Sha256Hasher`] at least three times: at the agent, at
-//! the controller on arrival, and when it is re-read from the store. The `sha2` crate uses the
+//! Every byte of evidence passes through [`Sha256Hasher`] twice before it is called stored: at the agent while it
+//! is sent, and when the controller has read it back from the store. The `sha2` crate uses the
 //! processor's SHA instructions where there are any.
 
 use std::fmt;

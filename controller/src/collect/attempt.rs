@@ -1,5 +1,6 @@
 //! One attempt at an artifact: the call, the stream, the writer, and what is kept if it fails.
 
+use futures::future::{join_all, try_join_all};
 use impound_evidence::{
     ArtifactRecord, Completeness, Consistency, EvidencePath, Method, Timestamp,
 };
@@ -185,7 +186,7 @@ impl Session<'_> {
         }
     }
 
-    /// Stores an artifact, and then the listings that were made of it, if it is a tar. Without them
+    /// Stores an artifact, and hands on the listings that were made of it, if it is a tar. Without them
     /// it is whole all the same: [`Session::derive_missing`] makes them again.
     async fn finish_tar(
         &self,
@@ -205,12 +206,7 @@ impl Session<'_> {
                 return Err(failure);
             }
         };
-        if deriving.is_behind() {
-            self.drop_deriving(deriving).await;
-        } else if let Err(failure) = self.finish_deriving(deriving, &path).await {
-            let (why, _) = failure.reason()?;
-            self.record_failed(&format!("listing {path}"), &why).await?;
-        }
+        self.finish_listing_later(path, deriving).await;
         Ok(content)
     }
 
@@ -306,43 +302,64 @@ impl Session<'_> {
         }
     }
 
-    /// Record, store, record.
+    /// Makes what came durable, compares what the store reads back with what the agent said of it, records,
+    /// names it, records.
     async fn finish_object(
         &self,
         record: ArtifactRecord,
         writer: Box<dyn ObjectWriter>,
     ) -> Result<Content, Failure> {
+        let kept = writer.keep().await;
+        let mut kept = kept.map_err(|error| self.store_error(error))?;
+        let (expected, found) = (content(&record), kept.content());
+        if expected != found {
+            let error = kept.take_failure();
+            let full = error.as_ref().is_some_and(StoreError::is_full);
+            let why = error.map_or_else(
+                || {
+                    format!(
+                        "{expected} were announced by the agent's trailer, and what arrived was read back from the store as {found}: the agent's word is not true, or the volume is not to be trusted"
+                    )
+                },
+                |error| describe(&error),
+            );
+            if full {
+                let discarded = kept.discard().await;
+                discarded.map_err(|error| self.store_error(error))?;
+            } else {
+                let reasons = vec![cut(why.clone())];
+                self.keep(kept, &begun_of(&record), reasons, record.finished)
+                    .await?;
+            }
+            return Err(Failure::now(why, !full));
+        }
         match What::of(record.method).is_empty() {
             true => self.record_read(&[&record]).await?,
             false => self.record_read_surely(&record).await?,
         }
-        let expected = content(&record);
-        match writer.finish(expected).await {
-            Ok(receipt) => {
-                self.record_stored(vec![(record, receipt)]).await?;
-                Ok(expected)
-            }
-            Err(error) => {
-                self.leave_unnamed(&record, &error).await?;
-                Err(Failure::store(&error))
-            }
-        }
+        // A failure here ends the run; the next one takes up what has no name yet.
+        let named = kept.keep_as(&record.path).await;
+        let receipt = named.map_err(|error| self.store_error(error))?;
+        self.record_stored(vec![(record, receipt)]).await?;
+        Ok(expected)
     }
 
-    /// As `finish_object`, for objects that belong together: all are durable before the first is
-    /// recorded, so that a crash between two names leaves nothing that the next run can't finish.
+    /// As `finish_object`, for objects that belong together and were hashed as they were written: all are durable
+    /// before the first is recorded, so that a crash between two names leaves nothing that the next run can't
+    /// finish. Side by side, as most of the time goes to waiting for the disk.
     pub(super) async fn finish_together(
         &self,
         objects: Vec<(ArtifactRecord, Box<dyn ObjectWriter>)>,
     ) -> Result<Content, Failure> {
-        let mut durable = Vec::new();
+        let ended = objects.into_iter().map(|(record, writer)| async {
+            let kept = writer.keep().await;
+            kept.map(|kept| (record, kept))
+                .map_err(|error| self.store_error(error))
+        });
+        let mut durable = try_join_all(ended).await?;
         let mut failed: Option<StoreError> = None;
-        for (record, writer) in objects {
-            let mut kept = writer
-                .keep()
-                .await
-                .map_err(|error| self.store_error(error))?;
-            let (expected, found) = (content(&record), kept.content());
+        for (record, kept) in &mut durable {
+            let (expected, found) = (content(record), kept.content());
             if expected != found && failed.is_none() {
                 let differs = StoreError::Mismatch {
                     at: record.path.to_string(),
@@ -351,7 +368,6 @@ impl Session<'_> {
                 };
                 failed = Some(kept.take_failure().unwrap_or(differs));
             }
-            durable.push((record, kept));
         }
         if let Some(error) = failed {
             for (record, kept) in durable {
@@ -369,12 +385,15 @@ impl Session<'_> {
         }
         let records: Vec<&ArtifactRecord> = durable.iter().map(|(record, _)| record).collect();
         self.record_read(&records).await?;
-        let mut stored = Vec::new();
-        for (record, kept) in durable {
-            // A failure here ends the run; the next one takes up what has no name yet.
-            let named = kept.keep_as(&record.path).await;
-            stored.push((record, named.map_err(|error| self.store_error(error))?));
-        }
+        let named = durable.into_iter().map(|(record, kept)| async {
+            let receipt = kept.keep_as(&record.path).await;
+            receipt
+                .map(|receipt| (record, receipt))
+                .map_err(|error| self.store_error(error))
+        });
+        // A failure here ends the run; the next one takes up what has no name yet.
+        let stored = join_all(named).await;
+        let stored = stored.into_iter().collect::<Result<Vec<_>, _>>()?;
         let first = stored.first().map(|(_, receipt)| receipt.content());
         self.record_stored(stored).await?;
         first.ok_or_else(|| Failure::now("nothing was to be stored", false))
@@ -413,32 +432,6 @@ impl Session<'_> {
             }
         }
         Ok(kept)
-    }
-
-    /// What `finish` has left behind.
-    async fn leave_unnamed(
-        &self,
-        record: &ArtifactRecord,
-        why: &StoreError,
-    ) -> Result<(), Failure> {
-        let left = self
-            .collector
-            .store
-            .leftover(&self.lock, &record.path)
-            .await;
-        let Some(left) = left.map_err(|error| self.store_error(error))? else {
-            return Ok(());
-        };
-        if why.is_full() {
-            left.discard()
-                .await
-                .map_err(|error| self.store_error(error))?;
-            return Ok(());
-        }
-        let reasons = vec![cut(describe(why))];
-        self.keep(left, &begun_of(record), reasons, record.finished)
-            .await?;
-        Ok(())
     }
 }
 

@@ -1,8 +1,9 @@
 //! What comes from no node: `before/*`, the Kubernetes objects as they were, out of the job; and the script
 //! that checks the collection.
 
+use futures::future::try_join_all;
 use impound_evidence::{
-    Completeness, Consistency, EvidencePath, Method, SCRIPT, Timestamp, VERIFY_SH,
+    ArtifactRecord, Completeness, Consistency, EvidencePath, Method, SCRIPT, Timestamp, VERIFY_SH,
 };
 use serde_json::Value;
 
@@ -13,12 +14,23 @@ use crate::seal;
 use crate::store::Content;
 
 impl Session<'_> {
+    /// Stores what needs no agent: the Kubernetes objects as they were before the containment, and the script that
+    /// checks a collection without us.
     pub(super) async fn store_before(&self) -> Result<(), CollectError> {
+        let script = Small {
+            path: self.path(SCRIPT, "the script")?,
+            method: Method::Program,
+            media_type: "application/x-sh",
+            api_call: String::new(),
+            source_id: String::new(),
+            bytes: VERIFY_SH.as_bytes(),
+        };
+        let mut all = vec![script];
         for (name, bytes) in &self.job.before {
             let path = self.path(&format!("before/{name}"), "the name of an object")?;
-            self.store_object(&path, bytes).await?;
+            all.push(Small::object(path, bytes));
         }
-        Ok(())
+        self.store_small(all).await
     }
 
     /// Stores the JSON of a Kubernetes object under its name, once.
@@ -27,46 +39,62 @@ impl Session<'_> {
         path: &EvidencePath,
         bytes: &[u8],
     ) -> Result<(), CollectError> {
-        let object = Object::of(bytes);
-        let (api_call, source_id) = (object.api_call(), object.uid);
-        let method = Method::KubernetesObject;
-        self.store_small(
-            path,
-            method,
-            "application/json",
-            (api_call, source_id),
-            bytes,
-        )
-        .await
-    }
-
-    /// Stores the script that checks a collection without us.
-    pub(super) async fn store_script(&self) -> Result<(), CollectError> {
-        let path = self.path(SCRIPT, "the script")?;
-        let source = (String::new(), String::new());
-        let bytes = VERIFY_SH.as_bytes();
-        self.store_small(&path, Method::Program, "application/x-sh", source, bytes)
+        self.store_small(vec![Small::object(path.clone(), bytes)])
             .await
     }
 
-    /// Stores bytes that are here, once. `source`: API call and source id.
-    async fn store_small(
-        &self,
-        path: &EvidencePath,
-        method: Method,
-        media_type: &str,
-        (api_call, source_id): (String, String),
-        bytes: &[u8],
-    ) -> Result<(), CollectError> {
-        if self.stored(path).is_some() {
+    /// Stores what is here, each once: all are recorded before the first is written.
+    async fn store_small(&self, mut all: Vec<Small<'_>>) -> Result<(), CollectError> {
+        all.retain(|small| self.stored(&small.path).is_none());
+        if all.is_empty() {
             return Ok(());
         }
-        self.board.running(path, 1, bytes.len() as u64);
+        for small in &all {
+            self.board.running(&small.path, 1, small.bytes.len() as u64);
+        }
+        let records: Vec<ArtifactRecord> = all.iter().map(Small::record).collect();
+        self.record_read(&records.iter().collect::<Vec<_>>())
+            .await?;
+        let written = all.iter().zip(records).map(|(small, record)| async {
+            let written = seal::write(&self.collector.store, &self.lock, &small.path, small.bytes);
+            let receipt = written.await.map_err(|error| self.store_error(error))?;
+            Ok::<_, CollectError>((record, receipt))
+        });
+        let written = try_join_all(written).await?;
+        self.record_stored(written).await
+    }
+}
+
+/// A file whose bytes are here.
+struct Small<'b> {
+    path: EvidencePath,
+    method: Method,
+    media_type: &'static str,
+    api_call: String,
+    source_id: String,
+    bytes: &'b [u8],
+}
+
+impl<'b> Small<'b> {
+    /// Of a Kubernetes object as JSON.
+    fn object(path: EvidencePath, bytes: &'b [u8]) -> Self {
+        let object = Object::of(bytes);
+        Self {
+            path,
+            method: Method::KubernetesObject,
+            media_type: "application/json",
+            api_call: object.api_call(),
+            source_id: object.uid,
+            bytes,
+        }
+    }
+
+    fn record(&self) -> ArtifactRecord {
         let begun = Begun {
-            media_type: media_type.to_owned(),
-            method,
-            api_call,
-            source_id,
+            media_type: self.media_type.to_owned(),
+            method: self.method,
+            api_call: self.api_call.clone(),
+            source_id: self.source_id.clone(),
             derived_from: Vec::new(),
             // One answer, of one version of the object; a script of ours does not change at all.
             consistency: Consistency::Frozen,
@@ -74,11 +102,8 @@ impl Session<'_> {
             clock_offset_ms: None,
             received_started: Timestamp::now(),
         };
-        let record = begun.record(path, Content::of(bytes), Completeness::Complete, None);
-        self.record_read(&[&record]).await?;
-        let written = seal::write(&self.collector.store, &self.lock, path, bytes).await;
-        let receipt = written.map_err(|error| self.store_error(error))?;
-        self.record_stored(vec![(record, receipt)]).await
+        let content = Content::of(self.bytes);
+        begun.record(&self.path, content, Completeness::Complete, None)
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //! Two threads, as MD5 alone is slower than everything else; they get what nothing else wants of the
 //! processors. If that is too little to keep up, they are given up and the listings made of the stored tar, while
-//! the runtime commits: an export does not wait for them. Otherwise nothing is read a second time, except where listings are missing of
+//! the next one is on its way: nothing waits for them. Otherwise nothing is read a second time, except where listings are missing of
 //! a tar that is stored, after a crash or a failure of theirs: then the stored tar is, see
 //! [`Session::derive_missing`]. No failure of a listing costs a tar.
 //!
@@ -16,6 +16,7 @@
 use futures::TryStreamExt as _;
 use impound_evidence::index::Changes;
 use impound_evidence::{ArtifactRecord, EvidencePath, Method, Timestamp};
+use tokio::sync::mpsc;
 
 use super::CollectError;
 use super::attempt::begun_of;
@@ -99,6 +100,12 @@ impl Deriving {
             output.write(bytes).await;
         }
     }
+}
+
+/// A tar that is stored, and what is being made of it: nothing if the tar was faster.
+pub(super) struct Unlisted {
+    tar: EvidencePath,
+    deriving: Option<Deriving>,
 }
 
 impl Deriving {
@@ -222,23 +229,51 @@ impl Session<'_> {
         self.drop_outputs(deriving.outputs).await;
     }
 
-    /// Makes the listings that stored tars lack: a crash came between the two, the store had no room, or a
-    /// thread failed. What can't be made is recorded as missing.
-    pub(super) async fn derive_missing(&self) -> Result<(), CollectError> {
-        for (tar, listing, why) in self.catch_up().await? {
-            self.record_failed(&format!("listing {tar}"), &why).await?;
-            let why = format!("the tar is stored, and could not be listed: {why}");
-            self.miss(&listing, false, why);
+    /// Has the listings of a tar that is stored finished while others arrive.
+    pub(super) async fn finish_listing_later(&self, tar: EvidencePath, deriving: Deriving) {
+        let deriving = if deriving.is_behind() {
+            self.drop_deriving(deriving).await;
+            None
+        } else {
+            Some(deriving)
+        };
+        // If nobody takes it, the run has failed.
+        let _ = self.tars.send(Some(Unlisted { tar, deriving })).await;
+    }
+
+    /// Tells that no other tar comes.
+    pub(super) async fn no_more_tars(&self) -> Result<(), CollectError> {
+        let _ = self.tars.send(None).await;
+        Ok(())
+    }
+
+    /// Finishes listings until no other tar comes. What fails is recorded and made again at the end.
+    pub(super) async fn finish_listings(
+        &self,
+        tars: &mut mpsc::Receiver<Option<Unlisted>>,
+    ) -> Result<(), CollectError> {
+        while let Some(Some(Unlisted { tar, deriving })) = tars.recv().await {
+            let finished = match deriving {
+                Some(deriving) => self.finish_deriving(deriving, &tar).await,
+                None => match self.stored(&tar) {
+                    Some(record) => {
+                        let lacking = self.listings(&tar, record.method)?;
+                        self.derive_again(&record, &tar, &lacking).await
+                    }
+                    None => Ok(()),
+                },
+            };
+            if let Err(failure) = finished {
+                let (why, _) = failure.reason()?;
+                self.record_failed(&format!("listing {tar}"), &why).await?;
+            }
         }
         Ok(())
     }
 
-    /// The same, but what can't be made may be tried again: of each such tar its name, that of the first listing
-    /// it lacks, and why.
-    pub(super) async fn catch_up(
-        &self,
-    ) -> Result<Vec<(EvidencePath, EvidencePath, String)>, CollectError> {
-        let mut failed = Vec::new();
+    /// Makes the listings that stored tars lack: a crash came between the two, the store had no room, or a
+    /// thread failed. What can't be made is recorded as missing.
+    pub(super) async fn derive_missing(&self) -> Result<(), CollectError> {
         let stored = self.all_stored();
         let find = |path: &EvidencePath| stored.iter().find(|record| record.path == *path);
         for tar in &stored {
@@ -260,9 +295,12 @@ impl Session<'_> {
                 continue;
             };
             let (why, _) = failure.reason()?;
-            failed.push((tar.path.clone(), self.listing(&tar.path, *first)?, why));
+            self.record_failed(&format!("listing {}", tar.path), &why)
+                .await?;
+            let why = format!("the tar is stored, and could not be listed: {why}");
+            self.miss(&self.listing(&tar.path, *first)?, false, why);
         }
-        Ok(failed)
+        Ok(())
     }
 
     /// The listings that are not there of a stored tar. Of a broken one those without a line were not kept.

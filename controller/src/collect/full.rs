@@ -10,13 +10,25 @@ use super::fetch::{Ask, Fetched, Wanted};
 use super::note::Known;
 use super::session::Session;
 
+/// How often the runtime is asked for containers that were restarted while others were exported. One that
+/// is restarted again and again must not keep the evidence from being sealed.
+const LOOKS: usize = 5;
+
 impl Session<'_> {
+    /// Collects the suspect's containers, and those that were started meanwhile.
+    pub(super) async fn full_stage(&self) -> Result<(), CollectError> {
+        let mut done = BTreeSet::new();
+        for _ in 0..LOOKS {
+            if !self.look(&mut done).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Collects the containers that are not in `done`, and says whether there were any. A container may
     /// have been restarted since the last look: the one before and the one after are both evidence.
-    pub(super) async fn full_stage(
-        &self,
-        done: &mut BTreeSet<String>,
-    ) -> Result<bool, CollectError> {
+    async fn look(&self, done: &mut BTreeSet<String>) -> Result<bool, CollectError> {
         let target = &self.job.target;
         let mut containers = self
             .containers(std::slice::from_ref(target), ContainerRole::Suspect)
@@ -58,13 +70,8 @@ impl Session<'_> {
                 Fetched::Stored(content) => content.size,
                 Fetched::GivenUp(_) => 0,
             };
-            // What the export left behind is caught up with while the runtime commits.
-            let (image, listed) = futures::join!(
-                self.image(known, &paths.repository, paths.image, expected),
-                self.catch_up()
-            );
-            image?;
-            listed?;
+            self.image(known, &paths.repository, paths.image, expected)
+                .await?;
         }
         Ok(true)
     }

@@ -1,5 +1,5 @@
-//! The quick stage: inspect and diff of every container on the node, and of the suspect's running ones what
-//! they changed, before anything is evicted.
+//! What is quick: inspect and diff of every container on the node, before anything is evicted; and of the suspect's
+//! running ones what they changed.
 
 use std::time::Duration;
 
@@ -15,19 +15,24 @@ use super::session::Session;
 /// Containers that are asked about at the same time: the runtime walks each one's file system for
 /// a diff, and a node has work to do besides.
 const AT_ONCE: usize = 4;
-/// Longest time for one container: evictions wait for this stage, and a diff of millions of files
-/// takes minutes.
+/// Longest time for one container's description, and for its layer: evictions wait for this stage, and a diff of
+/// millions of files takes minutes.
 const ONE: Duration = Duration::from_secs(15 * 60);
 
 impl Session<'_> {
-    pub(super) async fn quick_stage(&self) -> Result<(), CollectError> {
+    /// Inspect and diff of the suspect's containers.
+    pub(super) async fn describe_suspect(&self) -> Result<(), CollectError> {
         let target = std::slice::from_ref(&self.job.target);
         let suspect = self.containers(target, ContainerRole::Suspect).await?;
-        self.quick(&self.job.target.node, &suspect).await?;
+        self.describe(&self.job.target.node, &suspect).await
+    }
+
+    /// The same of its neighbours', and then evictions need not wait any longer.
+    pub(super) async fn describe_neighbours(&self) -> Result<(), CollectError> {
         let neighbours = self
             .containers(&self.job.neighbours, ContainerRole::Neighbour)
             .await?;
-        self.quick(&self.job.target.node, &neighbours).await?;
+        self.describe(&self.job.target.node, &neighbours).await?;
         self.quick_done();
         Ok(())
     }
@@ -42,8 +47,14 @@ impl Session<'_> {
         self.board.quick_done(failures);
     }
 
-    /// Inspect and diff of some containers.
+    /// Everything that is quick of some containers.
     pub(super) async fn quick(&self, node: &str, containers: &[Known]) -> Result<(), CollectError> {
+        self.describe(node, containers).await?;
+        self.layers(node, containers).await
+    }
+
+    /// Inspect and diff of some containers.
+    async fn describe(&self, node: &str, containers: &[Known]) -> Result<(), CollectError> {
         let mut expected = Vec::new();
         for known in containers {
             expected.extend(self.quick_paths(known)?);
@@ -51,14 +62,13 @@ impl Session<'_> {
         }
         self.board.expect(expected);
         stream::iter(containers.iter().map(Ok))
-            .try_for_each_concurrent(AT_ONCE, |known| self.quick_one(node, known))
+            .try_for_each_concurrent(AT_ONCE, |known| self.describe_one(node, known))
             .await
     }
 
-    async fn quick_one(&self, node: &str, known: &Known) -> Result<(), CollectError> {
+    async fn describe_one(&self, node: &str, known: &Known) -> Result<(), CollectError> {
         let container = known.container.id.as_str();
-        let until = Instant::now() + ONE;
-        let deadline = Some(until);
+        let deadline = Some(Instant::now() + ONE);
         let [inspect, text, lines] = self.quick_paths(known)?;
         let inspected = Wanted {
             node,
@@ -67,7 +77,6 @@ impl Session<'_> {
             expected_bytes: 0,
             deadline,
         };
-        self.fetch(&inspected).await?;
         let diffed = Wanted {
             node,
             paths: vec![text, lines],
@@ -75,13 +84,26 @@ impl Session<'_> {
             expected_bytes: 0,
             deadline,
         };
-        self.fetch(&diffed).await?;
+        futures::try_join!(self.fetch(&inspected), self.fetch(&diffed))?;
+        Ok(())
+    }
+
+    /// The writable layers of those that have one to be read.
+    async fn layers(&self, node: &str, containers: &[Known]) -> Result<(), CollectError> {
+        stream::iter(containers.iter().map(Ok))
+            .try_for_each_concurrent(AT_ONCE, |known| self.layer_of(node, known))
+            .await
+    }
+
+    async fn layer_of(&self, node: &str, known: &Known) -> Result<(), CollectError> {
+        let container = known.container.id.as_str();
         let Some(layer) = self.layer_path(known).await? else {
             return Ok(());
         };
         if self.stored(&layer).is_some() {
             return Ok(());
         }
+        let until = Instant::now() + ONE;
         let Ok(_turn) = timeout_at(until, self.collector.layers.acquire()).await else {
             let why = format!("its turn did not come within {} s", ONE.as_secs());
             return self.forgo(&layer, why).await;
@@ -91,7 +113,7 @@ impl Session<'_> {
             paths: vec![layer],
             ask: Ask::Layer { container },
             expected_bytes: 0,
-            deadline,
+            deadline: Some(until),
         };
         self.fetch(&layer).await.map(drop)
     }

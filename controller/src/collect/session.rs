@@ -8,9 +8,10 @@ use impound_evidence::{
     ArtifactRecord, BUNDLE, CHECKPOINT, CHECKPOINT_STAMP, CUSTODY, Entry, Event, EvidencePath,
     MANIFEST, Method, Sha256,
 };
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::time::Instant;
 
+use super::derive::Unlisted;
 use super::note::Note;
 use super::standstill::Standstill;
 use super::{CollectError, CollectionJob, Collector};
@@ -38,6 +39,8 @@ pub(super) struct Session<'a> {
     stored: Mutex<BTreeMap<EvidencePath, Kept>>,
     missing: Mutex<BTreeMap<EvidencePath, String>>,
     pub(super) connections: AsyncMutex<HashMap<String, Arc<AgentConnection>>>,
+    /// To where listings are finished, beside everything else.
+    pub(super) tars: mpsc::Sender<Option<Unlisted>>,
     /// The container that is being exported, if it does not change meanwhile.
     pub(super) standstill: Mutex<Option<Standstill>>,
 }
@@ -71,6 +74,7 @@ impl<'a> Session<'a> {
         collector: &'a Collector,
         job: &'a CollectionJob,
         board: Board<'a>,
+        tars: mpsc::Sender<Option<Unlisted>>,
     ) -> Result<Self, CollectError> {
         let at = CollectionId {
             case: job.case.clone(),
@@ -109,6 +113,7 @@ impl<'a> Session<'a> {
             stored: Mutex::default(),
             missing: Mutex::default(),
             connections: AsyncMutex::default(),
+            tars,
             standstill: Mutex::default(),
         };
         session.requester = session.begin().await?;

@@ -113,7 +113,8 @@ async fn killed_at_any_operation_a_second_run_ends_with_the_same_evidence() {
                 "{place}: {:?}",
                 manifest.missing
             );
-            assert!(partials <= 2, "{place}: {:?}", fixture.files());
+            // What was on its way: at most the description of the container and both forms of its diff.
+            assert!(partials <= 3, "{place}: {:?}", fixture.files());
             assert_eq!(fixture.events(Event::Sealed), 1, "{place}");
             assert!(
                 fixture.agent.state.lock().unwrap().images.is_empty(),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use impound_controller::collect::{Containment, ContainmentSource};
-use impound_controller::progress::ArtifactState;
+use impound_controller::progress::{ArtifactState, CollectionProgress};
 use impound_evidence::{AlterationKind, ContainerRole, Entry, Event, Method, Outcome, Sha256};
 
 use super::fixture::{DIRECTORY, EXPORT_LISTINGS, Fixture, IMAGE_LISTINGS, POD, names, pod};
@@ -182,7 +182,7 @@ async fn every_container_of_the_pod_gets_a_directory_of_its_own() {
 }
 
 #[tokio::test]
-async fn of_neighbours_only_what_is_quick_is_taken() {
+async fn of_neighbours_only_what_is_quick_is_taken_and_it_waits_for_no_export() {
     let fixture = Fixture::new().await;
     let mut job = fixture.job();
     for n in 0..9 {
@@ -190,8 +190,15 @@ async fn of_neighbours_only_what_is_quick_is_taken() {
         fixture.agent.add(("data", &name, &uid), "db", 0, 100);
         job.neighbours.push(pod(("data", &name, &uid)));
     }
-    let sealed = fixture.run_job(job).await.unwrap();
-    assert_eq!(sealed.outcome, Outcome::Complete);
+    fixture.agent.state.lock().unwrap().slow = true;
+    let mut seen = fixture.progress.subscribe();
+    let export = async {
+        let quick = seen.wait_for(CollectionProgress::quick_done).await;
+        assert_eq!(quick.unwrap().quick.as_ref().unwrap().failures.len(), 0);
+        fixture.agent.state.lock().unwrap().slow = false;
+    };
+    let (sealed, ()) = tokio::join!(fixture.run_job(job), export);
+    assert_eq!(sealed.unwrap().outcome, Outcome::Complete);
     let below = fixture
         .files()
         .into_iter()
@@ -208,18 +215,13 @@ async fn of_neighbours_only_what_is_quick_is_taken() {
         9
     );
     let calls = fixture.agent.calls();
-    let quick = calls
-        .iter()
-        .rposition(|call| call.starts_with("diff"))
-        .unwrap();
-    let full = calls
-        .iter()
-        .position(|call| call.starts_with("export"))
-        .unwrap();
-    assert!(
-        quick < full,
-        "an export came before the neighbours were looked at"
-    );
+    let of = |call: &str| {
+        calls
+            .iter()
+            .filter(|called| called.starts_with(call))
+            .count()
+    };
+    assert_eq!((of("inspect"), of("diff"), of("export")), (10, 10, 1));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! written and read back in one go when it has come.
 //!
 //! ```text
-//! write() -> queue of 16 chunks -> block, up to 4 MiB -> pwrite (direct) -> fdatasync each 64 MiB
+//! write() -> queue of 16 chunks -> block, up to 4 MiB -> pwrite (direct) -> fdatasync, each 64 MiB at least
 //!                                                                         -> reread thread
 //! ```
 //! Direct I/O halves the processor time of writing (no copy through the page cache), does not count
@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::aligned::Block;
+use super::aligned::{BLOCK, Block};
 use super::reread::{self, Mark};
 use super::tree::{self, TEMPORARY, Tree};
 use super::unfinished::Left;
@@ -30,8 +30,11 @@ use crate::store::{CollectionLock, Content, ObjectWriter, Receipt, StoreError, U
 const QUEUE: usize = 16;
 /// Bytes up to which an object waits in memory for its end: documents, diffs, most listings.
 const SMALL: usize = 1 << 20;
-/// Bytes between syncs: what remains to be re-read at the end, well under a second of disk time.
+/// Most bytes between syncs: what remains to be re-read at the end, well under a second of disk time.
 const SYNC_EVERY: u64 = 64 << 20;
+/// Before that, a sync comes whenever this part of what is there has been added: of a small tar, too, most is
+/// re-read before its end.
+const SYNC_PART: u64 = 4;
 
 /// An object's file while it has no name. The lock lives as long as any thread that uses the file.
 pub(super) struct Temporary {
@@ -424,7 +427,8 @@ impl<'a> Sink<'a> {
                 self.room_until = self.written + SYNC_EVERY;
             }
             self.flush()?;
-            if self.written - self.synced >= SYNC_EVERY {
+            let due = (self.written / SYNC_PART).clamp(BLOCK as u64, SYNC_EVERY);
+            if self.written - self.synced >= due {
                 fs::fdatasync(&self.of.file).map_err(|error| self.failed("sync it", error))?;
                 self.synced = self.written;
                 self.mark(Mark::Synced(self.synced))?;
