@@ -262,7 +262,7 @@ fn pod(name: &str, node: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_pod_is_collected_once_within_the_bounds_and_one_that_is_added_later_is_not() {
-    let mut fleet = Fleet::started(2).await;
+    let fleet = Fleet::started(2).await;
     fleet.slow(true);
     fleet.start(fleet.request()).await;
     let busy = fleet
