@@ -1,6 +1,6 @@
 //! Docker Engine over its unix socket.
 //!
-//! Calls made, and no others: version, containers (list), container inspect, changes, export, commit
+//! Calls made, and no others: ping, version, containers (list), container inspect, changes, export, commit
 //! with or without pause, pause and unpause, image inspect, image save, image delete. Typed calls go through bollard.
 //! What has to be the engine's own bytes, or may be larger than memory, goes through [`raw`]: bollard
 //! re-serialises, which loses fields it does not know, and collects whole answers.
@@ -11,12 +11,12 @@ mod raw;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use bollard::Docker as Client;
 use bollard::errors::Error;
 use bollard::models::{ContainerConfig, ContainerSummary, ContainerSummaryStateEnum};
 use bollard::query_parameters::{
     CommitContainerOptions, ListContainersOptions, RemoveImageOptions,
 };
+use bollard::{ClientVersion, Docker as Client};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -53,11 +53,21 @@ impl Docker {
     /// A client that speaks the engine's own version of the API, which for both old (20.10) and new
     /// (29) engines is the only one certain to be accepted.
     async fn client(&self) -> Result<Client, RuntimeError> {
-        let call = "GET /version";
+        let engine = raw::api_version(&self.socket, QUICK).await?;
+        let malformed = || RuntimeError::Malformed {
+            call: "GET /_ping".to_owned(),
+            why: format!("expected a version of the API such as 1.41, found {engine:?}"),
+        };
+        let (major, minor) = engine.split_once('.').ok_or_else(malformed)?;
+        let engine = ClientVersion {
+            major_version: major.parse().map_err(|_| malformed())?,
+            minor_version: minor.parse().map_err(|_| malformed())?,
+        };
+        let known = bollard::API_DEFAULT_VERSION;
+        let version = if engine < *known { &engine } else { known };
         let path = self.socket.to_string_lossy();
-        let client = Client::connect_with_unix(&path, SLOW.as_secs(), bollard::API_DEFAULT_VERSION)
-            .map_err(|error| self.failed(call, error))?;
-        self.within(call, QUICK, client.negotiate_version()).await
+        Client::connect_with_unix(&path, SLOW.as_secs(), version)
+            .map_err(|error| self.failed("connect", error))
     }
 
     async fn within<T>(

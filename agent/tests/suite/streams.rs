@@ -129,13 +129,12 @@ async fn an_engine_that_dies_in_the_middle_of_an_export_is_data_loss() {
                         + &"\0".repeat(1024)
                         + "\r\n"
                 } else {
-                    let body = if line.contains("/version") {
-                        r#"{"Version":"1","ApiVersion":"1.41"}"#
-                    } else {
-                        &list
+                    let body = match line.contains("/version") {
+                        true => r#"{"Version":"1"}"#,
+                        false => list.as_str(),
                     };
                     format!(
-                        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+                        "HTTP/1.1 200 OK\r\napi-version: 1.41\r\ncontent-length: {}\r\n\r\n{body}",
                         body.len()
                     )
                 };

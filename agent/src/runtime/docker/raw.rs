@@ -23,6 +23,7 @@ const MESSAGE_LIMIT: usize = 64 << 10;
 /// An answer whose body is still to be read.
 pub(super) struct Body {
     call: String,
+    api_version: Option<String>,
     incoming: Incoming,
     // Drives the connection; ends with this body.
     _connection: JoinSet<()>,
@@ -38,6 +39,16 @@ pub(super) async fn open(socket: &Path, path: &str, limit: Duration) -> Result<B
             seconds: limit.as_secs(),
         }),
     }
+}
+
+/// The engine's own version of the API, e.g. "1.41", as the head of its answer to a ping says. `GET /version` says
+/// it too, but an engine runs its helper programs to answer that, which takes longer than most calls.
+pub(super) async fn api_version(socket: &Path, limit: Duration) -> Result<String, RuntimeError> {
+    let body = open(socket, "/_ping", limit).await?;
+    body.api_version.ok_or_else(|| RuntimeError::Malformed {
+        call: body.call,
+        why: "expected the header Api-Version, found none".to_owned(),
+    })
 }
 
 /// Asks for `path` and reads the whole answer, at most `size` bytes, within `limit`.
@@ -83,8 +94,11 @@ async fn request(socket: &Path, path: &str, call: &str) -> Result<Body, RuntimeE
         .await
         .map_err(|error| unreachable(error.into()))?;
     let status = answer.status();
+    let api_version = answer.headers().get("api-version");
+    let api_version = api_version.and_then(|version| version.to_str().ok());
     let body = Body {
         call: call.to_owned(),
+        api_version: api_version.map(str::to_owned),
         incoming: answer.into_body(),
         _connection: driver,
     };
