@@ -126,9 +126,11 @@ else
     say "cargo-nextest is not installed: cargo test runs the same tests"
     run "tests" cargo test --workspace --locked --no-fail-fast
 fi
+run "containment through a real kubeconfig" env IMPOUND_BIN="${CARGO_TARGET_DIR:-target}/debug" tests/containment.sh
 if [ -n "${IMPOUND_REAL_CLUSTER:-}" ]; then
+    # With the whole workspace's features, as they are built already.
     run "containment in a real cluster" env KUBECONFIG="$IMPOUND_REAL_CLUSTER" \
-        cargo test --locked -p impound-controller --test containment -- --test-threads 1
+        cargo test --workspace --locked --test containment -- --test-threads 1
 else
     skipped "containment in a real cluster" "IMPOUND_REAL_CLUSTER names no kubeconfig"
 fi

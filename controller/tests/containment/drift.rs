@@ -103,7 +103,7 @@ async fn a_relabelled_suspect_is_stripped_again() {
 #[tokio::test]
 async fn a_restarted_container_is_reported_as_loss_of_evidence() {
     let world = World::start().await;
-    if world.is_real() {
+    if world.runs_containers() {
         // A kubelet writes the status there, and starts again what ends.
         let mut short = super::world::container("short");
         short["command"] = json!(["sleep", "30"]);

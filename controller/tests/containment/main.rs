@@ -2,7 +2,8 @@
 //! a Kubernetes API.
 //!
 //! With `KUBECONFIG` set the suite runs against that cluster, else against the in-memory one; faults and
-//! request log are there in both. Tests that need what a real one has not say so and use the other.
+//! request log are there in both (README, Development). Tests that need what a real one has not say so and use the
+//! other.
 
 #![allow(
     clippy::unwrap_used,

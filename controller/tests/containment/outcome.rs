@@ -1,12 +1,14 @@
 //! What a run came to, without the names and times that differ between runs: two runs are compared by it.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures::TryStreamExt;
 use impound_controller::resources::{Quarantine, QuarantinePhase, QuarantineStatus, StepState};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use serde_json::{Value, json};
 
 use super::world::{World, container, eventually, is_running, name, node_of, prefers};
@@ -45,6 +47,8 @@ pub(crate) struct Scene {
     pub(crate) world: World,
     pub(crate) suspect: String,
     node: String,
+    /// The suspect when its release was asked for.
+    contained: OnceLock<Pod>,
 }
 
 impl Scene {
@@ -52,7 +56,8 @@ impl Scene {
         let world = World::start().await;
         let own = world.own_node().await;
         let pods = match owner {
-            Owner::Deployment => world.deployment("web", 2, own.as_deref()).await,
+            // One, since how many of several share the suspect's node, and are evicted, is the scheduler's choice.
+            Owner::Deployment => world.deployment("web", 1, own.as_deref()).await,
             Owner::StatefulSet => {
                 world
                     .create(json!({
@@ -89,6 +94,7 @@ impl Scene {
             world,
             suspect,
             node,
+            contained: OnceLock::new(),
         }
     }
 
@@ -103,6 +109,8 @@ impl Scene {
     }
 
     pub(crate) async fn ask_for_release(&self) {
+        let pod = self.world.pod(&self.suspect).await;
+        self.contained.set(pod).unwrap();
         let patch = Patch::Merge(json!({ "spec": { "release": { "reason": "false alarm" } } }));
         self.quarantines()
             .patch("q", &PatchParams::default(), &patch)
@@ -113,6 +121,7 @@ impl Scene {
     /// Waits until nothing more is to be done.
     pub(crate) async fn ended(&self, phase: QuarantinePhase) -> Quarantine {
         eventually("the quarantine ends", || async {
+            self.world.restart_if_ended();
             let now = self.quarantines().get("q").await.unwrap();
             let status = now.status.clone().unwrap_or_default();
             let held = now.metadata.finalizers.clone().unwrap_or_default();
@@ -171,7 +180,14 @@ impl Scene {
         // Endpoints and owners follow within milliseconds; what is compared below does not depend on them.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let pod = Api::<Pod>::namespaced(client.clone(), namespace);
-        let pod = pod.get_opt(&self.suspect).await.unwrap();
+        let pod = match (
+            pod.get_opt(&self.suspect).await.unwrap(),
+            self.contained.get(),
+        ) {
+            // Its owner has one too many after a release, and may delete either.
+            (None, Some(contained)) => Some(last_seen(&self.world, contained).await),
+            (pod, _) => pod,
+        };
         let node = Api::<Node>::all(client.clone());
         let node = node.get(&self.node).await.unwrap();
         let policies = Api::<NetworkPolicy>::namespaced(client.clone(), namespace);
@@ -231,4 +247,28 @@ pub(crate) fn steps(status: &QuarantineStatus) -> Vec<String> {
         .collect();
     steps.sort();
     steps
+}
+
+/// The pod as it was last seen since then: its owner may have deleted it, having one too many.
+pub(crate) async fn last_seen(world: &World, since: &Pod) -> Pod {
+    let api = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
+    let version = since.metadata.resource_version.clone().unwrap();
+    let field = format!("metadata.name={}", name(since));
+    eventually("the pod is seen to be released", || async {
+        let watch = WatchParams::default().fields(&field).timeout(1);
+        let events = api.watch(&watch, &version).await.unwrap();
+        let events: Vec<WatchEvent<Pod>> = events.try_collect().await.unwrap();
+        let seen = events.into_iter().filter_map(|event| match event {
+            WatchEvent::Added(pod) | WatchEvent::Modified(pod) | WatchEvent::Deleted(pod) => {
+                Some(pod)
+            }
+            _ => None,
+        });
+        let mut seen = seen.filter(|pod| pod.metadata.uid == since.metadata.uid);
+        let first = seen
+            .next()
+            .ok_or_else(|| "nothing has happened".to_owned())?;
+        Ok(seen.next_back().unwrap_or(first))
+    })
+    .await
 }

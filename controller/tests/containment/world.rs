@@ -1,5 +1,7 @@
 //! What a test needs around it: a cluster, certificates, a running controller, a responder.
 
+mod real;
+
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
@@ -25,8 +27,10 @@ use kube_memory::{Cluster, ClusterConfig, RequestRecord};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
+use self::real::Kubelet;
+
 /// How long anything may take before a test gives up: generous, because machines are noisy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) struct World {
     pub(crate) client: Client,
@@ -35,13 +39,14 @@ pub(crate) struct World {
     pub(crate) memory: Option<Cluster>,
     /// Else what stands between the controller and a real one.
     door: Option<Cluster>,
+    kubelet: Kubelet,
     /// Cluster-scoped objects that the test made in a real one, as paths.
     made: Mutex<Vec<String>>,
     pub(crate) dir: tempfile::TempDir,
     kubeconfig: PathBuf,
     port: u16,
     pub(crate) health_port: u16,
-    controller: Option<Child>,
+    controller: Mutex<Option<Child>>,
     /// What the controller is told about agents.
     pub(crate) about_agents: Vec<String>,
     /// Where the evidence goes, if not into a directory of the test.
@@ -51,6 +56,9 @@ pub(crate) struct World {
     /// Held as long as a real cluster is used: nodes are everybody's, so one test at a time works on them.
     _alone: Option<std::fs::File>,
 }
+
+/// How the namespaces of these tests begin.
+const NAMESPACE: &str = "impound-test-";
 
 /// User of the controller in the in-memory cluster.
 pub(crate) const CONTROLLER: &str = "impound";
@@ -75,13 +83,18 @@ impl World {
         world
     }
 
-    /// An in-memory cluster without the pods' play-acting kubelet, whose agents listen at this port.
+    /// A cluster without the pods' play-acting kubelet, whose agents listen at this port: the in-memory one, or the
+    /// one that `KUBECONFIG` names if nobody runs its pods. Where somebody does, the nodes are other machines.
     pub(crate) async fn with_agents(port: u16) -> Self {
         let config = ClusterConfig {
             instant_kubelet: false,
             ..ClusterConfig::default()
         };
-        let mut world = Self::prepared(None, config).await;
+        let real = match real::kubeconfig() {
+            Some(path) if real::kubelet_of(&path).await == Kubelet::Nobody => Some(path),
+            _ => None,
+        };
+        let mut world = Self::prepared(real, config).await;
         world.about_agents = vec!["--agent-port".into(), port.to_string()];
         world.start_controller().await;
         world
@@ -106,32 +119,40 @@ impl World {
     }
 
     pub(crate) async fn without_controller() -> Self {
-        let real = std::env::var_os("KUBECONFIG").map(PathBuf::from);
-        Self::prepared(real, ClusterConfig::default()).await
+        Self::prepared(real::kubeconfig(), ClusterConfig::default()).await
     }
 
     async fn prepared(real: Option<PathBuf>, cluster: ClusterConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let alone = match &real {
-            Some(_) => Some(tokio::task::spawn_blocking(alone).await.unwrap()),
+        let alone = match real.clone() {
+            Some(path) => {
+                let locked = tokio::task::spawn_blocking(move || real::alone(&path));
+                Some(locked.await.unwrap())
+            }
             None => None,
         };
-        let (client, memory, door) = match real {
-            Some(kubeconfig) => {
-                let client = client(Kubeconfig::read_from(&kubeconfig).unwrap()).await;
+        let (client, memory, door, kubelet) = match real {
+            Some(path) => {
+                let client = client(real::read(&path)).await;
+                let kubelet = real::expected(&client).await;
                 let door = Cluster::in_front_of(client.clone()).await.unwrap();
-                (client, None, Some(door))
+                (client, None, Some(door), kubelet)
             }
             None => {
+                let kubelet = if cluster.instant_kubelet {
+                    Kubelet::Played
+                } else {
+                    Kubelet::Nobody
+                };
                 let cluster = Cluster::start(cluster).await.unwrap();
                 let parsed = Kubeconfig::from_yaml(&cluster.kubeconfig()).unwrap();
-                (client(parsed).await, Some(cluster), None)
+                (client(parsed).await, Some(cluster), None, kubelet)
             }
         };
         let kubeconfig = dir.path().join("kubeconfig");
         let api = memory.as_ref().or(door.as_ref()).unwrap();
         std::fs::write(&kubeconfig, api.kubeconfig_as(CONTROLLER)).unwrap();
-        let namespace = format!("impound-test-{}", uuid::Uuid::new_v4().simple());
+        let namespace = format!("{NAMESPACE}{}", uuid::Uuid::new_v4().simple());
         let nodes = Api::<Node>::all(client.clone())
             .list(&ListParams::default())
             .await
@@ -156,12 +177,13 @@ impl World {
             namespace,
             memory,
             door,
+            kubelet,
             made: Mutex::default(),
             dir,
             kubeconfig,
             port: free_port(),
             health_port: free_port(),
-            controller: None,
+            controller: Mutex::default(),
             // No agents are here: what needs them is tested where they are.
             about_agents: [
                 "--agent-port",
@@ -182,7 +204,8 @@ impl World {
 
     /// Starts the controller and waits until it answers.
     pub(crate) async fn start_controller(&mut self) {
-        self.controller = Some(self.replica(&self.kubeconfig, self.port, self.health_port));
+        let started = self.replica(&self.kubeconfig, self.port, self.health_port);
+        *self.controller.lock().unwrap() = Some(started);
         eventually("the controller answers", || async {
             let connected = self.try_channel("alice").await;
             connected
@@ -190,6 +213,16 @@ impl World {
                 .map_err(|error| format!("{error}; {}", self.log()))
         })
         .await;
+    }
+
+    /// Starts the controller again if it has ended by itself, as its Deployment does: it ends when the API, or the
+    /// machine, stalls for so long that it can't renew its lease.
+    pub(crate) fn restart_if_ended(&self) {
+        let mut controller = self.controller.lock().unwrap();
+        let ended = |child: &mut Child| child.try_wait().unwrap().is_some();
+        if controller.as_mut().is_some_and(ended) {
+            *controller = Some(self.replica(&self.kubeconfig, self.port, self.health_port));
+        }
     }
 
     /// What the controller talks to, with its faults and its log: the in-memory cluster, or the door before a
@@ -203,36 +236,23 @@ impl World {
         self.memory.is_none()
     }
 
+    /// Whether the pods' containers run, and the cluster has every controller that Kubernetes has. Else pods only
+    /// say that they run.
+    pub(crate) fn runs_containers(&self) -> bool {
+        self.kubelet == Kubelet::Real
+    }
+
     /// A node on which nothing runs but what stays anyway, if that matters: what a test evicts in a real cluster
     /// is its own.
     pub(crate) async fn own_node(&self) -> Option<String> {
         if !self.is_real() {
             return None;
         }
-        let pods = Api::<Pod>::all(self.client.clone());
-        let pods = pods.list(&ListParams::default()).await.unwrap().items;
-        let stays = |pod: &Pod| {
-            let owners = pod.metadata.owner_references.iter().flatten();
-            let mut kinds = owners.map(|owner| owner.kind.as_str());
-            kinds.any(|kind| matches!(kind, "DaemonSet" | "Node"))
-        };
-        let nodes = Api::<Node>::all(self.client.clone());
-        let nodes = nodes.list(&ListParams::default()).await.unwrap();
-        let schedulable = nodes.iter().filter(|node| {
-            let spec = node.spec.clone().unwrap_or_default();
-            spec.unschedulable != Some(true) && spec.taints.is_none_or(|taints| taints.is_empty())
+        let found = eventually("this test evicts a node's pods", || async {
+            // What the test before this one made may still be ending.
+            real::free_node(&self.client).await
         });
-        let mut names = schedulable.map(ResourceExt::name_any);
-        let free = names.find(|node| {
-            let here = |pod: &&Pod| {
-                pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(node)
-            };
-            pods.iter().filter(here).all(stays)
-        });
-        Some(free.expect(
-            "this test evicts a node's pods: one schedulable node must run nothing but pods of DaemonSets and \
-             static pods; kubectl drain one, then uncordon it",
-        ))
+        Some(found.await)
     }
 
     /// Starts another replica beside the first, known to the API under this user name.
@@ -273,15 +293,16 @@ impl World {
 
     /// Sends a signal to the first controller.
     pub(crate) fn signal_controller(&self, signal: &str) {
-        let id = self.controller.as_ref().unwrap().id().to_string();
+        let controller = self.controller.lock().unwrap();
+        let id = controller.as_ref().unwrap().id().to_string();
         let sent = Command::new("kill").args([signal, &id]).status().unwrap();
         assert!(sent.success());
     }
 
     /// Whether the first controller has ended by itself.
     pub(crate) fn controller_has_ended(&mut self) -> bool {
-        let controller = self.controller.as_mut().unwrap();
-        controller.try_wait().unwrap().is_some()
+        let controller = self.controller.get_mut().unwrap();
+        controller.as_mut().unwrap().try_wait().unwrap().is_some()
     }
 
     /// As if the lease of a controller that was killed had run out.
@@ -299,7 +320,7 @@ impl World {
 
     /// Ends the controller at once, as a crash does.
     pub(crate) fn kill_controller(&mut self) {
-        if let Some(mut child) = self.controller.take() {
+        if let Some(mut child) = self.controller.get_mut().unwrap().take() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
@@ -560,18 +581,6 @@ impl World {
     }
 }
 
-/// The lock that lets one test at a time into a real cluster; it goes with the file.
-fn alone() -> std::fs::File {
-    let path = std::env::temp_dir().join("impound-test-real-cluster.lock");
-    let file = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(path)
-        .unwrap();
-    file.lock().unwrap();
-    file
-}
-
 async fn client(kubeconfig: Kubeconfig) -> Client {
     let options = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
@@ -607,61 +616,6 @@ pub(crate) fn container(name: &str) -> Value {
     json!({ "name": name, "image": image, "command": ["sleep", "100000"] })
 }
 
-/// Leaves a real cluster as it was: nodes, quarantines, denials, what the test made, and the namespace, also
-/// after a failure.
-async fn tidy(client: Client, namespace: &str, made: &[String]) -> kube::Result<()> {
-    let quarantines =
-        Api::<impound_controller::resources::Quarantine>::namespaced(client.clone(), namespace);
-    let nodes = Api::<Node>::all(client.clone());
-    for quarantine in quarantines.list(&ListParams::default()).await? {
-        let status = quarantine.status.clone().unwrap_or_default();
-        if let (Some(node), Some(undo)) = (&status.node, &status.undo)
-            && !status.phase.is_over()
-        {
-            let now = nodes.get(node).await?;
-            let settings = impound_controller::contain::settings::Settings::default();
-            for call in [
-                impound_controller::contain::node::unlabel(&now, &undo.node, &settings),
-                impound_controller::contain::node::uncordon(&now, &undo.node),
-            ] {
-                let Some(call) = call else { continue };
-                let mut patch: Value = serde_json::from_str(&call.body).unwrap_or_default();
-                if let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut) {
-                    metadata.remove("resourceVersion");
-                }
-                let request = http::Request::patch(&call.path)
-                    .header("content-type", &call.content_type)
-                    .body(patch.to_string().into_bytes())
-                    .map_err(kube::Error::HttpError)?;
-                client.request::<Value>(request).await?;
-            }
-            for deny in &undo.denies {
-                remove(&client, &deny.path).await?;
-            }
-        }
-        let none = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
-        let name = quarantine.metadata.name.unwrap_or_default();
-        quarantines
-            .patch(&name, &PatchParams::default(), &none)
-            .await?;
-    }
-    for path in made.iter().rev() {
-        remove(&client, path).await?;
-    }
-    let namespace = format!("/api/v1/namespaces/{namespace}");
-    remove(&client, &namespace).await
-}
-
-/// Deletes what may be gone already.
-async fn remove(client: &Client, path: &str) -> kube::Result<()> {
-    let request = http::Request::delete(path).body(Vec::new());
-    let request = request.map_err(kube::Error::HttpError)?;
-    match client.request::<Value>(request).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        answer => answer.map(drop),
-    }
-}
-
 impl Drop for World {
     fn drop(&mut self) {
         self.kill_controller();
@@ -675,9 +629,8 @@ impl Drop for World {
                     .build()
                     .unwrap();
                 runtime.block_on(async {
-                    let kubeconfig = std::env::var_os("KUBECONFIG").unwrap();
-                    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
-                    tidy(client(kubeconfig).await, &namespace, &made).await
+                    let kubeconfig = real::read(&real::kubeconfig().unwrap());
+                    real::tidy(client(kubeconfig).await, &namespace, &made).await
                 })
             });
             match tidied.join() {
@@ -692,15 +645,24 @@ impl Drop for World {
 }
 
 /// Looks again until it holds; says the last reason when time is up.
-pub(crate) async fn eventually<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
+pub(crate) async fn eventually<T, F>(what: &str, look: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let found = try_until(look).await;
+    found.unwrap_or_else(|reason| panic!("{what}: {reason}"))
+}
+
+/// Looks again until it holds; the last reason when time is up.
+async fn try_until<T, F>(mut look: impl FnMut() -> F) -> Result<T, String>
 where
     F: Future<Output = Result<T, String>>,
 {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         match look().await {
-            Ok(found) => return found,
-            Err(reason) if tokio::time::Instant::now() > deadline => panic!("{what}: {reason}"),
+            Ok(found) => return Ok(found),
+            Err(reason) if tokio::time::Instant::now() > deadline => return Err(reason),
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }

@@ -36,6 +36,7 @@ pub struct ClusterConfig {
     /// KUBE_MEMORY_AUDIT_DIR names, if it does: what a whole run of tests called is there afterwards.
     pub audit: Option<PathBuf>,
     /// Scheduled pods become Ready at once and terminate by themselves. Without it somebody else must play kubelet.
+    /// Which of both is said by each node's annotation `kube-memory/kubelet`: `instant` or `none`.
     pub instant_kubelet: bool,
     /// How long the instant kubelet takes to end a terminating pod (at most: never longer than its grace period).
     pub termination: Duration,
@@ -102,7 +103,12 @@ impl Cluster {
         state.tokens.insert(token.clone(), Token::of(ADMIN));
         let in_memory = real.is_none();
         if in_memory {
-            controllers::furnish(&mut state, &config.nodes)
+            let kubelet = if config.instant_kubelet {
+                "instant"
+            } else {
+                "none"
+            };
+            controllers::furnish(&mut state, &config.nodes, kubelet)
                 .map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
         }
         let core = Arc::new(Core {

@@ -30,7 +30,8 @@ use crate::state::State;
 use crate::store::Dirty;
 
 /// Namespaces, nodes and the service every cluster starts with.
-pub(crate) fn furnish(state: &mut State, node_names: &[String]) -> Outcome<()> {
+/// `kubelet`: who runs their pods, which each node is told to say.
+pub(crate) fn furnish(state: &mut State, node_names: &[String], kubelet: &str) -> Outcome<()> {
     for name in ["default", "kube-node-lease", "kube-public", "kube-system"] {
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
@@ -38,7 +39,7 @@ pub(crate) fn furnish(state: &mut State, node_names: &[String]) -> Outcome<()> {
     }
     for node in node_names {
         let (name, address) = node.split_once('=').unwrap_or((node, "127.0.0.1"));
-        nodes::register(state, name, address)?;
+        nodes::register(state, name, address, kubelet)?;
     }
     let service = json!({
         "apiVersion": "v1", "kind": "Service",

@@ -1,15 +1,14 @@
 //! What a release has to leave as it was before.
 
-use futures::TryStreamExt;
 use impound_proto::controller::v1::{Quarantine, ReleaseQuarantineRequest};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 
 use super::super::outcome::differences;
-use super::super::world::{World, eventually, name};
+use super::super::world::World;
 
 /// Pod, node, policies and budgets before a quarantine.
 pub(super) struct Before {
@@ -91,28 +90,4 @@ pub(super) async fn release(world: &World) -> Quarantine {
     };
     alice.release_quarantine(request).await.unwrap();
     world.settled("q").await
-}
-
-/// The pod as it was last seen since then: its owner may have deleted it, having one too many.
-pub(super) async fn last_seen(world: &World, since: &Pod) -> Pod {
-    let api = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
-    let version = since.metadata.resource_version.clone().unwrap();
-    let field = format!("metadata.name={}", name(since));
-    eventually("the pod is seen to be released", || async {
-        let watch = WatchParams::default().fields(&field).timeout(1);
-        let events = api.watch(&watch, &version).await.unwrap();
-        let events: Vec<WatchEvent<Pod>> = events.try_collect().await.unwrap();
-        let seen = events.into_iter().filter_map(|event| match event {
-            WatchEvent::Added(pod) | WatchEvent::Modified(pod) | WatchEvent::Deleted(pod) => {
-                Some(pod)
-            }
-            _ => None,
-        });
-        let mut seen = seen.filter(|pod| pod.metadata.uid == since.metadata.uid);
-        let first = seen
-            .next()
-            .ok_or_else(|| "nothing has happened".to_owned())?;
-        Ok(seen.next_back().unwrap_or(first))
-    })
-    .await
 }

@@ -12,7 +12,7 @@ use crate::state::{By, DeleteOptions, State};
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
 /// A ready node, as a kubelet registers it.
-pub(super) fn register(state: &mut State, name: &str, address: &str) -> Outcome<()> {
+pub(super) fn register(state: &mut State, name: &str, address: &str, kubelet: &str) -> Outcome<()> {
     let now = clock::now();
     let condition = |kind: &str, status: &str, reason: &str, message: &str| {
         json!({"type": kind, "status": status, "lastHeartbeatTime": now, "lastTransitionTime": now,
@@ -28,7 +28,7 @@ pub(super) fn register(state: &mut State, name: &str, address: &str) -> Outcome<
                 "beta.kubernetes.io/arch": "amd64", "beta.kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
                 "kubernetes.io/hostname": name, "kubernetes.io/os": "linux",
             },
-            "annotations": {"node.alpha.kubernetes.io/ttl": "0",
+            "annotations": {"kube-memory/kubelet": kubelet, "node.alpha.kubernetes.io/ttl": "0",
                             "volumes.kubernetes.io/controller-managed-attach-detach": "true"},
         },
         "spec": {},
