@@ -217,7 +217,7 @@ pub async fn inspect(
     .await
 }
 
-/// Removes the table. False: there was none, or nothing of the pod is left on the node.
+/// Removes the table, if it is there.
 ///
 /// # Errors
 /// [`CallError`]
@@ -225,7 +225,7 @@ pub async fn lift(
     agents: &AgentConnector,
     node: &str,
     request: wire::LiftIsolationRequest,
-) -> Result<bool, CallError> {
+) -> Result<Lifted, CallError> {
     let lifted = within(LIMIT, async {
         let mut agent = connect(agents, node).await?;
         let case = request.case_id.clone();
@@ -233,9 +233,22 @@ pub async fn lift(
         Ok(answer(lifted)?.removed)
     });
     match lifted.await {
-        Err(CallError::NoSuchPod(_)) => Ok(false),
-        other => other,
+        Ok(true) => Ok(Lifted::Removed),
+        Ok(false) => Ok(Lifted::NoTable),
+        Err(CallError::NoSuchPod(_)) => Ok(Lifted::NoPod),
+        Err(error) => Err(error),
     }
+}
+
+/// What became of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifted {
+    /// It was there and is removed.
+    Removed,
+    /// The pod had none.
+    NoTable,
+    /// The node's runtime has no such pod, so no table either.
+    NoPod,
 }
 
 /// Tries connections in both directions, each for at most `limit`.

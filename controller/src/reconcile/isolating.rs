@@ -23,13 +23,13 @@ use tokio::time::{Instant, timeout};
 use super::containing::{StepError, backoff, in_force};
 use super::guarding::{self, RESTORED};
 use super::record::Record;
-use super::releasing::Undone;
+use super::releasing::{Stop, Undone, unanswered};
 use super::{Context, ReconcileError, verifying};
 use crate::contain::isolation::{self, hindrance, is_wanted};
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::proof::{self, exceptions, is_permitted};
 use crate::contain::refusal::Refusal;
-use crate::isolate::{self, CallError, Targets, Tried};
+use crate::isolate::{self, CallError, Lifted, Targets, Tried};
 use crate::resources::{
     AttemptOrigin, Fact, FactState, IsolationStatus, StepName, StepState, TableState, now,
 };
@@ -51,6 +51,9 @@ const AFTER: Duration = Duration::from_millis(1300);
 
 /// The table is not read more often than this unless something about the pod has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// What lifting the isolation brings about.
+const LIFTED: &str = "the pod is on the network again, as far as its policies allow";
 
 /// What this process remembers of the quarantines it works on, by their uid. A restart forgets it:
 /// attempts before the isolation that were not recorded can't be made any more, and the next look is at
@@ -274,12 +277,12 @@ pub async fn look(record: &mut Record, context: &Context, suspect: &Pod) -> Opti
 /// Removes the table; says why it need not be, or can't be yet.
 ///
 /// # Errors
-/// [`StepError::Transient`] if it has to be tried again.
+/// If it has to be tried again.
 pub(super) async fn undo(
     record: &mut Record,
     context: &Context,
     attempts: u32,
-) -> Result<Undone, StepError> {
+) -> Result<Undone, Stop> {
     context.isolation.forget(&record.uid());
     if !is_planned(record) || super::next_step::state(&record.status, StepName::Isolate).is_none() {
         return Ok(Undone::NotNeeded("it was not isolated at its node".into()));
@@ -303,13 +306,21 @@ pub(super) async fn undo(
         quarantine: record.name(),
         force: !held,
     };
+    let tried_before = !record.intended(StepName::UndoIsolate).is_empty();
+    if record.status.isolation.is_some() {
+        record.intend(StepName::UndoIsolate, vec![LIFTED.into()]);
+        record.save().await?;
+    }
     let reason = match isolate::lift(&context.agents, &node, request).await {
-        Ok(removed) => {
+        Ok(lifted) => {
             record.status.isolation = None;
-            return Ok(if removed {
-                Undone::Now("the pod is on the network again, as far as its policies allow".into())
-            } else {
-                Undone::NotNeeded("there was no table any more".into())
+            return Ok(match lifted {
+                Lifted::Removed => Undone::Now(LIFTED.into()),
+                Lifted::NoTable if tried_before => Undone::Now(unanswered(LIFTED)),
+                Lifted::NoTable => Undone::NotNeeded("there was no table any more".into()),
+                Lifted::NoPod => {
+                    Undone::NotNeeded("the pod is gone from its node, and the table with it".into())
+                }
             });
         }
         Err(error) => error.to_string(),
@@ -347,7 +358,7 @@ pub(super) async fn undo(
             "NOT lifted, and the release was forced: the table stays in the pod's network namespace until the pod ends: {reason}"
         )));
     }
-    Err(StepError::Transient(reason))
+    Err(StepError::Transient(reason).into())
 }
 
 /// The facts about the node.

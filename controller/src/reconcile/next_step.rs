@@ -331,6 +331,7 @@ mod tests {
             started: None,
             finished: None,
             attempts: 1,
+            intended: Vec::new(),
         }
     }
 

@@ -112,6 +112,7 @@ impl Record {
         step.message.clone_from(&message);
         step.started.get_or_insert_with(now);
         step.finished = Some(now());
+        step.intended.clear();
         tracing::info!(
             case = self.object.spec.case,
             pod = self.object.spec.pod,
@@ -124,6 +125,19 @@ impl Record {
         let metrics = &self.context.metrics;
         metrics.step_ended(&name.to_string(), &format!("{state:?}"));
         self.announce(state == StepState::Failed, &name.to_string(), message);
+    }
+
+    /// What earlier attempts at a step set out to do and are not known to have failed at.
+    #[must_use]
+    pub fn intended(&self, name: StepName) -> Vec<String> {
+        let mut steps = self.status.steps.iter();
+        let step = steps.find(|step| step.name == name);
+        step.map(|step| step.intended.clone()).unwrap_or_default()
+    }
+
+    /// Says what a step sets out to do; [`Record::save`] makes it durable, before the first call.
+    pub fn intend(&mut self, name: StepName, what: Vec<String>) {
+        self.step(name).intended = what;
     }
 
     /// Sets the phase and announces it when it is another one.
@@ -262,6 +276,7 @@ impl Record {
                     started: None,
                     finished: None,
                     attempts: 0,
+                    intended: Vec::new(),
                 });
                 steps.len() - 1
             });

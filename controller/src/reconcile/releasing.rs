@@ -42,8 +42,9 @@ pub async fn undo(
         Ok(Undone::Now(message)) => record.end(step, StepState::Done, message),
         Ok(Undone::NotNeeded(message)) => record.end(step, StepState::Skipped, message),
         Ok(Undone::GivenUp(message)) => record.end(step, StepState::Failed, message),
+        Err(Stop::Unrecorded(error)) => return Err(error),
         // A release is not over while something is left to undo.
-        Err(error) => {
+        Err(Stop::Step(error)) => {
             let message = format!("NOT undone, tried again: {}", error.message());
             record.wait(step, message);
             pace::leave_alone(error.wait());
@@ -63,16 +64,48 @@ pub(super) enum Undone {
     GivenUp(String),
 }
 
-async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<Undone, StepError> {
+/// Why an attempt to undo something has not done it.
+pub(super) enum Stop {
+    /// The step is tried again.
+    Step(StepError),
+    /// What was to be done could not be recorded before, so nothing was sent: the reconciliation is begun again.
+    Unrecorded(ReconcileError),
+}
+
+impl<E: Into<StepError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Step(error.into())
+    }
+}
+
+impl From<ReconcileError> for Stop {
+    fn from(error: ReconcileError) -> Self {
+        Self::Unrecorded(error)
+    }
+}
+
+/// What was brought about by a call whose answer never came.
+pub(super) fn unanswered(what: &str) -> String {
+    format!("{what} (seen afterwards: the answer to the call never came)")
+}
+
+async fn attempt(record: &mut Record, context: &Context, step: StepName) -> Result<Undone, Stop> {
     // Node and policy are shared: nobody plans with them between our look and our write.
     let _alone = context.shared.lock().await;
     let others = others(record, context).await?;
     let mut done = Vec::new();
-    // Calls that were not answered: they may have had their effect.
-    let mut unanswered = Vec::new();
+    // What was sent and not answered, perhaps to a controller that has ended since: it may have had its effect.
+    let mut open = record.intended(step);
     let mut last = StepError::Transient("no attempt was made".into());
     'tries: for _ in 0..TRIES {
         let Undoing { calls, left } = undoing(record, context, step, &others).await?;
+        // What has to be sent has not had it.
+        open.retain(|what| calls.iter().all(|call| call.purpose != *what));
+        if !calls.is_empty() {
+            let purposes = calls.iter().map(|call| call.purpose.clone());
+            record.intend(step, open.iter().cloned().chain(purposes).collect());
+            record.save().await?;
+        }
         for call in calls {
             match send(&context.client, &call).await {
                 Ok(_) => done.push(call.purpose),
@@ -83,19 +116,18 @@ async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<U
                 }
                 Err(error @ ApiError::NoAnswer { .. }) => {
                     last = error.into();
-                    unanswered.push(call.purpose);
+                    open.push(call.purpose);
                     continue 'tries;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    record.intend(step, open);
+                    return Err(error.into());
+                }
             }
         }
-        // Nothing is left of them, so they did.
-        done.extend(
-            unanswered
-                .drain(..)
-                .filter(|purpose| !done.contains(purpose))
-                .collect::<Vec<_>>(),
-        );
+        // Nothing is left of what is open, so it had its effect.
+        open.retain(|what| !done.contains(what));
+        done.extend(open.iter().map(|what| unanswered(what)));
         let undone = !done.is_empty();
         done.extend(left);
         let message = done.join("; ");
@@ -105,7 +137,8 @@ async fn attempt(record: &Record, context: &Context, step: StepName) -> Result<U
             (false, true) => Undone::NotNeeded("nothing of ours was left".into()),
         });
     }
-    Err(last)
+    record.intend(step, open);
+    Err(last.into())
 }
 
 /// What a release would send now, in order, and what it leads to. The resourceVersions are those of now;

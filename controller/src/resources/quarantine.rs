@@ -351,6 +351,10 @@ pub struct StepStatus {
     /// How often it was tried.
     #[serde(default)]
     pub attempts: u32,
+    /// Of a release step under way: what its calls are to bring about, recorded before they are sent. Whatever of
+    /// it needs no call any more afterwards, this step has done, also if a crash or a lost answer hides it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub intended: Vec<String>,
 }
 
 /// How a step stands.

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use impound_controller::resources::{Quarantine, QuarantinePhase, QuarantineStatus, StepState};
+use impound_controller::resources::{Quarantine, QuarantinePhase, QuarantineStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -237,13 +237,7 @@ pub(crate) fn steps(status: &QuarantineStatus) -> Vec<String> {
     let mut steps: Vec<String> = status
         .steps
         .iter()
-        .map(|step| match step.state {
-            // What a controller finds undone, because it died before it could record it, it skips.
-            StepState::Skipped if step.name.to_string().starts_with("Undo") => {
-                format!("{}: Done", step.name)
-            }
-            state => format!("{}: {state:?}", step.name),
-        })
+        .map(|step| format!("{}: {:?}", step.name, step.state))
         .collect();
     steps.sort();
     steps
