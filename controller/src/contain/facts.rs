@@ -8,6 +8,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 
 use super::observe::{self, ObserveError, controller_of};
+use super::owner::is_same;
 use super::plan::{full_name, is_labelled, uses_node_network};
 use super::refusal::Refusal;
 use super::selector::{Labels, selects};
@@ -46,31 +47,27 @@ impl Seen {
     }
 }
 
-/// Reads everything again, but for what was `seen` just now, and states the facts about the pod of that name
-/// and uid. `untouched`: why it is not changed, if so.
+/// Reads everything again, but for what was `seen` just now, and states the facts about the pod that `suspect` was
+/// before it was contained. `untouched`: why it is not changed, if so.
 ///
 /// # Errors
 /// If the API does not answer, or the pod is gone or another one has its name.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is one thing of its own, read from the record once"
-)]
 pub async fn check(
     client: &Client,
-    namespace: &str,
-    pod: &str,
-    uid: Option<&str>,
+    suspect: &Pod,
     node: &str,
     quarantine: &str,
     untouched: Option<&str>,
     seen: Option<Seen>,
     settings: &Settings,
 ) -> Result<Vec<Fact>, ObserveError> {
+    let namespace = suspect.metadata.namespace.as_deref().unwrap_or_default();
+    let name = suspect.metadata.name.as_deref().unwrap_or_default();
     let slices_path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     let seen = async {
         match seen {
             Some(seen) => Ok(seen),
-            None => Seen::read(client, namespace, pod, node).await,
+            None => Seen::read(client, namespace, name, node).await,
         }
     };
     let (seen, slices) =
@@ -80,10 +77,10 @@ pub async fn check(
         node,
         policies,
     } = seen;
-    if pod.metadata.uid.as_deref() != uid {
+    if !is_same(suspect, &pod) {
         return Err(Refusal::OtherUid {
             pod: full_name(&pod),
-            expected: uid.unwrap_or_default().to_owned(),
+            expected: suspect.metadata.uid.clone().unwrap_or_default(),
             found: pod.metadata.uid.unwrap_or_default(),
         }
         .into());

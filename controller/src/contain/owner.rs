@@ -119,6 +119,23 @@ pub fn runtime_uid(pod: &Pod) -> String {
     uid.cloned().unwrap_or_default()
 }
 
+/// Whether a pod is the suspect. A static pod is what its manifest says: when its mirror is deleted, or the kubelet
+/// starts anew, the kubelet makes another mirror under another uid, and no container of it has changed.
+#[must_use]
+pub fn is_same(suspect: &Pod, pod: &Pod) -> bool {
+    let place = |pod: &Pod| {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        (
+            pod.metadata.namespace.clone(),
+            pod.metadata.name.clone(),
+            node,
+        )
+    };
+    let mirrors = is_static(suspect) && is_static(pod) && place(suspect) == place(pod);
+    pod.metadata.uid == suspect.metadata.uid
+        || (mirrors && runtime_uid(suspect) == runtime_uid(pod))
+}
+
 fn job(observed: &Observed, described: &str) -> Vec<String> {
     let mut consequences = vec![format!(
         "{described} no longer counts the pod, neither as succeeded nor as failed, and starts another \

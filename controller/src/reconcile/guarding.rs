@@ -17,6 +17,7 @@ use super::record::Record;
 use super::{Context, ReconcileError, isolating, verifying};
 use crate::contain::facts::Seen;
 use crate::contain::observe::{self, ObserveError};
+use crate::contain::owner::is_same;
 use crate::contain::refusal::Refusal;
 use crate::contain::{node, pod, policy, protect};
 use crate::describe::describe;
@@ -98,7 +99,7 @@ pub async fn look(
     let namespace = record.namespace();
     let suspect = match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await
     {
-        Ok((_, pod)) if pod.metadata.uid == record.status.pod_uid => Some(pod),
+        Ok((_, pod)) if is_same(&record.suspect_before(), &pod) => Some(pod),
         Ok(_) | Err(ObserveError::Refused(Refusal::NoSuchPod { .. })) => None,
         Err(error) => return Err(error.into()),
     };
@@ -111,6 +112,15 @@ pub async fn look(
         verifying::gone(record);
         return Ok(None);
     };
+    if suspect.metadata.uid != record.status.pod_uid {
+        let (was, is) = (&record.status.pod_uid, &suspect.metadata.uid);
+        let what = format!(
+            "the kubelet made the static pod's mirror anew: uid {} is now {}; by its manifest it is the same pod",
+            was.as_deref().unwrap_or_default(),
+            is.as_deref().unwrap_or_default()
+        );
+        note(record, "MirrorMadeAnew", what);
+    }
     restarts(record, &suspect);
     let mut again = None;
     let Missing {

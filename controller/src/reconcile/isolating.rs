@@ -27,6 +27,7 @@ use super::releasing::{Stop, Undone, unanswered};
 use super::{Context, ReconcileError, verifying};
 use crate::contain::isolation::{self, hindrance, is_wanted};
 use crate::contain::observe::{self, ObserveError};
+use crate::contain::owner::is_same;
 use crate::contain::proof::{self, exceptions, is_permitted};
 use crate::contain::refusal::Refusal;
 use crate::isolate::{self, CallError, Lifted, Targets, Tried};
@@ -533,7 +534,7 @@ fn is_due(record: &Record, context: &Context, pod: &Pod) -> bool {
 async fn suspect(record: &Record, context: &Context) -> Result<Option<Pod>, ReconcileError> {
     let namespace = record.namespace();
     match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await {
-        Ok((_, pod)) if pod.metadata.uid == record.status.pod_uid => Ok(Some(pod)),
+        Ok((_, pod)) if is_same(&record.suspect_before(), &pod) => Ok(Some(pod)),
         Ok(_) | Err(ObserveError::Refused(Refusal::NoSuchPod { .. })) => Ok(None),
         Err(error) => Err(error.into()),
     }

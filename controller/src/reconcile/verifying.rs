@@ -180,9 +180,7 @@ async fn check(
 ) -> Result<Vec<Fact>, ObserveError> {
     let mut facts = facts::check(
         &context.client,
-        &record.namespace(),
-        &record.object.spec.pod,
-        record.status.pod_uid.as_deref(),
+        &record.suspect_before(),
         record.status.node.as_deref().unwrap_or_default(),
         &record.name(),
         record.untouched(),

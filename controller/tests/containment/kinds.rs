@@ -15,8 +15,8 @@ use kube_memory::ClusterConfig;
 use serde_json::{Value, json};
 
 use self::objects::{
-    LAST, allowing, bare, cron_job, foreign, grabber, job, job_of_cron_job, mirror, owner,
-    selected_by, service,
+    LAST, allowing, bare, cron_job, foreign, grabber, job, job_of_cron_job, mirror,
+    on_node_network, owner, selected_by, service,
 };
 use self::restored::{Before, release};
 use super::outcome::last_seen;
@@ -136,6 +136,9 @@ const ROWS: &[Row] = &[
     Row { pod: "on its node's network", made_of: || vec![bare(json!({ "hostNetwork": true }))],
         said: &["hostNetwork", "it is NOT cut off"],
         phase: "Failed", steps: "DDD-D-DSFSSDS", undone: UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: Any },
+    Row { pod: "of a DaemonSet, on its node's network", made_of: || vec![on_node_network("DaemonSet")],
+        said: &["DaemonSet s would start a new pod on the suspect node", "hostNetwork", "it is NOT cut off"],
+        phase: "Failed", steps: "DDD-D-DSFSSDS", undone: UNDONE, exclude: false, stripped: &["app"], kept: &["tier", "team"], successor: NotHere, cluster: Any },
     Row { pod: "selected by Exists and In", made_of: || vec![selected_by(json!([
             { "key": "app", "operator": "Exists" }, { "key": "tier", "operator": "In", "values": ["web", "db"] } ]))],
         said: &["replaces the pod"],
@@ -152,7 +155,7 @@ const ROWS: &[Row] = &[
             { "key": "app", "operator": "NotIn", "values": ["other"] } ]))],
         said: &["would select pod"],
         phase: "Refused", steps: REFUSED, undone: "", exclude: false, stripped: NONE, kept: &["app"], successor: NotHere, cluster: Memory },
-    Row { pod: "static", made_of: || vec![mirror()],
+    Row { pod: "static", made_of: || vec![mirror("0")],
         said: &["it is a static pod", "its manifest is moved away on the node itself", "is not changed", "it is NOT cut off"],
         phase: "Failed", steps: NODE_ONLY, undone: NODE_UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: Memory },
     Row { pod: "of a foreign controller", made_of: || vec![foreign()],

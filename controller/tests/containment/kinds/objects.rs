@@ -34,6 +34,12 @@ pub(super) fn owner(kind: &str, spec: Value) -> Value {
     json!({ "apiVersion": "apps/v1", "kind": kind, "metadata": { "name": "s" }, "spec": all })
 }
 
+pub(super) fn on_node_network(kind: &str) -> Value {
+    let mut owner = owner(kind, json!({}));
+    owner["spec"]["template"]["spec"]["hostNetwork"] = json!(true);
+    owner
+}
+
 pub(super) fn selected_by(expressions: Value) -> Value {
     owner(
         "ReplicaSet",
@@ -82,9 +88,11 @@ pub(super) fn service(name: &str, selector: Value) -> Value {
     })
 }
 
-pub(super) fn mirror() -> Value {
+/// Of a static pod, whose uid at its kubelet is this.
+pub(super) fn mirror(manifest: &str) -> Value {
     let mut pod = bare(json!({}));
-    pod["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "0" });
+    pod["metadata"]["annotations"] =
+        json!({ "kubernetes.io/config.hash": manifest, "kubernetes.io/config.mirror": manifest });
     pod["metadata"]["ownerReferences"] = json!([{ "apiVersion": "v1", "kind": "Node", "name": "n", "uid": "0", "controller": true }]);
     pod
 }

@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube_memory::{Effect, Fault};
 use serde_json::json;
 
-use super::super::world::{CONTROLLER, World, eventually, label, state};
-use super::objects::owner;
+use super::super::world::{CONTROLLER, World, eventually, label, node_of, state};
+use super::objects::{mirror, owner};
 use super::restored::release;
 
 /// The step whose call is late, that call (the n-th of its kind), and how the quarantine ends.
@@ -121,5 +121,52 @@ async fn re_created_during(late: &'static Late) {
     for patch in patches.iter().filter(|patch| patch.status == 200) {
         let body = patch.body.clone().unwrap_or_default();
         assert_eq!(body["metadata"]["uid"], first, "{step}: {patch:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_static_pods_mirror_that_is_made_anew_is_the_suspect_as_long_as_its_manifest_is_the_same()
+{
+    let world = World::start_in_memory().await;
+    world.create(mirror("one")).await;
+    let suspect = world.running("team=red", 1).await.remove(0);
+    world
+        .create(json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "q" },
+            "spec": { "pod": "s", "case": "INC-1", "reason": "x", "skipCollection": true },
+        }))
+        .await;
+    let done = world.settled("q").await;
+    assert_eq!(done.verdict, "NotContained", "{done:#?}");
+    let pods = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
+    let nodes = Api::<Node>::all(world.client.clone());
+    let node = node_of(&suspect);
+    for (manifest, reason, verdict) in [
+        ("one", "MirrorMadeAnew", "NotContained"),
+        ("two", "PodGone", ""),
+    ] {
+        let now = DeleteParams::default().grace_period(0);
+        pods.delete("s", &now).await.unwrap();
+        // A kubelet asks no scheduler.
+        let mut anew = mirror(manifest);
+        anew["spec"]["nodeName"] = json!(node);
+        world.create(anew).await;
+        // It carries no label of ours, so that a look comes with what is seen of its node.
+        let uncordoned = Patch::Merge(json!({ "spec": { "unschedulable": false } }));
+        nodes
+            .patch(&node, &PatchParams::default(), &uncordoned)
+            .await
+            .unwrap();
+        // Whoever looks between the two finds none, and says so as long as it is so.
+        eventually("it is noted", || async {
+            let now = world.current("q").await;
+            let noted = now.drift.iter().any(|drift| drift.reason == reason);
+            if noted && now.verdict == verdict {
+                Ok(())
+            } else {
+                Err(format!("{}: {:?}", now.verdict, now.drift))
+            }
+        })
+        .await;
     }
 }
