@@ -48,6 +48,15 @@ impl Endings {
         (endings, ended)
     }
 
+    /// What wakes this quarantine once.
+    pub fn waker(&self, record: &Record) -> impl FnOnce() + Send + 'static {
+        let (wake, quarantine) = (self.wake.clone(), ObjectRef::from_obj(&record.object));
+        move || {
+            // Nobody listens once the reconcilers were dropped, as by a lost lease.
+            let _ = wake.send(quarantine);
+        }
+    }
+
     /// Wakes the quarantine once when none of the pods with these uids is on its node any more. Replaces what
     /// was watched for it before; without pods nothing is.
     pub fn watch(&self, record: &Record, pods: BTreeSet<String>) {
@@ -62,12 +71,10 @@ impl Endings {
             return;
         }
         let node = record.status.node.clone().unwrap_or_default();
-        let (client, wake) = (self.client.clone(), self.wake.clone());
-        let (quarantine, left) = (ObjectRef::from_obj(&record.object), pods.clone());
+        let (client, wake, left) = (self.client.clone(), self.waker(record), pods.clone());
         let task = tokio::spawn(async move {
             until_gone(client, &node, left).await;
-            // Nobody listens once the reconcilers were dropped, as by a lost lease.
-            let _ = wake.send(quarantine);
+            wake();
         });
         let task = AbortOnDropHandle::new(task);
         watched.insert(uid, Watched { pods, task });

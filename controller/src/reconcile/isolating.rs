@@ -5,7 +5,7 @@
 //! planned     try_before   what connects now; at the same time as cordon, policy and strip
 //! Isolate     isolate      the agent sets the table; the API's containment never waits for it
 //! Prove       prove        what connected before is tried again
-//! in force    look         the table is read again and again, and set again where it differs
+//! in force    look         the table is read again and again, by the agent alone, and set again where it differs
 //! released    undo         the table is removed
 //! ```
 
@@ -14,11 +14,12 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use impound_proto::agent::v1::LiftIsolationRequest;
+use impound_proto::agent::v1::{IsolateRequest, LiftIsolationRequest};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::containing::{StepError, backoff, in_force};
 use super::guarding::{self, RESTORED};
@@ -50,7 +51,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// kernel sends after a second.
 const AFTER: Duration = Duration::from_millis(1300);
 
-/// The table is not read more often than this unless something about the pod has changed.
+/// The table is read this often, and more often only when something about the pod has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// What lifting the isolation brings about.
@@ -63,6 +64,7 @@ const LIFTED: &str = "the pod is on the network again, as far as its policies al
 pub struct Memory {
     before: Mutex<HashMap<String, Before>>,
     looks: Mutex<HashMap<String, (Instant, String)>>,
+    watches: Mutex<HashMap<String, AbortOnDropHandle<()>>>,
 }
 
 impl Memory {
@@ -70,6 +72,7 @@ impl Memory {
     pub fn forget(&self, quarantine: &str) {
         locked(&self.before).remove(quarantine);
         locked(&self.looks).remove(quarantine);
+        locked(&self.watches).remove(quarantine);
     }
 }
 
@@ -211,7 +214,7 @@ pub async fn look(record: &mut Record, context: &Context, suspect: &Pod) -> Opti
         return None;
     }
     if !is_due(record, context, suspect) {
-        return Some(LOOK_EVERY);
+        return unless_watched(record, context);
     }
     let difference = match record.status.isolation.clone() {
         None => None,
@@ -221,15 +224,17 @@ pub async fn look(record: &mut Record, context: &Context, suspect: &Pod) -> Opti
             match isolate::inspect(&context.agents, &node, &asked, &known).await {
                 Ok(Ok(found)) => {
                     let proved_before = known.state == TableState::InForce;
-                    install(record, found);
+                    install(record, found.clone());
+                    watch(record, context, asked, found);
                     // Its facts were withdrawn while it could not be seen.
                     if !proved_before {
                         let _said = again(record, context, suspect).await;
                     }
-                    return Some(LOOK_EVERY);
+                    return unless_watched(record, context);
                 }
                 Ok(Err(difference)) => Some(difference),
                 Err(error) => {
+                    locked(&context.isolation.watches).remove(&record.uid());
                     lose(
                         record,
                         TableState::Unknown,
@@ -267,12 +272,41 @@ pub async fn look(record: &mut Record, context: &Context, suspect: &Pod) -> Opti
                 "NotRestored",
                 format!("isolation at the node: {difference}; it could not be set again: {error}"),
             );
+            locked(&context.isolation.watches).remove(&record.uid());
             lose(record, TableState::Missing, difference);
         }
         // As before; the step says why.
         (Err(error), None) => tracing::debug!(%error, "still not isolated at its node"),
     }
-    Some(LOOK_EVERY)
+    unless_watched(record, context)
+}
+
+/// Has the table read again and again without a request to the Kubernetes API, until it is not as it was `found`
+/// or can't be read: then the quarantine is looked at.
+fn watch(record: &Record, context: &Context, asked: IsolateRequest, found: IsolationStatus) {
+    let node = record.status.node.clone().unwrap_or_default();
+    let (agents, wake) = (context.agents.clone(), context.endings.waker(record));
+    let task = tokio::spawn(async move {
+        loop {
+            sleep(LOOK_EVERY).await;
+            match isolate::inspect(&agents, &node, &asked, &found).await {
+                Ok(Ok(now)) if now.weaknesses == found.weaknesses => {}
+                _ => break,
+            }
+        }
+        wake();
+    });
+    let task = AbortOnDropHandle::new(task);
+    locked(&context.isolation.watches).insert(record.uid(), task);
+}
+
+/// When to look, if nobody looks meanwhile.
+fn unless_watched(record: &Record, context: &Context) -> Option<Duration> {
+    let watches = locked(&context.isolation.watches);
+    let watched = watches
+        .get(&record.uid())
+        .is_some_and(|task| !task.is_finished());
+    (!watched).then_some(LOOK_EVERY)
 }
 
 /// Removes the table; says why it need not be, or can't be yet.
@@ -383,12 +417,14 @@ async fn set(record: &mut Record, context: &Context, pod: &Pod) -> Result<String
     if let Some(before) = locked(&context.isolation.before).get_mut(&record.uid()) {
         before.sent.get_or_insert_with(Timestamp::now);
     }
-    let status = isolate::isolate(&context.agents, &node, asked, &record.object.spec).await?;
+    let spec = &record.object.spec;
+    let status = isolate::isolate(&context.agents, &node, asked.clone(), spec).await?;
     let message = format!(
         "everything in and out is dropped in the pod's network namespace, established connections too{}",
         exceptions(&status)
     );
-    install(record, status);
+    install(record, status.clone());
+    watch(record, context, asked, status);
     is_due(record, context, pod);
     Ok(message)
 }
