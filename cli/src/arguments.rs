@@ -186,11 +186,15 @@ pub(crate) struct Quarantine {
 #[command(after_help = "\
 Examples:
   impound release web-5d4f-x7 -n shop --reason \"false alarm, see INC-7\"
+  impound release web-5d4f-x7 -n shop --reason \"false alarm\" --yes --wait
   impound release web-5d4f-x7 -n shop --dry-run
 
 Says what will happen and asks before it does it; --yes answers for scripts. Refused while the evidence
 is not sealed, unless --force. When the pod's labels are put back, its owner adopts it again and may
-delete one of its pods, perhaps this one.")]
+delete one of its pods, perhaps this one.
+
+Without --wait the command returns as soon as the release is recorded. Interrupting --wait does not stop
+the release: `impound watch` goes on showing it.")]
 pub(crate) struct Release {
     #[command(flatten)]
     pub(crate) name: NameArgument,
@@ -201,8 +205,11 @@ pub(crate) struct Release {
     #[arg(long)]
     pub(crate) force: bool,
     /// Show every API call that would be made, in order, and change nothing
-    #[arg(long, conflicts_with = "yes")]
+    #[arg(long, conflicts_with_all = ["yes", "wait"])]
     pub(crate) dry_run: bool,
+    /// Follow until everything is undone
+    #[arg(long, short)]
+    pub(crate) wait: bool,
     /// Don't ask
     #[arg(long, short)]
     pub(crate) yes: bool,

@@ -7,7 +7,7 @@ use impound_proto::controller::v1 as wire;
 use crate::arguments::Collect;
 use crate::client::{Client, answer, request};
 use crate::failure::{Exit, Failure};
-use crate::follow::Subject;
+use crate::follow::{Subject, Until};
 use crate::human;
 use crate::output::{Output, Table};
 use crate::quarantine::to_the_end;
@@ -35,7 +35,7 @@ pub(crate) async fn create(
             namespace: collection.namespace,
             name: collection.name,
         };
-        return to_the_end(client, output, subject, false).await;
+        return to_the_end(client, output, subject, Until::Over, None).await;
     }
     let program = output.program().to_owned();
     output.document(view::Collection::from(&collection), |_| {

@@ -48,6 +48,17 @@ pub(crate) enum Subject {
     },
 }
 
+/// How long something is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Until nothing more happens by itself.
+    Over,
+    /// Until it is released: a release that was just asked for may not be begun. Its collection is not followed.
+    Released,
+    /// Also when it is over.
+    Forever,
+}
+
 /// What was last known of what was followed.
 #[derive(Debug, Default)]
 pub(crate) struct Followed {
@@ -56,12 +67,13 @@ pub(crate) struct Followed {
     pub(crate) sweep: Option<wire::Sweep>,
 }
 
-/// Follows `subject` on `screen`. With `forever` a quarantine goes on being followed when it is over.
+/// Follows `subject` on `screen`, and tells what is not known of it yet.
 pub(crate) async fn follow(
     client: &Client,
     screen: &mut Screen,
     subject: Subject,
-    forever: bool,
+    until: Until,
+    known: Option<&wire::Quarantine>,
 ) -> Result<Followed, Failure> {
     let mut watches = Watches::new(client);
     match subject {
@@ -69,7 +81,7 @@ pub(crate) async fn follow(
             watches.start::<wire::Quarantine>(Wanted {
                 namespace,
                 name,
-                forever,
+                until,
                 certain: false,
             });
         }
@@ -77,7 +89,7 @@ pub(crate) async fn follow(
             watches.start::<wire::Collection>(Wanted {
                 namespace,
                 name,
-                forever: false,
+                until: Until::Over,
                 certain: false,
             });
         }
@@ -85,13 +97,16 @@ pub(crate) async fn follow(
             watches.start::<wire::Sweep>(Wanted {
                 namespace: String::new(),
                 name,
-                forever: false,
+                until: Until::Over,
                 certain: false,
             });
         }
     }
     let mut followed = Followed::default();
     let mut story = Story::new(screen);
+    if let Some(known) = known {
+        story.knows(known);
+    }
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
     loop {
@@ -104,11 +119,12 @@ pub(crate) async fn follow(
         match update {
             Some(Update::Quarantine(quarantine)) => {
                 story.quarantine(&quarantine)?;
-                if !quarantine.collection.is_empty() && !watches.collection {
+                let collects = !quarantine.collection.is_empty() && until != Until::Released;
+                if collects && !watches.collection {
                     watches.start::<wire::Collection>(Wanted {
                         namespace: quarantine.namespace.clone(),
                         name: quarantine.collection.clone(),
-                        forever: false,
+                        until: Until::Over,
                         certain: true,
                     });
                 }
@@ -120,7 +136,7 @@ pub(crate) async fn follow(
             }
             Some(Update::Sweep(sweep)) => {
                 story.sweep(&sweep)?;
-                let over = sweep.over();
+                let over = sweep.over(until);
                 followed.sweep = Some(*sweep);
                 if over {
                     return Ok(followed);
@@ -132,11 +148,13 @@ pub(crate) async fn follow(
             // Unreachable while this end keeps a sender.
             None => return Ok(followed),
         }
-        let quarantine_over = followed.quarantine.as_ref().is_none_or(Object::over);
+        let quarantine = followed.quarantine.as_ref();
+        let collection = followed.collection.as_ref();
+        let quarantine_over = quarantine.is_none_or(|quarantine| quarantine.over(until));
         let collection_over =
-            !watches.collection || followed.collection.as_ref().is_some_and(Object::over);
-        let known = followed.quarantine.is_some() || followed.collection.is_some();
-        if known && quarantine_over && collection_over && !forever {
+            !watches.collection || collection.is_some_and(|collection| collection.over(until));
+        let known = quarantine.is_some() || collection.is_some();
+        if known && quarantine_over && collection_over {
             return Ok(followed);
         }
     }
@@ -167,7 +185,7 @@ struct Watches<'c> {
 struct Wanted {
     namespace: String,
     name: String,
-    forever: bool,
+    until: Until,
     /// Named by a quarantine: it is there or soon will be.
     certain: bool,
 }
@@ -177,8 +195,8 @@ type Grpc = wire::controller_client::ControllerClient<tonic::transport::Channel>
 /// An object whose state is streamed.
 trait Object: Sized + Send + 'static {
     const COLLECTION: bool;
-    /// Whether nothing more will happen by itself.
-    fn over(&self) -> bool;
+    /// Whether it need not be followed any longer.
+    fn over(&self, until: Until) -> bool;
     fn watch(grpc: Grpc, wanted: Wanted) -> BoxFuture<'static, Result<Streaming<Self>, Status>>;
     fn update(self) -> Update;
 }
@@ -216,7 +234,7 @@ async fn watch<T: Object>(grpc: Grpc, wanted: Wanted, updates: mpsc::Sender<Upda
                         if lost.take().is_some() && updates.send(Update::Back).await.is_err() {
                             return;
                         }
-                        let over = object.over() && !wanted.forever;
+                        let over = object.over(wanted.until);
                         if updates.send(object.update()).await.is_err() || over {
                             return;
                         }
@@ -251,11 +269,16 @@ async fn watch<T: Object>(grpc: Grpc, wanted: Wanted, updates: mpsc::Sender<Upda
 impl Object for wire::Quarantine {
     const COLLECTION: bool = false;
 
-    fn over(&self) -> bool {
-        matches!(
-            self.phase.as_str(),
-            "Complete" | "Incomplete" | "Refused" | "Failed" | "Released"
-        )
+    fn over(&self, until: Until) -> bool {
+        let phase = self.phase.as_str();
+        match until {
+            Until::Over => matches!(
+                phase,
+                "Complete" | "Incomplete" | "Refused" | "Failed" | "Released"
+            ),
+            Until::Released => phase == "Released",
+            Until::Forever => false,
+        }
     }
 
     fn watch(
@@ -265,13 +288,13 @@ impl Object for wire::Quarantine {
         let Wanted {
             namespace,
             name,
-            forever,
+            until,
             ..
         } = wanted;
         let request = wire::WatchQuarantineRequest {
             namespace,
             name,
-            follow: forever,
+            follow: until != Until::Over,
         };
         async move { Ok(grpc.watch_quarantine(request).await?.into_inner()) }.boxed()
     }
@@ -284,8 +307,8 @@ impl Object for wire::Quarantine {
 impl Object for wire::Collection {
     const COLLECTION: bool = true;
 
-    fn over(&self) -> bool {
-        matches!(self.phase.as_str(), "Sealed" | "Partial" | "Failed")
+    fn over(&self, until: Until) -> bool {
+        until != Until::Forever && matches!(self.phase.as_str(), "Sealed" | "Partial" | "Failed")
     }
 
     fn watch(
@@ -307,7 +330,7 @@ impl Object for wire::Collection {
 impl Object for wire::Sweep {
     const COLLECTION: bool = false;
 
-    fn over(&self) -> bool {
+    fn over(&self, _: Until) -> bool {
         matches!(
             self.phase.as_str(),
             "Complete" | "Partial" | "Cancelled" | "Refused"

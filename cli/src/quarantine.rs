@@ -10,7 +10,7 @@ use crate::arguments::{Isolation, Kind, List, Quarantine, Reference, Release, St
 use crate::client::{Client, answer, request};
 use crate::collection;
 use crate::failure::{Exit, Failure};
-use crate::follow::{Followed, Subject, follow};
+use crate::follow::{Followed, Subject, Until, follow};
 use crate::human;
 use crate::output::{Output, Table};
 use crate::view;
@@ -63,7 +63,7 @@ pub(crate) async fn create(
         namespace: quarantine.namespace,
         name: quarantine.name,
     };
-    to_the_end(client, output, subject, false).await
+    to_the_end(client, output, subject, Until::Over, None).await
 }
 
 fn isolation(wanted: Isolation) -> wire::Isolation {
@@ -93,17 +93,22 @@ pub(crate) async fn watch(
         Reference::Quarantine(name) => Subject::Quarantine { namespace, name },
         Reference::Collection(name) => Subject::Collection { namespace, name },
     };
-    to_the_end(client, output, subject, wanted.follow).await
+    let until = match wanted.follow {
+        true => Until::Forever,
+        false => Until::Over,
+    };
+    to_the_end(client, output, subject, until, None).await
 }
 
-/// Follows to the end and sums up.
+/// Follows to the end, telling what is not `known` yet, and sums up.
 pub(crate) async fn to_the_end(
     client: &Client,
     output: &mut Output,
     subject: Subject,
-    forever: bool,
+    until: Until,
+    known: Option<&wire::Quarantine>,
 ) -> Result<Exit, Failure> {
-    let followed = followed(client, output, subject, forever).await?;
+    let followed = followed(client, output, subject, until, known).await?;
     let view = view::Followed {
         quarantine: followed.quarantine.as_ref().map(view::Quarantine::from),
         collection: followed.collection.as_ref().map(view::Collection::from),
@@ -113,12 +118,13 @@ pub(crate) async fn to_the_end(
     Ok(exit(&followed))
 }
 
-/// Follows to the end; who is interrupted is told how to go on.
+/// Follows to the end, telling what is not `known` yet; who is interrupted is told how to go on.
 pub(crate) async fn followed(
     client: &Client,
     output: &Output,
     subject: Subject,
-    forever: bool,
+    until: Until,
+    known: Option<&wire::Quarantine>,
 ) -> Result<Followed, Failure> {
     let mut screen = output.screen();
     let program = output.program();
@@ -129,7 +135,7 @@ pub(crate) async fn followed(
         }
         Subject::Sweep { name } => format!("{program} sweep watch {name}"),
     };
-    match follow(client, &mut screen, subject, forever).await {
+    match follow(client, &mut screen, subject, until, known).await {
         Err(Failure::Interrupted(why)) => Err(Failure::Interrupted(format!(
             "{why}; go on watching with: {again}"
         ))),
@@ -168,6 +174,13 @@ pub(crate) async fn release(
         confirm(&what, &plan)?;
     }
     let quarantine = answer(client.grpc().release_quarantine(request(asked)).await)?;
+    if wanted.wait {
+        let subject = Subject::Quarantine {
+            namespace: quarantine.namespace.clone(),
+            name: quarantine.name.clone(),
+        };
+        return to_the_end(client, output, subject, Until::Released, Some(&quarantine)).await;
+    }
     let program = output.program().to_owned();
     output.document(view::Quarantine::from(&quarantine), |_| {
         summary::releasing(&quarantine, &program)
@@ -281,6 +294,8 @@ fn exit(followed: &Followed) -> Exit {
         "Refused" => return Exit::Refused,
         // Not contained, whatever else is done.
         "Failed" => return Exit::Failed,
+        // A forced release leaves what it can't undo, and is over all the same.
+        "Released" if quarantine.is_some_and(summary::is_left_undone) => return Exit::Partial,
         "Released" => return Exit::Ok,
         _ => {}
     }

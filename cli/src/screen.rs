@@ -96,7 +96,8 @@ impl Screen {
         let text = format!(
             "{:9}  {:12}{}  {:>6}  {}",
             line.time,
-            human::clean(&line.label),
+            // The longest are longer than the column.
+            format!("{} ", human::clean(&line.label)),
             state(&line.state, colour),
             line.took,
             // Logs keep one line for one event.

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::arguments::{Connection, Select, Sweep, SweepChange, SweepStart, SweepTargets};
 use crate::client::{Client, LIST_CALL, answer, request, request_within};
 use crate::failure::{Exit, Failure};
-use crate::follow::Subject;
+use crate::follow::{Subject, Until};
 use crate::human;
 use crate::output::{Output, Table};
 use crate::quarantine::followed;
@@ -103,7 +103,7 @@ fn selection(select: Select) -> wire::PodSelection {
 
 /// Follows to the end and sums up.
 async fn to_the_end(client: &Client, output: &mut Output, name: String) -> Result<Exit, Failure> {
-    let followed = followed(client, output, Subject::Sweep { name }, false).await?;
+    let followed = followed(client, output, Subject::Sweep { name }, Until::Over, None).await?;
     let sweep = followed.sweep.unwrap_or_default();
     let program = output.program().to_owned();
     output.document(view::Sweep::from(&sweep), |_| {

@@ -32,13 +32,24 @@ impl<'s> Story<'s> {
         }
     }
 
+    /// Takes something as told: only what comes after it is new.
+    pub(super) fn knows(&mut self, quarantine: &wire::Quarantine) {
+        for step in &quarantine.steps {
+            self.is_new(&step_key(step), &step_text(step));
+        }
+        for fact in &quarantine.facts {
+            self.is_new(&fact_key(fact), &fact_text(fact));
+        }
+        self.warned.extend(quarantine.warnings.iter().cloned());
+        self.is_new("quarantine", &quarantine.phase);
+    }
+
     pub(super) fn quarantine(&mut self, quarantine: &wire::Quarantine) -> Result<(), Failure> {
         for step in &quarantine.steps {
             self.step(step)?;
         }
         for fact in &quarantine.facts {
-            let key = format!("fact/{}", fact.name);
-            if self.is_new(&key, &format!("{} {}", fact.state, fact.message)) {
+            if self.is_new(&fact_key(fact), &fact_text(fact)) {
                 let message = format!("{}: {}", fact.name, fact.message);
                 self.screen
                     .event("Check", fact_word(&fact.state), &message)?;
@@ -160,8 +171,8 @@ impl<'s> Story<'s> {
     }
 
     fn step(&mut self, step: &wire::Step) -> Result<(), Failure> {
-        let key = format!("step/{}", step.name);
-        let new = self.is_new(&key, &format!("{} {}", step.state, step.message));
+        let key = step_key(step);
+        let new = self.is_new(&key, &step_text(step));
         let first = !self.screen.is_running(&key);
         let word = match step.state.as_str() {
             "Pending" => return Ok(()),
@@ -262,6 +273,22 @@ impl Drop for Story<'_> {
     fn drop(&mut self) {
         self.screen.clear();
     }
+}
+
+fn step_key(step: &wire::Step) -> String {
+    format!("step/{}", step.name)
+}
+
+fn step_text(step: &wire::Step) -> String {
+    format!("{} {}", step.state, step.message)
+}
+
+fn fact_key(fact: &wire::Fact) -> String {
+    format!("fact/{}", fact.name)
+}
+
+fn fact_text(fact: &wire::Fact) -> String {
+    format!("{} {}", fact.state, fact.message)
 }
 
 /// An artifact's path without the directory and node that all of a collection share.

@@ -72,14 +72,11 @@ pub(super) fn recorded(
     text
 }
 
-/// A quarantine that is being undone.
+/// A release that was asked for and is not waited for.
 pub(super) fn releasing(quarantine: &wire::Quarantine, program: &str) -> String {
     let (namespace, name) = (clean(&quarantine.namespace), clean(&quarantine.name));
     format!(
-        "Quarantine {namespace}/{name} is {}: {}\n{}\nFollow it:\n  {program} watch {name} -n {namespace}\n",
-        clean(&quarantine.phase).to_lowercase(),
-        clean(&quarantine.message),
-        warnings(&quarantine.warnings)
+        "The release of quarantine {namespace}/{name} is recorded.\n\nFollow it:\n  {program} watch {name} -n {namespace}\n"
     )
 }
 
@@ -241,19 +238,30 @@ pub(super) fn end(followed: &Followed, program: &str) -> String {
     text
 }
 
+/// Whether a release has left something as it was, for good.
+pub(super) fn is_left_undone(q: &wire::Quarantine) -> bool {
+    q.steps.iter().any(|step| is_undo(step) && has_failed(step))
+}
+
+fn is_undo(step: &wire::Step) -> bool {
+    step.name.starts_with("Undo")
+}
+
+fn has_failed(step: &wire::Step) -> bool {
+    step.state == "Failed"
+}
+
 fn contained(q: &wire::Quarantine) -> String {
-    let failed: Vec<_> = q
-        .facts
-        .iter()
-        .filter(|fact| fact.state == "False")
-        .collect();
-    let unverified: Vec<_> = q
-        .facts
-        .iter()
+    // What was checked and said of the containment holds no longer once it is released.
+    let released = q.phase == "Released";
+    let facts = || q.facts.iter().filter(|_| !released);
+    let failed: Vec<_> = facts().filter(|fact| fact.state == "False").collect();
+    let unverified: Vec<_> = facts()
         .filter(|fact| !["True", "False"].contains(&fact.state.as_str()))
         .collect();
     let head = match q.phase.as_str() {
         "Refused" => "REFUSED",
+        "Released" if is_left_undone(q) => "RELEASED, not all is undone",
         "Released" => "RELEASED",
         _ if q.verdict == "NotContained" => "NOT CONTAINED",
         "Failed" => "FAILED",
@@ -274,7 +282,8 @@ fn contained(q: &wire::Quarantine) -> String {
     if !q.message.is_empty() {
         let _ = writeln!(text, "  {}", clean(&q.message));
     }
-    let failed_steps = q.steps.iter().filter(|step| step.state == "Failed");
+    let steps = q.steps.iter().filter(|step| !released || is_undo(step));
+    let failed_steps = steps.filter(|step| has_failed(step));
     let mut table = Table::inset();
     for step in failed_steps {
         table.row([
@@ -287,7 +296,7 @@ fn contained(q: &wire::Quarantine) -> String {
             table.row([word.to_owned(), format!("{}: {}", fact.name, fact.message)]);
         }
     }
-    for warning in &q.warnings {
+    for warning in q.warnings.iter().filter(|_| !released) {
         table.row(["warning".to_owned(), warning.clone()]);
     }
     text.push_str(&table.to_string());

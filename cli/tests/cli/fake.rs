@@ -238,11 +238,12 @@ impl Controller for State {
         let name = request.into_inner().name;
         Self::refusal(&name)?;
         let cut = self.cut_once(format!("quarantine/{name}"));
-        Ok(Response::new(stream(
-            story::quarantine(&name),
-            self.pace,
-            cut,
-        )))
+        let released = self.releases.lock().unwrap();
+        let updates = match released.iter().any(|release| release.name == name) {
+            true => story::releasing(&name),
+            false => story::quarantine(&name),
+        };
+        Ok(Response::new(stream(updates, self.pace, cut)))
     }
 
     async fn plan_release(&self, request: Request<ReleaseQuarantineRequest>) -> Answer<Plan> {
@@ -264,9 +265,8 @@ impl Controller for State {
                 "the evidence of default/web-5d4f-x7 is not sealed; wait for it, or release with force",
             ));
         }
-        let mut quarantine = story::quarantine(&asked.name).pop().unwrap();
-        quarantine.phase = "Releasing".to_owned();
-        quarantine.message = "undoing 6 steps".to_owned();
+        // As the controller answers: the wish is recorded, and nothing has happened yet.
+        let quarantine = story::quarantine(&asked.name).pop().unwrap();
         self.releases.lock().unwrap().push(asked);
         Ok(Response::new(quarantine))
     }

@@ -214,11 +214,49 @@ fn release_is_refused_until_it_is_forced() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(
         ran.out
-            .starts_with("Quarantine default/web-5d4f-x7 is releasing: undoing 6 steps\n"),
+            .starts_with("The release of quarantine default/web-5d4f-x7 is recorded.\n"),
         "{}",
         ran.out
     );
     assert_eq!(fake.state.releases.lock().unwrap()[0].reason, "false alarm");
+}
+
+#[test]
+fn a_release_that_is_waited_for_shows_each_step_and_ends_with_what_came_of_it() {
+    let fake = Fake::start();
+    let release = |pod| {
+        fake.run(&[
+            "release",
+            pod,
+            "--reason",
+            "false alarm",
+            "--force",
+            "--yes",
+            "--wait",
+        ])
+    };
+    let ran = release("web-5d4f-x7");
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    compare("release-wait.txt", &ran.out);
+    // Through a connection that breaks off, too.
+    let ran = release("flaky-1");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(
+        ran.out.contains("RELEASED: pod default/flaky-1"),
+        "{}",
+        ran.out
+    );
+    // What a forced release gives up is no success.
+    let ran = release("partial-1");
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(
+        ran.out.contains("RELEASED, not all is undone: ")
+            && ran.out.contains("step failed  UndoIsolate: NOT lifted"),
+        "{}",
+        ran.out
+    );
+    let ran = fake.run(&["release", "web-5d4f-x7", "--dry-run", "--wait"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
 }
 
 #[test]

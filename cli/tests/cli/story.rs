@@ -211,6 +211,50 @@ pub(crate) fn collection(pod: &str) -> Vec<Collection> {
     updates
 }
 
+/// The updates of a release that was asked for; the first is not aware of it yet. Of `partial-1` one step is given up.
+pub(crate) fn releasing(pod: &str) -> Vec<Quarantine> {
+    let mut now = quarantine(pod).pop().unwrap();
+    let mut updates = vec![now.clone()];
+    now.phase = "Releasing".to_owned();
+    now.message = "recorded changes are being undone, last first".to_owned();
+    let steps = [
+        ("UndoIsolate", "Skipped", "it was not isolated at its node"),
+        (
+            "UndoLabelNode",
+            "Done",
+            "node worker2 has lost the label status=suspectnode",
+        ),
+        ("UndoStrip", "Done", "the original labels are back"),
+        (
+            "UndoCordon",
+            "Skipped",
+            "left as it is: quarantine shop/db-0 still needs it",
+        ),
+    ];
+    for (tenths, (name, state, message)) in (900..).step_by(5).zip(steps) {
+        let mut step = Step {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            message: message.to_owned(),
+            started: at(tenths),
+            finished: at(tenths + 3),
+            attempts: 1,
+        };
+        if pod == "partial-1" && name == "UndoIsolate" {
+            step.state = "Failed".to_owned();
+            step.message = "NOT lifted: node worker2 does not exist any more".to_owned();
+        }
+        now.steps.push(step);
+        updates.push(now.clone());
+    }
+    now.phase = "Released".to_owned();
+    now.message =
+        "released; Deployment web adopts the pod again and removes one of its pods, which may be this one"
+            .to_owned();
+    updates.push(now);
+    updates
+}
+
 /// The plan of a release.
 pub(crate) fn release() -> Plan {
     Plan {
