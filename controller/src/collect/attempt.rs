@@ -302,14 +302,22 @@ impl Session<'_> {
         }
     }
 
-    /// Makes what came durable, compares what the store reads back with what the agent said of it, records,
-    /// names it, records.
+    /// Makes what came durable, compares what the store reads back with what the agent said of it, names it,
+    /// records. What the agent said is recorded meanwhile: a store on the network may take minutes, and after a
+    /// crash in these, what lies there is the whole artifact if it is what was said.
     async fn finish_object(
         &self,
         record: ArtifactRecord,
         writer: Box<dyn ObjectWriter>,
     ) -> Result<Content, Failure> {
-        let kept = writer.keep().await;
+        let read = async {
+            match What::of(record.method).is_empty() {
+                true => self.record_read(&[&record]).await,
+                false => self.record_read_surely(&record).await,
+            }
+        };
+        let (read, kept) = futures::join!(read, writer.keep());
+        read?;
         let mut kept = kept.map_err(|error| self.store_error(error))?;
         let (expected, found) = (content(&record), kept.content());
         if expected != found {
@@ -332,10 +340,6 @@ impl Session<'_> {
                     .await?;
             }
             return Err(Failure::now(why, !full));
-        }
-        match What::of(record.method).is_empty() {
-            true => self.record_read(&[&record]).await?,
-            false => self.record_read_surely(&record).await?,
         }
         // A failure here ends the run; the next one takes up what has no name yet.
         let named = kept.keep_as(&record.path).await;
