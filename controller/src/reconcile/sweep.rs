@@ -34,7 +34,8 @@ use tokio::time::Instant;
 use super::record::{manager, shortened};
 use super::{Context, ReconcileError};
 use crate::describe::describe;
-use crate::kubernetes::{from_kube, pace};
+use crate::kubernetes::{ApiError, from_kube, pace};
+use crate::resources::sweep::SWEEP_LABEL;
 use crate::resources::{
     Collection, Sweep, SweepPhase, SweepRoster, SweepRosterStatus, SweepStatus, TargetState,
     TargetStatus, now,
@@ -102,7 +103,12 @@ async fn work(
     // Whatever fails from here on, the next look reads everything again.
     let mut work = match context.sweeps.take(&uid) {
         Some(work) => work,
-        None => load(sweep, &status, context).await?,
+        None => match load(sweep, &status, context).await {
+            Err(ReconcileError::Api(error)) if error.code() == 404 => {
+                return give_up(sweep, status, &error, context).await;
+            }
+            loaded => loaded?,
+        },
     };
     let before = status.clone();
     work.problem = None;
@@ -193,6 +199,24 @@ async fn work(
     }
     context.sweeps.keep(&uid, work);
     Ok(Action::requeue(again))
+}
+
+/// A part of the list is gone: what was begun goes on by itself, and nobody knows any more what was not.
+async fn give_up(
+    sweep: &Sweep,
+    mut status: SweepStatus,
+    missing: &ApiError,
+    context: &Context,
+) -> Result<Action, ReconcileError> {
+    status.phase = SweepPhase::Partial;
+    status.finished = Some(now());
+    status.message = shortened(format!(
+        "its list was deleted in part ({missing}), so nothing more is begun; what was begun is in the collections with the label {SWEEP_LABEL}={}",
+        sweep.name_any()
+    ));
+    save(sweep, &mut status, context).await?;
+    ended(context, sweep, &status);
+    Ok(Action::await_change())
 }
 
 /// The list as it is recorded, with the collections that are there.

@@ -803,6 +803,32 @@ async fn a_sweep_that_is_made_with_kubectl_is_checked_and_its_requester_only_cla
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_somebody_deletes_ends_the_sweep_which_says_so() {
+    let fleet = Fleet::started(1).await;
+    let api = Api::<Object>::all(fleet.world.client.clone());
+    let made = object(&fleet.world.namespace, SweepState::Paused);
+    api.create(&PostParams::default(), &made).await.unwrap();
+    fleet
+        .becomes("it is listed", |now| now.phase == "Paused")
+        .await;
+    let rosters = Api::<SweepRoster>::all(fleet.world.client.clone());
+    let all = rosters.list(&ListParams::default()).await.unwrap().items;
+    let roster = all[0].name_any();
+    let gone = DeleteParams::default();
+    rosters.delete(&roster, &gone).await.unwrap();
+    let go_on = Patch::Merge(json!({ "spec": { "state": "Running" } }));
+    let patched = api.patch("hunt", &PatchParams::default(), &go_on).await;
+    patched.unwrap();
+    let ended = fleet.ended().await;
+    assert_eq!(ended.phase, "Partial", "{ended:#?}");
+    assert!(
+        ended.message.contains("its list was deleted in part"),
+        "{ended:#?}"
+    );
+    assert!(ended.message.contains(&roster), "{ended:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_sweep_stays_cancelled_and_one_that_expired_before_it_was_seen_collects_nothing()
  {
     let mut fleet = Fleet::new(1).await;
