@@ -322,7 +322,7 @@ also not when its retention has ended.")]
 Examples:
   impound evidence unhold INC-7 web-5d4f-x7 --reason 'case closed'")]
     Unhold(EvidenceHold),
-    /// Unpack the file systems in a copy of evidence, safely
+    /// Unpack the file systems and writable layers in a copy of evidence, safely
     #[command(after_help = "\
 Examples:
   impound evidence extract INC-7/web-5d4f-x7 --key evidence.pub --to /mnt/case/files
@@ -330,9 +330,10 @@ Examples:
   impound evidence extract export.tar --unverified --to out
 
 A collection is verified first, and each tar's SHA-256 again while it is unpacked, below
-TO/<name of the tar>/, which must be new or empty. Nothing is written outside of it or through links.
-Devices, pipes and links that lead elsewhere are left out. Files are yours, mode 600, and keep their
-modification times; no set-id bits, no owners, no right to execute: those are in the tar. What was
+TO/<name of the tar>/ (of a layer: TO/layer-<container>-<short id>/), which must be new or empty. Nothing is
+written outside of it or through links. Devices, pipes and links that lead elsewhere are left out. Files are
+yours, mode 600, and keep their modification times and holes; no set-id bits, owners, extended attributes or
+right to execute: those are in the tar. What a container deleted of its image is noted. What was
 left out or changed, and why, is in TO/<name of the tar>.extraction.jsonl. Exit code 3 if anything was
 left out.")]
     Extract(EvidenceExtract),
@@ -430,13 +431,13 @@ pub(crate) struct EvidenceExtract {
     /// Also the layers of saved images, each into a directory of its own
     #[arg(long)]
     pub(crate) images: bool,
-    /// Most bytes to write for one tar, e.g. 500M
+    /// Most bytes of all files of one tar, holes included, e.g. 500M
     #[arg(long, value_name = "N", default_value = "64G", value_parser = size)]
     pub(crate) max_bytes: u64,
     /// Most entries of one tar
     #[arg(long, value_name = "N", default_value_t = 2_000_000)]
     pub(crate) max_entries: u64,
-    /// Most bytes to write for each byte of a tar: stops bombs
+    /// Most bytes to write for each byte of a tar, holes not counted: stops bombs
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) max_ratio: u64,
 }

@@ -4,19 +4,18 @@
 //! become files, and the order is always the same:
 //!
 //! ```text
-//! verify the collection -> input (hash, bounds) -> archive (what becomes of each entry)
+//! verify the collection -> the walk that also listed it -> archive (what becomes of each member)
 //!   -> name (can't lead out) -> tree (the kernel keeps it below the target) -> remarks
 //! ```
 
 mod archive;
 #[cfg(test)]
 mod fuzz;
-mod header;
 mod image;
-mod input;
 mod name;
 mod pattern;
 mod remarks;
+mod section;
 mod tree;
 
 use std::cell::{Cell, RefCell};
@@ -24,7 +23,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use impound_evidence::{ArtifactRecord, Completeness, Manifest, Method, Sha256};
+use impound_evidence::{ArtifactRecord, Completeness, Manifest, Method, Sha256, short_id};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde::Serialize;
 
@@ -162,7 +161,11 @@ async fn collection(
 
 fn tars(manifest: &Manifest, images: bool) -> impl Iterator<Item = &ArtifactRecord> {
     manifest.artifacts.iter().filter(move |record| {
-        let kind = record.method == Method::Export || (images && record.method == Method::Commit);
+        let kind = match record.method {
+            Method::Export | Method::Layer => true,
+            Method::Commit => images,
+            _ => false,
+        };
         kind && record.path.as_str().ends_with(".tar")
     })
 }
@@ -179,12 +182,25 @@ fn open_artifact(root: &Path, record: &ArtifactRecord) -> Result<Source, Failure
     let file = rustix::fs::openat2(root, record.path.as_str(), flags, Mode::empty(), resolve);
     let file = File::from(file.map_err(|error| wrong(&error))?);
     Ok(Source {
-        name: directory_name(record.path.file_name()),
+        name: name_of(record),
         size: file.metadata().map_err(|error| wrong(&error))?.len(),
         file,
         image: record.method == Method::Commit,
         record: Some(record.clone()),
     })
+}
+
+/// Name of an artifact's directory. An export's file has its container's name and id in its own; a layer gets
+/// them, too.
+fn name_of(record: &ArtifactRecord) -> String {
+    let path = record.path.as_str();
+    match (record.method, path.rsplit('/').nth(1)) {
+        (Method::Layer, Some(container)) => match short_id(&record.source_id) {
+            Ok(id) => format!("layer-{container}-{id}"),
+            Err(_) => format!("layer-{container}"),
+        },
+        _ => directory_name(record.path.file_name()),
+    }
 }
 
 fn directory_name(file: &str) -> String {

@@ -63,7 +63,8 @@ pub use stamp::{
     CheckpointStamp, StampAuthority, StampError, StampRequest, TOKEN_LIMIT, stamp_time,
 };
 pub use tar::{
-    Anomalies, Anomaly, Completeness, FileType, Map, Member, PATH_LIMIT, Sparse, TarEnd, TarTime,
+    Anomalies, Anomaly, Completeness, Expansion, FileType, Map, Member, PATH_LIMIT, Part, Sparse,
+    TarEnd, TarTime, Unexpanded, Visitor as TarVisitor, Walk as TarWalk,
 };
 pub use timeline::Moment;
 pub use timestamp::{Timestamp, TimestampError};

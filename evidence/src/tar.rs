@@ -3,8 +3,8 @@
 //! A container runtime may end an export cleanly, with a good status, in the middle of a file. The
 //! one proof that everything came is the tar's own end: two zero blocks where a member would
 //! begin. The agent walks what it reads, the controller what it receives, and [`crate::verify()`]
-//! what is stored; the controller also lists what it sees, see [`crate::index`]. All of it is this
-//! one parser.
+//! what is stored; the controller also lists what it sees, see [`crate::index`], and `impound evidence
+//! extract` makes files of it, see [`Visitor`]. All of it is this one parser.
 //!
 //! Memory: one header, a PAX header or long name of at most 1 MiB, and the map of one sparse file, at
 //! most 2 MiB. Contents are never kept.
@@ -24,9 +24,8 @@ use serde::{Deserialize, Serialize};
 
 pub use anomaly::{Anomalies, Anomaly};
 pub use member::{FileType, Member, PATH_LIMIT, TarTime};
-pub(crate) use sparse::{Expansion, Unexpanded};
-pub use sparse::{Map, Sparse};
-pub(crate) use walk::{Visitor, Walk};
+pub use sparse::{Expansion, Map, Part, Sparse, Unexpanded};
+pub use walk::{Visitor, Walk};
 
 /// What an artifact's own format says about its end.
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -252,6 +252,16 @@ async fn gnu_tar_makes_the_same_tree_of_it_times_attributes_and_holes_included()
         let blocks = |dir: &Path| fs::metadata(dir.join(name)).unwrap().blocks();
         assert_eq!(blocks(to.path()), blocks(from.path()), "{name}");
     }
+    // What the tests of `impound evidence extract` take, without the bulk.
+    if std::env::var_os("IMPOUND_REGENERATE").is_some() {
+        let large = File::options().write(true).open(from.path().join("large"));
+        large.unwrap().set_len(10_000).unwrap();
+        let kept = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../cli/tests/layer/everything.tar"
+        );
+        fs::write(kept, capture(from.path()).await.0).unwrap();
+    }
 }
 
 #[tokio::test]

@@ -1,17 +1,18 @@
-//! One tar into one directory: which entries become what, and which are left out.
+//! One tar into one directory: which members become what, and which are left out. The tar is read by the
+//! parser that listed it (`files.jsonl`): what is extracted is what was listed.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 
-use impound_evidence::{Completeness, Sha256};
+use impound_evidence::{
+    Anomaly, Completeness, Expansion, FileType, Member, Part, Sha256, Sha256Hasher, TarVisitor,
+    TarWalk,
+};
 use rustix::fs::Timespec;
 use rustix::io::Errno;
-use tar::{Entry, EntryType};
 
-use super::header::{mtime, unreadable};
-use super::input::{Bounds, Input};
 use super::name::{Name, link_target, shown};
 use super::pattern::Pattern;
 use super::remarks::{Kind, Remarks};
@@ -23,14 +24,17 @@ const RESERVE: u64 = 64 << 20;
 /// What a tar may be small and still become.
 const RATIO_FREE: u64 = 1 << 20;
 
+/// Most names that are compared without regard to case: a table of 18 MiB is full then.
+const NAMES: usize = 7 << 18;
+
 /// What one extraction may cost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Bytes written.
+    /// Bytes of files, with their holes.
     pub(crate) bytes: u64,
     /// Entries of a tar.
     pub(crate) entries: u64,
-    /// Bytes written for each byte that is read.
+    /// Bytes written for each byte that is read; holes are not written.
     pub(crate) ratio: u64,
 }
 
@@ -40,6 +44,7 @@ pub(crate) struct Made {
     pub(crate) files: u64,
     pub(crate) directories: u64,
     pub(crate) links: u64,
+    /// Of files, with their holes.
     pub(crate) bytes: u64,
 }
 
@@ -56,26 +61,40 @@ pub(super) struct Ended {
     pub(super) completeness: Completeness,
 }
 
+/// Memory: what the walk keeps (3 MiB), a buffer, and 9 bytes for each name, at most 18 MiB.
 pub(super) struct Extraction<'a> {
     tree: Tree,
     wanted: &'a [Pattern],
     limits: Limits,
-    /// Bytes that the source may become.
-    room: u64,
+    /// Bytes that may still be written, by the ratio to the source.
+    writable: u64,
     made: &'a mut Made,
     remarks: &'a mut Remarks,
     /// Prefix of the paths in remarks: the layer.
     within: String,
     hash: RandomState,
-    /// Hashes of names with case folded, and of the files that are there.
+    /// Hashes of names with case folded.
     folded: HashSet<u64>,
-    files: HashSet<u64>,
-    buffer: Vec<u8>,
+    members: u64,
+    /// The file whose contents come.
+    open: Option<Open>,
+    /// Once nothing more is extracted.
+    stop: Option<Stop>,
+}
+
+/// A file that is being written.
+struct Open {
+    name: Name,
+    file: File,
+    size: u64,
+    written: u64,
+    sparse: Option<Expansion>,
+    mtime: Option<Timespec>,
 }
 
 /// Why nothing more is extracted.
 enum Stop {
-    /// The tar, or a limit.
+    /// A limit.
     Rest(String),
     /// This machine.
     Failed(io::Error),
@@ -97,21 +116,19 @@ impl<'a> Extraction<'a> {
         made: &'a mut Made,
         remarks: &'a mut Remarks,
     ) -> Self {
-        let room = limits
-            .bytes
-            .min(size.saturating_mul(limits.ratio).saturating_add(RATIO_FREE));
         Self {
             tree,
             wanted,
             limits,
-            room,
+            writable: size.saturating_mul(limits.ratio).saturating_add(RATIO_FREE),
             made,
             remarks,
             within: String::new(),
             hash: RandomState::new(),
             folded: HashSet::new(),
-            files: HashSet::new(),
-            buffer: vec![0; 256 << 10],
+            members: 0,
+            open: None,
+            stop: None,
         }
     }
 
@@ -124,7 +141,8 @@ impl<'a> Extraction<'a> {
     /// Most bytes that a compressed tar of this size may be: twice what may come of it, because it
     /// also has headers.
     pub(super) fn decompressed(&self) -> u64 {
-        self.room.saturating_mul(2).saturating_add(64 << 20)
+        let room = self.room().min(self.writable);
+        room.saturating_mul(2).saturating_add(64 << 20)
     }
 
     /// Extracts what is wanted, as far as the tar goes, and reads it to its end, but no more than `all`
@@ -134,197 +152,280 @@ impl<'a> Extraction<'a> {
     /// If this machine fails; what is wrong with the tar is a remark.
     pub(super) fn run(
         mut self,
-        reader: impl Read,
+        mut reader: impl Read,
         all: u64,
         watch: &dyn Fn(u64),
     ) -> io::Result<Ended> {
-        let bounds = Bounds::new(all);
-        let mut input = Input::new(reader, &bounds, watch);
-        let stopped = self.entries(&mut input, &bounds);
-        let ended = stopped.is_ok();
-        let written = self.made.bytes;
-        match stopped {
-            Ok(()) => {}
-            Err(Stop::Rest(why)) => {
-                let why = format!("everything from here on is left out: {why}");
-                self.remarks.add(Kind::LeftOut, self.within.clone(), why)?;
+        let (mut walk, mut hasher) = (TarWalk::default(), Sha256Hasher::new());
+        let mut buffer = vec![0; 256 << 10];
+        let mut came = 0;
+        let unread = loop {
+            let n = match reader.read(&mut buffer) {
+                Ok(0) => break None,
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => break Some(error.to_string()),
+            };
+            came += n as u64;
+            if came > all {
+                break Some(format!("it has more than the {all} bytes that it may have"));
             }
-            Err(Stop::Failed(error)) => {
-                let what = format!("stopped after {written} bytes: {error}");
-                return Err(io::Error::new(error.kind(), what));
-            }
-        }
-        for (name, error) in self.tree.finish() {
-            let path = format!("{}{}", self.within, shown(name.as_bytes()));
-            let why = format!("its modification time could not be set: {error}");
-            self.remarks.add(Kind::Changed, path, why)?;
-        }
-        let why = match input.finish() {
-            Ok((sha256, completeness, more)) => {
-                if more && ended {
-                    let why = "more than zeros comes after the end of the tar; nothing of it is extracted";
-                    self.remarks.add(Kind::LeftOut, self.within, why)?;
-                }
-                return Ok(Ended {
-                    sha256: Some(sha256),
-                    completeness,
-                });
-            }
-            Err(error) => format!("the tar can't be read to its end: {error}"),
+            let bytes = buffer.get(..n).unwrap_or_default();
+            hasher.update(bytes);
+            walk.update(bytes, &mut self);
+            watch(n as u64);
+            self.failed()?;
         };
-        self.remarks.add(Kind::LeftOut, self.within, why.clone())?;
+        let broken_off = self.broken_off();
+        self.note(broken_off);
+        self.failed()?;
+        let mut completeness = walk.finish();
+        let unread = unread.map(|why| format!("the tar can't be read to its end: {why}"));
+        if let Some(why) = &unread {
+            completeness = Completeness::incomplete(why);
+        }
+        let stopped = match (self.stop.take(), &completeness) {
+            (Some(Stop::Rest(why)), _) => Some(why),
+            (_, Completeness::Incomplete { reasons }) => Some(reasons.join("; ")),
+            _ => None,
+        };
+        let (tree, remarks, within) = (self.tree, self.remarks, self.within);
+        if let Some(why) = stopped {
+            let why = format!("everything from here on is left out: {why}");
+            remarks.add(Kind::LeftOut, within.clone(), why)?;
+        }
+        tree.finish(|name, error| {
+            let path = format!("{within}{}", shown(name.as_bytes()));
+            let why = format!("its modification time could not be set: {error}");
+            remarks.add(Kind::Changed, path, why)
+        })?;
         Ok(Ended {
-            sha256: None,
-            completeness: Completeness::Incomplete { reasons: vec![why] },
+            sha256: unread.is_none().then(|| hasher.finish()),
+            completeness,
         })
     }
 
-    fn entries<R: Read>(&mut self, input: &mut Input<'_, R>, bounds: &Bounds) -> Result<(), Stop> {
-        let mut archive = tar::Archive::new(input);
-        let broken = |error: io::Error| Stop::Rest(format!("the tar is broken: {error}"));
-        let mut number = 0;
-        for entry in archive.entries().map_err(broken)? {
-            let mut entry = entry.map_err(broken)?;
-            number += 1;
-            if number > self.limits.entries {
-                return Err(Stop::Rest(format!(
-                    "it has more than {} entries (--max-entries)",
-                    self.limits.entries
-                )));
-            }
-            // Of a sparse file the header has what lies in the tar, the entry what it becomes.
-            let stored = match entry.header().entry_type() {
-                EntryType::GNUSparse => entry.header().entry_size().unwrap_or(0),
-                _ => entry.size(),
-            };
-            bounds.entry(entry.raw_file_position(), stored);
-            self.entry(&mut entry)?;
-        }
-        Ok(())
+    /// Bytes that files may still have.
+    fn room(&self) -> u64 {
+        self.limits.bytes.saturating_sub(self.made.bytes)
     }
 
-    fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), Stop> {
-        let raw = entry.path_bytes().into_owned();
+    fn note(&mut self, result: Result<(), Stop>) {
+        if let Err(stop) = result {
+            self.open = None;
+            self.stop.get_or_insert(stop);
+        }
+    }
+
+    fn failed(&mut self) -> io::Result<()> {
+        match self.stop.take_if(|stop| matches!(stop, Stop::Failed(_))) {
+            Some(Stop::Failed(error)) => Err(io::Error::new(
+                error.kind(),
+                format!("stopped after {} bytes: {error}", self.made.bytes),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, mut member: Member) -> Result<(), Stop> {
+        self.members += 1;
+        if self.members > self.limits.entries {
+            return Err(Stop::Rest(format!(
+                "it has more than {} entries (--max-entries)",
+                self.limits.entries
+            )));
+        }
+        let raw = std::mem::take(&mut member.path);
+        let slash = raw.ends_with(b"/") && member.kind == FileType::File;
+        let directory = member.kind == FileType::Directory || (slash && member.stored == 0);
         let name = match Name::parse(&raw) {
             Ok(Some(name)) => name,
-            Ok(None) => return Ok(()),
+            Ok(None) if directory => return Ok(()),
+            Ok(None) => return self.leave_out(&raw, "it has no name"),
             Err(why) => return self.leave_out(&raw, why),
         };
         if !self.is_wanted(&name) {
             return Ok(());
         }
-        if raw.starts_with(b"/") {
-            self.remark(
-                Kind::Noted,
+        if member.anomalies.has(Anomaly::PathTooLong) {
+            return self.leave_out(&raw, "its name or its target is longer than 16 KiB");
+        }
+        if slash && !directory {
+            return self.leave_out(
                 &raw,
-                "its name is absolute; it lies below the target",
-            )?;
+                "its name ends as a directory's does, and it has contents",
+            );
         }
-        if !self.folded.insert(self.hash.hash_one(name.folded())) {
-            self.same_name(&name, &raw)?;
-        }
-        let mtime = match mtime(entry) {
-            Ok(mtime) => Some(mtime),
-            Err(why) => {
-                self.remark(Kind::Changed, &raw, why)?;
+        self.odd(&member, &name, &raw)?;
+        let mtime = match member.mtime {
+            Some(time) => Some(Timespec {
+                tv_sec: time.seconds,
+                tv_nsec: time.nanos.into(),
+            }),
+            None => {
+                self.remark(Kind::Changed, &raw, "its modification time is none")?;
                 None
             }
         };
-        let kind = entry.header().entry_type();
-        let directory = kind.is_dir() || (kind.is_file() && raw.ends_with(b"/"));
-        let made = match kind {
-            _ if directory => {
+        let made = match member.kind {
+            FileType::File if !directory => return self.file(member, name, mtime),
+            FileType::File | FileType::Directory => {
                 let made = self.tree.directory(&name, mtime);
                 self.made.directories += u64::from(made.is_ok());
                 made
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                return self.file(entry, &name, mtime);
+            FileType::Symlink => {
+                return self.symlink(&name, &member.link.unwrap_or_default(), mtime);
             }
-            EntryType::Symlink => {
-                return self.symlink(&name, &entry.link_name_bytes().unwrap_or_default(), mtime);
+            FileType::HardLink => return self.hard_link(&name, &member.link.unwrap_or_default()),
+            // Overlayfs's mark in a writable layer; a container's file system has no such device.
+            FileType::CharacterDevice if member.device == Some((0, 0)) => {
+                let why = "the container deleted the file of this name that its image has";
+                return self.remark(Kind::Noted, &raw, why);
             }
-            EntryType::Link => {
-                return self.hard_link(&name, &entry.link_name_bytes().unwrap_or_default());
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                return self.leave_out(&raw, "it is a device");
             }
-            EntryType::Char | EntryType::Block => return self.leave_out(&raw, "it is a device"),
-            EntryType::Fifo => return self.leave_out(&raw, "it is a pipe"),
-            EntryType::XGlobalHeader => return Ok(()),
-            other => {
-                let kind = other.as_byte().escape_ascii().to_string();
-                return self.leave_out(
-                    &raw,
-                    &format!("it is of a type that is not known, '{kind}'"),
-                );
+            FileType::Fifo => return self.leave_out(&raw, "it is a pipe"),
+            FileType::Unknown => {
+                let kind = member.typeflag.escape_ascii();
+                let why = format!("it is of a type that is not known, '{kind}'");
+                return self.leave_out(&raw, &why);
             }
         };
         self.refused(&raw, made)
     }
 
-    fn file<R: Read>(
-        &mut self,
-        entry: &mut Entry<'_, R>,
-        name: &Name,
-        mtime: Option<Timespec>,
-    ) -> Result<(), Stop> {
-        let raw = name.as_bytes();
-        let size = entry.size();
-        let broken = |error: io::Error| Stop::Rest(format!("the tar is broken: {error}"));
-        if let Some(why) = unreadable(entry).map_err(broken)? {
-            return self.leave_out(raw, why);
+    /// What somebody should know of a member whatever becomes of it.
+    fn odd(&mut self, member: &Member, name: &Name, raw: &[u8]) -> Result<(), Stop> {
+        if raw.starts_with(b"/") {
+            let why = "its name is absolute; it lies below the target";
+            self.remark(Kind::Noted, raw, why)?;
         }
-        if size > self.room.saturating_sub(self.made.bytes) {
-            let why = format!(
-                "it has {size} bytes, more than the {} that may still be written (--max-bytes, --max-ratio)",
-                self.room.saturating_sub(self.made.bytes)
-            );
-            return self.leave_out(raw, &why);
+        for anomaly in [Anomaly::PathConflict, Anomaly::LinkConflict] {
+            if member.anomalies.has(anomaly) {
+                self.remark(Kind::Noted, raw, anomaly.meaning())?;
+            }
         }
-        let free = self.tree.free()?;
-        if free < size.saturating_add(RESERVE) {
-            return Err(Stop::Rest(format!(
-                "{} of {size} bytes does not fit: {free} bytes are free here",
-                shown(raw)
-            )));
+        if self.folded.len() < NAMES {
+            let is_new = self.folded.insert(self.hash.hash_one(name.folded()));
+            // The very same name is left out when it can't be made; a directory may come twice.
+            if !is_new && !self.tree.has(name) {
+                let why = "another entry has this name but for upper and lower case: not every file system can hold both";
+                self.remark(Kind::Noted, raw, why)?;
+            }
+            if self.folded.len() == NAMES {
+                let why = format!(
+                    "names behind this one, the {NAMES}th, are not compared for upper and lower case"
+                );
+                self.remark(Kind::Noted, raw, &why)?;
+            }
         }
-        let mut file = match self.tree.file(name) {
-            Ok(file) => file,
-            Err(error) => return self.refused(raw, Err(error)),
-        };
-        let written = self.copy(entry, &mut file)?;
-        self.made.files += 1;
-        self.made.bytes += written;
-        self.files.insert(self.hash.hash_one(raw));
-        if let Some(Err(error)) = mtime.map(|mtime| set_mtime(&file, mtime)) {
-            let why = format!("its modification time could not be set: {error}");
-            self.remark(Kind::Changed, raw, &why)?;
+        let mut lost = Vec::new();
+        for (attribute, value) in &member.xattrs {
+            match attribute.strip_prefix(b"trusted.overlay.") {
+                Some(b"opaque") if value == b"y" => {
+                    let why = "it takes the place of the image's directory, of which nothing shows";
+                    self.remark(Kind::Noted, raw, why)?;
+                }
+                // Overlayfs's own bookkeeping.
+                Some(_) => {}
+                None => lost.push(shown(attribute)),
+            }
         }
-        if written < size {
-            let why = format!("the tar ends within it: {written} of {size} bytes are here");
-            return self.leave_out(raw, &why);
+        if !lost.is_empty() {
+            let why = format!("its extended attributes are not kept: {}", lost.join(", "));
+            self.remark(Kind::Changed, raw, shown(why.as_bytes()).as_str())?;
         }
-        if entry.header().mode().is_ok_and(|mode| mode & 0o6000 != 0) {
-            self.remark(
-                Kind::Changed,
-                raw,
-                "its set-user-id or set-group-id bit is not kept",
-            )?;
+        let set_id = member.mode.is_some_and(|mode| mode & 0o6000 != 0);
+        if set_id && matches!(member.kind, FileType::File | FileType::Directory) {
+            let why = "its set-user-id or set-group-id bit is not kept";
+            self.remark(Kind::Changed, raw, why)?;
         }
         Ok(())
     }
 
-    fn copy(&mut self, from: &mut impl Read, to: &mut File) -> Result<u64, Stop> {
-        let mut written = 0;
-        loop {
-            let n = match from.read(&mut self.buffer) {
-                Ok(0) => return Ok(written),
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Stop::Rest(format!("the tar can't be read: {error}"))),
-            };
-            to.write_all(self.buffer.get(..n).unwrap_or_default())?;
-            written += n as u64;
+    fn file(
+        &mut self,
+        mut member: Member,
+        name: Name,
+        mtime: Option<Timespec>,
+    ) -> Result<(), Stop> {
+        let raw = name.as_bytes();
+        let (size, stored) = (member.size, member.stored);
+        for (bytes, most, option) in [
+            (size, self.room(), "--max-bytes"),
+            (stored, self.writable, "--max-ratio"),
+        ] {
+            if bytes > most {
+                let why = format!(
+                    "it has {bytes} bytes, more than the {most} that may still be written ({option})"
+                );
+                return self.leave_out(raw, &why);
+            }
         }
+        let free = self.tree.free()?;
+        if free < stored.saturating_add(RESERVE) {
+            return Err(Stop::Rest(format!(
+                "{} of {stored} bytes does not fit: {free} bytes are free here",
+                shown(raw)
+            )));
+        }
+        let file = match self.tree.file(&name) {
+            Ok(file) => file,
+            Err(error) => return self.refused(raw, Err(error)),
+        };
+        self.writable = self.writable.saturating_sub(stored);
+        self.open = Some(Open {
+            file,
+            size,
+            written: 0,
+            sparse: Expansion::of(&mut member, u64::MAX),
+            mtime,
+            name,
+        });
+        Ok(())
+    }
+
+    /// All contents of the open file came.
+    fn close(&mut self) -> Result<(), Stop> {
+        let Some(mut open) = self.open.take() else {
+            return Ok(());
+        };
+        if let Some(sparse) = open.sparse.take() {
+            let mut wrote = Ok(());
+            let expanded = sparse.finish(|part| wrote = open.write(part));
+            wrote?;
+            if expanded.is_err() {
+                self.tree.remove(&open.name).map_err(io::Error::from)?;
+                let why = "it is a sparse file whose map can't be followed, or is read differently by other programs";
+                return self.leave_out(open.name.as_bytes(), why);
+            }
+            // A hole at its end is no byte that was written.
+            open.file.set_len(open.size)?;
+        }
+        self.settle(&open)
+    }
+
+    /// The tar ended; a file that is open then is kept as far as it came.
+    fn broken_off(&mut self) -> Result<(), Stop> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        self.settle(&open)?;
+        let (written, size) = (open.written, open.size);
+        let why = format!("the tar ends within it: {written} of {size} bytes are here");
+        self.leave_out(open.name.as_bytes(), &why)
+    }
+
+    fn settle(&mut self, open: &Open) -> Result<(), Stop> {
+        self.made.files += 1;
+        self.made.bytes += open.written;
+        if let Some(Err(error)) = open.mtime.map(|mtime| set_mtime(&open.file, mtime)) {
+            let why = format!("its modification time could not be set: {error}");
+            self.remark(Kind::Changed, open.name.as_bytes(), &why)?;
+        }
+        Ok(())
     }
 
     fn symlink(&mut self, name: &Name, target: &[u8], mtime: Option<Timespec>) -> Result<(), Stop> {
@@ -353,36 +454,20 @@ impl<'a> Extraction<'a> {
     fn hard_link(&mut self, name: &Name, target: &[u8]) -> Result<(), Stop> {
         let raw = name.as_bytes();
         let to = shown(target);
-        let old = match Name::parse(target) {
-            Ok(Some(old)) if self.files.contains(&self.hash.hash_one(old.as_bytes())) => old,
-            Ok(_) => {
-                let why = format!("it is a hard link to {to}, which is no file that was extracted");
-                return self.leave_out(raw, &why);
-            }
+        let made = match Name::parse(target) {
+            Ok(Some(old)) => self.tree.hard_link(name, &old),
+            Ok(None) => Err(Errno::NOENT),
             Err(why) => {
                 let why = format!("it is a hard link to {to}, and of that {why}");
                 return self.leave_out(raw, &why);
             }
         };
-        let made = self.tree.hard_link(name, &old);
-        if made.is_ok() {
-            self.made.links += 1;
-            self.files.insert(self.hash.hash_one(raw));
+        if made == Err(Errno::NOENT) {
+            let why = format!("it is a hard link to {to}, which is no file that was extracted");
+            return self.leave_out(raw, &why);
         }
+        self.made.links += u64::from(made.is_ok());
         self.refused(raw, made)
-    }
-
-    /// A second name that is the first one but for case, or exactly.
-    fn same_name(&mut self, name: &Name, raw: &[u8]) -> Result<(), Stop> {
-        // The very same name is left out when it can't be made; a directory may come twice.
-        if self.files.contains(&self.hash.hash_one(name.as_bytes())) {
-            return Ok(());
-        }
-        self.remark(
-            Kind::Noted,
-            raw,
-            "another entry has this name but for upper and lower case, or has it too: not every file system can hold both",
-        )
     }
 
     fn is_wanted(&self, name: &Name) -> bool {
@@ -411,7 +496,6 @@ impl<'a> Extraction<'a> {
             Err(Errno::PERM | Errno::OPNOTSUPP) => {
                 "this file system can't hold such an entry".to_owned()
             }
-            Err(Errno::NOENT) => "the file that it links to is not there".to_owned(),
             Err(error) => return Err(Stop::Failed(error.into())),
         };
         self.leave_out(raw, &why)
@@ -424,5 +508,64 @@ impl<'a> Extraction<'a> {
     fn remark(&mut self, kind: Kind, raw: &[u8], why: &str) -> Result<(), Stop> {
         let path = format!("{}{}", self.within, shown(raw));
         Ok(self.remarks.add(kind, path, why)?)
+    }
+}
+
+impl TarVisitor for Extraction<'_> {
+    fn member(&mut self, member: Member) {
+        if self.stop.is_none() {
+            let begun = self.begin(member);
+            self.note(begun);
+        }
+    }
+
+    fn map(&mut self, block: &[u8]) {
+        if let Some(sparse) = self.open.as_mut().and_then(|open| open.sparse.as_mut()) {
+            sparse.map(block);
+        }
+    }
+
+    fn contents(&mut self, bytes: &[u8]) {
+        if let Some(open) = &mut self.open {
+            let wrote = open.contents(bytes);
+            self.note(wrote.map_err(Stop::Failed));
+        }
+    }
+
+    fn end(&mut self) {
+        let closed = self.close();
+        self.note(closed);
+    }
+}
+
+impl Open {
+    fn contents(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(mut sparse) = self.sparse.take() else {
+            return self.write(Part::Data(bytes));
+        };
+        let mut wrote = Ok(());
+        sparse.update(bytes, |part| {
+            if wrote.is_ok() {
+                wrote = self.write(part);
+            }
+        });
+        self.sparse = Some(sparse);
+        wrote
+    }
+
+    fn write(&mut self, part: Part<'_>) -> io::Result<()> {
+        self.written += match part {
+            Part::Data(bytes) => {
+                self.file.write_all(bytes)?;
+                bytes.len() as u64
+            }
+            Part::Hole(length) => {
+                let most = |_| io::Error::other("a hole is larger than a file can be");
+                let step = i64::try_from(length).map_err(most)?;
+                self.file.seek(SeekFrom::Current(step))?;
+                length
+            }
+        };
+        Ok(())
     }
 }

@@ -5,18 +5,26 @@ use std::fs::File;
 use std::io::{self, Read};
 
 use flate2::read::MultiGzDecoder;
-use impound_evidence::{Completeness, Sha256};
+use impound_evidence::{Completeness, FileType, Member, Sha256, Sha256Hasher, TarVisitor, TarWalk};
 use serde::Deserialize;
-use tar::EntryType;
 
-use super::input::{Bounds, Input, Section};
 use super::name::{Name, shown};
+use super::section::Section;
 
-/// Files of a saved image: a few for each layer, and an image has at most 127 layers.
-const ENTRIES: u64 = 10_000;
+/// Files of a saved image: a few for each layer.
+const ENTRIES: usize = 10_000;
+
+/// Layers of a saved image: Docker's storage takes 127 for each image.
+const LAYERS: usize = 1000;
 
 /// `manifest.json` of a saved image names its layers.
 const MANIFEST_LIMIT: u64 = 1 << 20;
+
+/// Longest name of a layer, bytes: `blobs/sha256/<64 hex>` has 77.
+const NAME_LIMIT: usize = 256;
+
+/// Where the contents of a tar's member begin, from its header.
+const HEADER: u64 = 512;
 
 /// A saved image, read once from end to end.
 pub(super) struct Image {
@@ -39,10 +47,16 @@ struct Described {
     layers: Vec<String>,
 }
 
-enum Member {
-    File(Place),
-    /// An earlier layer with the same contents, under its name.
-    Same(String),
+/// What is in the tar.
+#[derive(Default)]
+struct Found {
+    members: HashMap<String, Place>,
+    /// Earlier layers with the same contents, by the name of the later one.
+    same: HashMap<String, String>,
+    manifest: Option<Vec<u8>>,
+    /// Whether the contents that come are the manifest's.
+    reading: bool,
+    problem: Option<String>,
 }
 
 impl Image {
@@ -52,83 +66,103 @@ impl Image {
     /// In words, if this is no image that Docker saved.
     pub(super) fn read(file: &File, watch: &dyn Fn(u64)) -> Result<Self, String> {
         let size = file.metadata().map_err(|error| error.to_string())?.len();
-        let bounds = Bounds::new(u64::MAX);
-        let whole = Section {
+        let mut whole = Section {
             file,
             at: 0,
             left: size,
         };
-        let mut input = Input::new(whole, &bounds, watch);
-        let (members, manifest) = members(&mut input, &bounds)?;
-        let (sha256, completeness, _) = input.finish().map_err(|error| error.to_string())?;
-        let manifest = manifest.ok_or("it has no manifest.json, so it is no saved image")?;
+        let (mut walk, mut hasher, mut found) =
+            (TarWalk::default(), Sha256Hasher::new(), Found::default());
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let n = whole.read(&mut buffer).map_err(|error| error.to_string())?;
+            let bytes = buffer.get(..n).unwrap_or_default();
+            if bytes.is_empty() {
+                break;
+            }
+            hasher.update(bytes);
+            walk.update(bytes, &mut found);
+            watch(n as u64);
+        }
+        if let Some(problem) = found.problem {
+            return Err(problem);
+        }
+        let manifest = found
+            .manifest
+            .ok_or("it has no manifest.json, so it is no saved image")?;
         let described: Vec<Described> = serde_json::from_slice(&manifest)
             .map_err(|error| format!("its manifest.json is not that of a saved image: {error}"))?;
         let names = described.into_iter().flat_map(|image| image.layers);
         let place = |name: &str| {
-            let mut name = name.to_owned();
             // One step: what is named so is a file, or nothing.
-            if let Some(Member::Same(other)) = members.get(&name) {
-                name.clone_from(other);
-            }
-            match members.get(&name) {
-                Some(Member::File(place)) => Ok(*place),
-                _ => Err("its manifest.json names it, and it is not there".to_owned()),
-            }
+            let name = found.same.get(name).map_or(name, String::as_str);
+            let place = found.members.get(name).copied();
+            place.ok_or_else(|| "its manifest.json names it, and it is not there".to_owned())
         };
+        let layers: Vec<_> = names
+            .take(LAYERS + 1)
+            .map(|name| (shown(name.as_bytes()), place(&name)))
+            .collect();
+        if layers.len() > LAYERS {
+            return Err(format!("its manifest.json names more than {LAYERS} layers"));
+        }
         Ok(Self {
-            layers: names.map(|name| (name.clone(), place(&name))).collect(),
-            sha256,
-            completeness,
+            layers,
+            sha256: hasher.finish(),
+            completeness: walk.finish(),
         })
     }
 }
 
-type Members = (HashMap<String, Member>, Option<Vec<u8>>);
-
-fn members<R: Read>(input: &mut Input<'_, R>, bounds: &Bounds) -> Result<Members, String> {
-    let broken = |error: io::Error| format!("its tar is broken: {error}");
-    let mut archive = tar::Archive::new(input);
-    let (mut members, mut manifest) = (HashMap::new(), None);
-    let mut number = 0;
-    for entry in archive.entries().map_err(broken)? {
-        let mut entry = entry.map_err(broken)?;
-        number += 1;
-        if number > ENTRIES {
-            return Err(format!("it has more than {ENTRIES} files"));
+impl TarVisitor for Found {
+    fn member(&mut self, member: Member) {
+        if self.members.len() + self.same.len() >= ENTRIES {
+            let problem = format!("it has more than {ENTRIES} files");
+            self.problem.get_or_insert(problem);
+            return;
         }
-        bounds.entry(entry.raw_file_position(), entry.size());
-        let Ok(Some(name)) = Name::parse(&entry.path_bytes()) else {
-            continue;
+        let link = member.link.unwrap_or_default();
+        let Ok(Some(name)) = Name::parse(&member.path) else {
+            return;
         };
+        if name.as_bytes().len().max(link.len()) > NAME_LIMIT {
+            return;
+        }
         let path = shown(name.as_bytes());
-        match entry.header().entry_type() {
-            EntryType::Regular if path == "manifest.json" => {
-                let mut bytes = Vec::new();
-                let mut limited = entry.by_ref().take(MANIFEST_LIMIT + 1);
-                limited.read_to_end(&mut bytes).map_err(broken)?;
-                if bytes.len() as u64 > MANIFEST_LIMIT {
-                    return Err("its manifest.json has more than 1 MiB".to_owned());
+        match member.kind {
+            FileType::File if path == "manifest.json" => {
+                if member.stored > MANIFEST_LIMIT {
+                    let problem = "its manifest.json has more than 1 MiB".to_owned();
+                    self.problem.get_or_insert(problem);
+                    return;
                 }
-                manifest = Some(bytes);
+                (self.manifest, self.reading) = (Some(Vec::new()), true);
             }
-            EntryType::Regular => {
+            FileType::File if member.sparse.is_none() => {
                 let place = Place {
-                    at: entry.raw_file_position(),
-                    size: entry.size(),
+                    at: member.offset + HEADER,
+                    size: member.stored,
                 };
-                members.insert(path, Member::File(place));
+                self.members.insert(path, place);
             }
-            EntryType::Symlink => {
+            FileType::Symlink => {
                 // `../<layer>/layer.tar`, from one layer's directory to another's.
-                let target = entry.link_name_bytes().unwrap_or_default();
-                let target = target.strip_prefix(b"../").unwrap_or(&target);
-                members.insert(path, Member::Same(shown(target)));
+                let target = link.strip_prefix(b"../").unwrap_or(&link);
+                self.same.insert(path, shown(target));
             }
             _ => {}
         }
     }
-    Ok((members, manifest))
+
+    fn contents(&mut self, bytes: &[u8]) {
+        if let Some(manifest) = self.manifest.as_mut().filter(|_| self.reading) {
+            manifest.extend_from_slice(bytes);
+        }
+    }
+
+    fn end(&mut self) {
+        self.reading = false;
+    }
 }
 
 /// A layer's tar, decompressed.

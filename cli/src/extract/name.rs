@@ -94,12 +94,18 @@ pub(super) fn link_target(at: &Name, target: &[u8]) -> Result<Vec<u8>, &'static 
     })
 }
 
-/// Bytes of a name as text: what is no UTF-8 as `\xNN`.
+/// Bytes of a name as text: what is no UTF-8 as `\xNN`. Of one that is longer than the kernel takes the
+/// beginning.
 pub(super) fn shown(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
+    const SHOWN: usize = 4096;
+    let part = bytes.get(..SHOWN).unwrap_or(bytes);
+    let mut text = String::with_capacity(part.len());
+    for chunk in part.utf8_chunks() {
         text.push_str(chunk.valid());
         text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    if part.len() < bytes.len() {
+        text.push_str(&format!(" ... ({} bytes)", bytes.len()));
     }
     text
 }

@@ -5,7 +5,7 @@
 //! when somebody exchanges a directory for a link meanwhile. Files are new or nothing is written.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufReader, BufWriter, ErrorKind, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -31,9 +31,12 @@ pub(super) struct Tree {
     root: OwnedFd,
     /// The directory that was written to last: tars go through one after the other.
     last: Option<(Vec<u8>, OwnedFd)>,
-    /// Modification times that directories get once nothing more is written into them.
-    times: Vec<(Name, Timespec)>,
+    times: Times,
 }
+
+/// Modification times that directories get once nothing more is written into them. In a file without a
+/// name: a tar may have a million directories.
+struct Times(BufWriter<File>);
 
 impl Tree {
     /// A directory that is new, or there and empty: nothing in it is anybody else's.
@@ -66,9 +69,9 @@ impl Tree {
             )),
             Err(error) => Err(error.into()),
             Ok(_) => Ok(Self {
+                times: Times::create(&root)?,
                 root,
                 last: None,
-                times: Vec::new(),
             }),
         }
     }
@@ -88,6 +91,19 @@ impl Tree {
         Ok(File::from(file))
     }
 
+    /// Takes away a file that [`Tree::file`] made.
+    pub(super) fn remove(&mut self, name: &Name) -> Result<(), Errno> {
+        let parent = self.parent(name)?;
+        rustix::fs::unlinkat(parent, name.file_name(), AtFlags::empty())
+    }
+
+    /// Whether something of exactly this name is there.
+    pub(super) fn has(&self, name: &Name) -> bool {
+        self.open(name.parent()).is_ok_and(|parent| {
+            rustix::fs::statat(&parent, name.file_name(), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        })
+    }
+
     /// A directory, which may be there already. Its time is set by [`Tree::finish`].
     pub(super) fn directory(&mut self, name: &Name, mtime: Option<Timespec>) -> Result<(), Errno> {
         let parent = self.parent(name)?;
@@ -100,8 +116,10 @@ impl Tree {
             }
             made => made?,
         }
-        self.times.extend(mtime.map(|mtime| (name.clone(), mtime)));
-        Ok(())
+        match mtime {
+            Some(mtime) => self.times.add(name, mtime),
+            None => Ok(()),
+        }
     }
 
     /// A symbolic link; `target` as [`super::name::link_target`] gives it.
@@ -117,17 +135,22 @@ impl Tree {
             Some(mtime) => rustix::fs::utimensat(
                 parent,
                 name.file_name(),
-                &times(mtime),
+                &as_modified(mtime),
                 AtFlags::SYMLINK_NOFOLLOW,
             ),
             None => Ok(()),
         }
     }
 
-    /// Another name for a plain file that is there.
+    /// Another name for a plain file that is there; `NOENT` if there is none.
     pub(super) fn hard_link(&mut self, name: &Name, old: &Name) -> Result<(), Errno> {
-        let from = self.open(old.parent())?;
-        let kind = rustix::fs::statat(&from, old.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+        let nothing = |error| match error {
+            Errno::LOOP | Errno::NOTDIR | Errno::NAMETOOLONG => Errno::NOENT,
+            error => error,
+        };
+        let from = self.open(old.parent()).map_err(nothing)?;
+        let kind = rustix::fs::statat(&from, old.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(nothing)?;
         if FileType::from_raw_mode(kind.st_mode) != FileType::RegularFile {
             return Err(Errno::NOENT);
         }
@@ -142,17 +165,22 @@ impl Tree {
         )
     }
 
-    /// Gives the directories their times. Those that could not be set are named.
-    pub(super) fn finish(self) -> Vec<(Name, Errno)> {
-        let set = |name: &Name, mtime: Timespec| {
-            let parent = self.open(name.parent())?;
-            let flags = AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::utimensat(&parent, name.file_name(), &times(mtime), flags)
-        };
-        let times = self.times.iter();
-        times
-            .filter_map(|(name, mtime)| Some((name.clone(), set(name, *mtime).err()?)))
-            .collect()
+    /// Gives the directories their times; `failed` is told of those that could not be set.
+    pub(super) fn finish(
+        mut self,
+        mut failed: impl FnMut(Name, Errno) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut times = self.times.read()?;
+        while let Some((name, mtime)) = next(&mut times)? {
+            let set = self.open(name.parent()).and_then(|parent| {
+                let flags = AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::utimensat(&parent, name.file_name(), &as_modified(mtime), flags)
+            });
+            if let Err(error) = set {
+                failed(name, error)?;
+            }
+        }
+        Ok(())
     }
 
     /// The directory that `name` is in, made if it is not there.
@@ -188,9 +216,61 @@ impl Tree {
     }
 }
 
+impl Times {
+    /// In the directory, which is empty.
+    fn create(root: &OwnedFd) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let unnamed = rustix::fs::openat(root, ".", flags | OFlags::TMPFILE, FILE_MODE);
+        let file = match unnamed {
+            // Not every file system has files without a name; one whose name is taken away is the same.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                let (name, new) = (".impound-times", OFlags::CREATE | OFlags::EXCL);
+                let file = rustix::fs::openat(root, name, flags | new, FILE_MODE)?;
+                rustix::fs::unlinkat(root, name, AtFlags::empty())?;
+                file
+            }
+            unnamed => unnamed?,
+        };
+        Ok(Self(BufWriter::new(File::from(file))))
+    }
+
+    fn add(&mut self, name: &Name, mtime: Timespec) -> Result<(), Errno> {
+        let bytes = name.as_bytes();
+        let head = [mtime.tv_sec, mtime.tv_nsec, bytes.len() as i64].map(i64::to_le_bytes);
+        self.0
+            .write_all(head.as_flattened())
+            .and_then(|()| self.0.write_all(bytes))
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+
+    fn read(&mut self) -> io::Result<BufReader<File>> {
+        self.0.flush()?;
+        let mut file = self.0.get_ref().try_clone()?;
+        file.rewind()?;
+        Ok(BufReader::new(file))
+    }
+}
+
+fn next(times: &mut BufReader<File>) -> io::Result<Option<(Name, Timespec)>> {
+    let mut number = || -> io::Result<i64> {
+        let mut bytes = [0; 8];
+        times.read_exact(&mut bytes)?;
+        Ok(i64::from_le_bytes(bytes))
+    };
+    let tv_sec = match number() {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    };
+    let (tv_nsec, length) = (number()?, number()?);
+    let mut name = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    times.read_exact(&mut name)?;
+    let name = Name::parse(&name).map_err(io::Error::other)?;
+    Ok(name.map(|name| (name, Timespec { tv_sec, tv_nsec })))
+}
+
 /// Sets a file's modification time.
 pub(super) fn set_mtime(file: &File, mtime: Timespec) -> Result<(), Errno> {
-    rustix::fs::futimens(file, &times(mtime))
+    rustix::fs::futimens(file, &as_modified(mtime))
 }
 
 fn step(from: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
@@ -198,7 +278,7 @@ fn step(from: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(from, path, flags, Mode::empty(), RESOLVE)
 }
 
-fn times(mtime: Timespec) -> Timestamps {
+fn as_modified(mtime: Timespec) -> Timestamps {
     Timestamps {
         last_access: Timespec {
             tv_sec: 0,

@@ -36,8 +36,17 @@ impl Collection {
         )
     }
 
+    /// As [`Collection::sealed_with`], of a tar that is not complete.
+    pub(crate) fn sealed_partial(key: &Path, tar: Vec<u8>, completeness: Completeness) -> Self {
+        Self::new(key, vec![(TAR, tar)], completeness)
+    }
+
     /// Of these files.
     pub(crate) fn of(key: &Path, files: Vec<(&str, Vec<u8>)>) -> Self {
+        Self::new(key, files, Completeness::Complete)
+    }
+
+    fn new(key: &Path, files: Vec<(&str, Vec<u8>)>, completeness: Completeness) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = SigningKey::from_pem(&fs::read_to_string(key).unwrap()).unwrap();
         let now = Timestamp::now();
@@ -52,7 +61,7 @@ impl Collection {
             source_id: "0123".repeat(16),
             derived_from: derived_from(path),
             consistency: Consistency::Live,
-            completeness: Completeness::Complete,
+            completeness: completeness.clone(),
             omissions: Method::Export.omissions(),
             clock_offset_ms: None,
             started: Some(now),
@@ -69,7 +78,10 @@ impl Collection {
         let mut manifest = Manifest {
             case: "INC-7".parse().unwrap(),
             collection: "web-5d4f-x7".parse().unwrap(),
-            outcome: Outcome::Complete,
+            outcome: match completeness {
+                Completeness::Complete => Outcome::Complete,
+                Completeness::Incomplete { .. } => Outcome::Partial,
+            },
             requested_by: "spiffe://impound.dev/responder/responder/ada".to_owned(),
             claimed: false,
             requester_certificate_sha256: None,

@@ -142,10 +142,16 @@ fn nothing_is_written_outside_of_the_target() {
 #[test]
 fn devices_pipes_and_set_id_bits_do_not_come_out() {
     let setuid = Tar::header(EntryType::Regular, b"bin/su", b"", 2, 0o6755);
+    // 0:0 is overlayfs's mark of a deleted file.
+    let mut memory = Tar::header(EntryType::Char, b"dev/mem", b"", 0, 0o600);
+    let ustar = memory.as_ustar_mut().unwrap();
+    ustar.set_device_major(1);
+    ustar.set_device_minor(1);
+    memory.set_cksum();
     let world = World::with(
         Tar::default()
             .entry(EntryType::Block, b"dev/sda", b"", b"")
-            .entry(EntryType::Char, b"dev/mem", b"", b"")
+            .raw(&memory, b"")
             .entry(EntryType::Fifo, b"run/pipe", b"", b"")
             .entry(EntryType::new(b'Z'), b"odd", b"", b"")
             .raw(&setuid, b"su")
@@ -255,7 +261,7 @@ fn bombs_are_stopped() {
     );
     let ran = world.extract(&[]);
     assert_eq!(ran.code, 3, "{ran:?}");
-    assert_left_out(&world, &[("", "more than 4 MiB of headers")]);
+    assert_left_out(&world, &[("", "up to 1048576 can be followed")]);
     assert_eq!(
         (
             world.read("before").is_some(),
@@ -294,7 +300,7 @@ fn a_tar_that_breaks_off_is_extracted_as_far_as_it_goes() {
     bytes.extend(Tar::default().file("two", b"two").bytes());
     let world = World::with(bytes);
     assert_eq!(world.extract(&[]).code, 3);
-    assert_left_out(&world, &[("", "more than zeros comes after the end")]);
+    assert_left_out(&world, &[("", "the tar ends and then more bytes come")]);
 }
 
 #[test]
@@ -383,6 +389,72 @@ fn the_layers_of_a_saved_image_come_out_side_by_side_and_a_bomb_in_one_is_stoppe
             .any(|(path, why)| path == "layer-05" && why.contains("it is not there")),
         "{left_out:?}"
     );
+}
+
+/// Each layer may become as much as its own size allows, whatever the ones before it became.
+#[test]
+fn a_small_layer_on_a_large_one_comes_out() {
+    let base = Tar::default()
+        .file("usr/lib/large", &vec![7; 4 << 20])
+        .bytes();
+    let small = Tar::default().file("tmp/implant", &[7; 700 << 10]).bytes();
+    let image = Tar::default()
+        .file("1/layer.tar", &base)
+        .file("2/layer.tar", &small)
+        .file(
+            "manifest.json",
+            br#"[{"Config":"c.json","Layers":["1/layer.tar","2/layer.tar"]}]"#,
+        );
+    let world = World::with(image.bytes());
+    let ran = world.extract(&["--images", "--max-ratio", "2"]);
+    assert_eq!((ran.code, world.left_out()), (0, vec![]), "{ran:?}");
+    assert_eq!(
+        world
+            .read("layer-02/tmp/implant")
+            .map(|implant| implant.len()),
+        Some(700 << 10)
+    );
+}
+
+/// Readers take such a name for a directory's, or for a file's.
+#[test]
+fn a_name_that_ends_as_a_directorys_is_one_only_without_contents() {
+    let world = World::with(
+        Tar::default()
+            .file("empty/", b"")
+            .file("full/", b"contents")
+            .file("", b"nameless")
+            .bytes(),
+    );
+    assert_eq!(world.extract(&[]).code, 3);
+    assert_left_out(
+        &world,
+        &[("full/", "it has contents"), ("", "it has no name")],
+    );
+    assert!(world.path("to/x/empty").is_dir());
+    assert!(!world.path("to/x/full").exists());
+}
+
+#[test]
+fn what_is_not_kept_of_a_file_is_said() {
+    let tar = crate::tars::ended(&[
+        crate::tars::pax(
+            b'x',
+            &[
+                (b"SCHILY.xattr.security.capability", b"\x01\0\0\x02"),
+                (b"SCHILY.xattr.trusted.overlay.origin", b"x"),
+            ],
+        ),
+        crate::tars::file(b"bin/ping", b"\x7fELF"),
+    ]);
+    let world = World::with(tar);
+    assert_eq!(world.extract(&[]).code, 0);
+    let said = (
+        "changed".to_owned(),
+        "bin/ping".to_owned(),
+        "its extended attributes are not kept: security.capability".to_owned(),
+    );
+    assert_eq!(world.remarks(), [said]);
 }
 
 struct Signed {

@@ -10,17 +10,28 @@
 )]
 
 mod collection;
+#[path = "../../../evidence/tests/foreign/corpus.rs"]
+#[allow(
+    dead_code,
+    reason = "what an index makes of them is the evidence crate's to test"
+)]
+mod corpus;
 mod custody;
 mod evidence;
 mod extract;
 mod fake;
+mod hostile;
 mod hostile_tar;
+mod layer;
 mod quarantine;
 mod refusals;
 mod report;
 mod snapshot;
 mod story;
 mod sweep;
+#[path = "../../../evidence/tests/foreign/tars.rs"]
+#[allow(dead_code, reason = "as above")]
+mod tars;
 mod verify;
 
 /// To look at the program on a terminal:

@@ -1,6 +1,6 @@
 //! Hashes members as the files that an extraction makes of them, sparse ones with zeros in their holes.
 
-use crate::tar::{Anomaly, Expansion, Member, Unexpanded};
+use crate::tar::{Anomaly, Expansion, Member, Part, Unexpanded};
 
 /// What takes a file's bytes.
 pub(super) trait Hasher {
@@ -43,7 +43,7 @@ impl<H: Hasher> Contents<H> {
 
     pub(super) fn update(&mut self, bytes: &[u8]) {
         match &mut self.sparse {
-            Some(sparse) => sparse.update(bytes, |bytes| self.hasher.update(bytes)),
+            Some(sparse) => sparse.update(bytes, |part| hash(&mut self.hasher, part)),
             None => self.hasher.update(bytes),
         }
     }
@@ -54,7 +54,7 @@ impl<H: Hasher> Contents<H> {
         if let Some(sparse) = self.sparse {
             let hasher = &mut self.hasher;
             let had = sparse
-                .finish(|bytes| hasher.update(bytes))
+                .finish(|part| hash(hasher, part))
                 .map_err(|wrong| match wrong {
                     Unexpanded::Map => Anomaly::SparseMap,
                     Unexpanded::Holes => Anomaly::NotHashed,
@@ -62,5 +62,19 @@ impl<H: Hasher> Contents<H> {
             *holes = holes.saturating_sub(had);
         }
         Ok(self.hasher)
+    }
+}
+
+fn hash(hasher: &mut impl Hasher, part: Part<'_>) {
+    const ZEROS: [u8; 16 << 10] = [0; 16 << 10];
+    match part {
+        Part::Data(bytes) => hasher.update(bytes),
+        Part::Hole(mut left) => {
+            while left > 0 {
+                let n = left.min(ZEROS.len() as u64);
+                hasher.update(ZEROS.get(..n as usize).unwrap_or_default());
+                left -= n;
+            }
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Sparse files: where the bytes that a tar has of them belong, so that a listing can hash the file that
-//! an extraction makes, zeros in its holes. GNU's four forms: the old one in the header, and 0.0, 0.1 and
+//! an extraction makes, and `impound` can make it. GNU's four forms: the old one in the header, and 0.0, 0.1 and
 //! 1.0 in PAX records
 //! ([the forms](https://www.gnu.org/software/tar/manual/html_section/Sparse-Formats.html)).
 //!
@@ -16,8 +16,6 @@ pub(super) const ISLANDS: usize = 1 << 17;
 /// Bytes of one entry of the old form's map, and entries in a block that continues it.
 pub(super) const ENTRY: usize = 24;
 const CONTINUED: usize = 21;
-
-const ZEROS: [u8; 16 << 10] = [0; 16 << 10];
 
 /// How a sparse member says where its bytes belong.
 #[derive(Clone, Debug)]
@@ -95,9 +93,18 @@ impl Map {
     }
 }
 
+/// What comes next of a sparse file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part<'a> {
+    /// Bytes that the tar has.
+    Data(&'a [u8]),
+    /// As many zeros, which it has not.
+    Hole(u64),
+}
+
 /// Why a sparse file is not put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unexpanded {
+pub enum Unexpanded {
     /// Its map can't be followed, or readers disagree about it.
     Map,
     /// Its holes are more than are left of the limit.
@@ -105,7 +112,7 @@ pub(crate) enum Unexpanded {
 }
 
 /// Puts one sparse file together as its bytes pass.
-pub(crate) struct Expansion {
+pub struct Expansion {
     phase: Result<Phase, Unexpanded>,
     size: u64,
     stored: u64,
@@ -131,7 +138,8 @@ enum Phase {
 impl Expansion {
     /// At a sparse member's first byte; `most` bytes of holes are written at most. The member's map is
     /// taken out of it.
-    pub(crate) fn of(member: &mut Member, most: u64) -> Option<Self> {
+    #[must_use]
+    pub fn of(member: &mut Member, most: u64) -> Option<Self> {
         let phase = match member.sparse.as_mut()? {
             Sparse::Header(map) | Sparse::Records(map) => Ok(Phase::Map(std::mem::take(map))),
             Sparse::Contents => Ok(Phase::Text(Text::default())),
@@ -146,14 +154,14 @@ impl Expansion {
     }
 
     /// Takes a block that continues the header's map.
-    pub(crate) fn map(&mut self, block: &[u8]) {
+    pub fn map(&mut self, block: &[u8]) {
         if let Ok(Phase::Map(map)) = &mut self.phase {
             map.entries(block.get(..CONTINUED * ENTRY).unwrap_or_default());
         }
     }
 
-    /// Takes the next of the contents; `to` gets the file's.
-    pub(crate) fn update(&mut self, mut bytes: &[u8], mut to: impl FnMut(&[u8])) {
+    /// Takes the next of the contents; `to` gets the file's, in order.
+    pub fn update(&mut self, mut bytes: &[u8], mut to: impl FnMut(Part<'_>)) {
         self.settle();
         if let Ok(Phase::Text(text)) = &mut self.phase {
             bytes = text.take(bytes);
@@ -171,11 +179,13 @@ impl Expansion {
                 let Some((offset, length)) = islands.next() else {
                     return;
                 };
-                zeros(offset - *at, &mut to);
+                if offset > *at {
+                    to(Part::Hole(offset - *at));
+                }
                 (*at, *left) = (offset, length);
             }
             let (island, rest) = super::walk::split(bytes, *left);
-            to(island);
+            to(Part::Data(island));
             *at += island.len() as u64;
             *left -= island.len() as u64;
             bytes = rest;
@@ -183,11 +193,16 @@ impl Expansion {
     }
 
     /// The rest of the file; how many bytes of holes it has. All contents came.
-    pub(crate) fn finish(mut self, mut to: impl FnMut(&[u8])) -> Result<u64, Unexpanded> {
+    ///
+    /// # Errors
+    /// If it is not put together; then `to` never got anything of it.
+    pub fn finish(mut self, mut to: impl FnMut(Part<'_>)) -> Result<u64, Unexpanded> {
         self.settle();
         match self.phase? {
             Phase::Data { at, holes, .. } => {
-                zeros(self.size.saturating_sub(at), &mut to);
+                if self.size > at {
+                    to(Part::Hole(self.size - at));
+                }
                 Ok(holes)
             }
             _ => Err(Unexpanded::Map),
@@ -214,14 +229,6 @@ impl Expansion {
             }),
             false => Err(Unexpanded::Holes),
         });
-    }
-}
-
-fn zeros(mut count: u64, to: &mut impl FnMut(&[u8])) {
-    while count > 0 {
-        let (part, _) = super::walk::split(&ZEROS, count);
-        to(part);
-        count -= part.len() as u64;
     }
 }
 

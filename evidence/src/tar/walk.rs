@@ -11,7 +11,7 @@ use super::pax::Pax;
 const PAX_LIMIT: u64 = 1 << 20;
 
 /// Sees members in the order of the tar.
-pub(crate) trait Visitor {
+pub trait Visitor {
     /// A member begins.
     fn member(&mut self, member: Member);
     /// A block that continues the map of the sparse member that began.
@@ -29,7 +29,8 @@ impl Visitor for () {
     fn end(&mut self) {}
 }
 
-pub(crate) struct Walk {
+/// A walk over a tar as its bytes pass: from header to header.
+pub struct Walk {
     state: State,
     /// Bytes seen.
     position: u64,
@@ -121,7 +122,7 @@ impl Default for Walk {
 
 impl Walk {
     /// Takes the next bytes, any number of them.
-    pub(crate) fn update(&mut self, mut bytes: &[u8], visitor: &mut impl Visitor) {
+    pub fn update(&mut self, mut bytes: &[u8], visitor: &mut impl Visitor) {
         while !bytes.is_empty() {
             let (state, rest) = self.step(bytes, visitor);
             self.position += (bytes.len() - rest.len()) as u64;
@@ -146,7 +147,8 @@ impl Walk {
     }
 
     /// The verdict once every byte was given.
-    pub(crate) fn finish(self) -> Completeness {
+    #[must_use]
+    pub fn finish(self) -> Completeness {
         let position = self.position;
         let after = match self.members {
             0 => "before the first member".to_owned(),

@@ -7,7 +7,7 @@ use impound_evidence::{
 };
 use impound_fuzz::{Random, run};
 
-use super::hostile::corpus;
+use super::corpus::corpus;
 use super::tars::{ended, file, header, record, sum, with};
 
 /// Real ones, of a collection of a test.

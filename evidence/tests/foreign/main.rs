@@ -12,6 +12,7 @@
 )]
 
 mod agreement;
+mod corpus;
 mod fuzz;
 mod hostile;
 mod image;
