@@ -291,7 +291,7 @@ say "The same by hand (openssl, jq, sha256sum):"
 show "$REPOSITORY/evidence/verify.sh" "$COPY" "$KEYS/signing/evidence.pub"
 check "evidence/verify.sh says the same" "$REPOSITORY/evidence/verify.sh" "$COPY" "$KEYS/signing/evidence.pub"
 check "the collection holds the same script" cmp "$REPOSITORY/evidence/verify.sh" "$COPY/verify.sh"
-[ -z "${INDEPENDENT:-}" ] || check "programs that are not ours agree" show "$REPOSITORY/tests/independent.sh" "$COPY" "$KEYS/signing/evidence.pub"
+[ -z "${INDEPENDENT:-}" ] || check "programs that are not ours agree" show env IMPOUND_BIN="$BIN" "$REPOSITORY/tests/independent.sh" "$COPY" "$KEYS/signing/evidence.pub"
 say "Who did what to the evidence since, as the case's custody log goes on:"
 show impound custody show "$CASE" --tls-dir "$KEYS/responders/custodian" | tail -n 8
 check "the case's log is whole and goes on from the collection's" impound custody verify "$CASE" --tls-dir "$KEYS/responders/custodian" \

@@ -2,10 +2,12 @@
 # Evidence is checked by programs that are not ours: a Sigstore verifier from npm (@sigstore/verify, with a
 # public key that it is given), a JSON Schema validator from PyPI (jsonschema), openssl and jq (verify.sh),
 # and what is made for analysis is read by those that it is for: mactime of The Sleuth Kit, sha256sum and
-# md5sum over what GNU tar extracts, the rules of Timesketch's importer.
+# md5sum over what GNU tar extracts, the rules of Timesketch's importer. The report on it is looked at by axe
+# (axe-core from npm) in chromium, for whoever can't see or hold a mouse.
 #
 # Usage: tests/independent.sh [COLLECTION PUBLIC-KEY.pem]     default: evidence/tests/real
-#   IMPOUND_CACHE=DIR   where the two are kept between runs (default ~/.cache/impound)
+#   IMPOUND_CACHE=DIR   where those programs are kept between runs (default ~/.cache/impound)
+#   IMPOUND_BIN=DIR     where impound is (default: target/debug)
 set -Eeuo pipefail
 {
 REPOSITORY=$(dirname "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)")
@@ -16,13 +18,16 @@ mkdir -p "$TOOLS"
 
 say() { printf '    %s\n' "$*"; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
-for tool in node npm python3 openssl jq mactime; do
-    command -v "$tool" > /dev/null || fail "this needs $tool: apt-get install nodejs npm python3-venv openssl jq sleuthkit"
+for tool in node npm python3 openssl jq mactime chromium; do
+    command -v "$tool" > /dev/null || fail "this needs $tool: apt-get install nodejs npm python3-venv openssl jq sleuthkit chromium"
 done
+IMPOUND=${IMPOUND_BIN:-${CARGO_TARGET_DIR:-$REPOSITORY/target}/debug}/impound
+[ -x "$IMPOUND" ] || fail "this needs $IMPOUND: cargo build -p impound-cli, or say where it is with IMPOUND_BIN"
 
 # The last versions that run on Debian 12's Node 18.
 [ -d "$TOOLS/node_modules/@sigstore/verify" ] ||
     npm install --prefix "$TOOLS" --no-audit --no-fund --silent @sigstore/verify@2.1.1 @sigstore/bundle@3.1.0
+[ -d "$TOOLS/node_modules/axe-core" ] || npm install --prefix "$TOOLS" --no-audit --no-fund --silent axe-core@4.14.1
 if [ ! -x "$TOOLS/venv/bin/python" ]; then
     python3 -m venv "$TOOLS/venv"
     "$TOOLS/venv/bin/pip" install --quiet jsonschema==4.23.0
@@ -137,5 +142,44 @@ for line in open(sys.argv[1], encoding='utf-8'):
 assert count > 0
 print(f'    timeline.jsonl: {count} events as Timesketch\'s importer takes them')
 PY
+# The report, with axe in a copy of it whose policy would not let any script run. In light and in dark.
+rm -f "$TOOLS/report.html"
+"$IMPOUND" report "$COLLECTION" --key "$KEY" --to "$TOOLS/report.html" > "$TOOLS/said" 2>&1 || [ $? = 3 ] || fail "impound report: $(tail -n 1 "$TOOLS/said")"
+cat > "$TOOLS/axe.js" <<'JS'
+const fs = require('fs');
+const [page, axe, copy] = process.argv.slice(2);
+const html = fs.readFileSync(page, 'utf8');
+const open = html.replace(/<meta http-equiv="Content-Security-Policy"[^>]*>/, '');
+if (open === html) throw new Error('the report has no policy');
+const run = `axe.run(document, { resultTypes: ['violations'] }).then((result) => {
+  const found = document.createElement('pre');
+  found.textContent = 'AXE ' + result.passes.length + ' ' + result.violations.map(
+    (rule) => rule.id + ' (' + rule.nodes.length + ')').join(', ') + ' AXE';
+  document.body.appendChild(found);
+});`;
+const end = '</body>';
+const script = (text) => `<script>${text}</script>`;
+fs.writeFileSync(copy, open.replace(end, () => script(fs.readFileSync(axe, 'utf8')) + script(run) + end));
+JS
+# axe PAGE SCHEME: "<rules that hold> <rules that are broken>". Chromium's own setting: 0 is dark, 1 is light.
+axe() {
+    node "$TOOLS/axe.js" "$1" "$TOOLS/node_modules/axe-core/axe.min.js" "$TOOLS/axe.html" &&
+        chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update \
+            --disable-sync --user-data-dir="$TOOLS/profile" --host-resolver-rules='MAP * ~NOTFOUND' \
+            --blink-settings=preferredColorScheme="$2" --virtual-time-budget=60000 --dump-dom "file://$TOOLS/axe.html" \
+            2> /dev/null > "$TOOLS/dom" &&
+        grep -oE '>AXE [0-9]+ .* ?AXE<' "$TOOLS/dom" | sed -E 's/^>AXE //; s/ ?AXE<$//'
+}
+for scheme in 1 0; do
+    said=$(axe "$TOOLS/report.html" $scheme) || fail "axe in chromium"
+    read -r passed found <<< "$said"
+    [ "$passed" -gt 20 ] || fail "axe did not look at the report: $said"
+    [ -z "$found" ] || fail "axe finds what keeps people from reading the report: $found"
+done
+# And it notices: a picture that says nothing to those who can't see it.
+sed 's|</main>|<img src="data:,"></main>|' "$TOOLS/report.html" > "$TOOLS/mute.html"
+said=$(axe "$TOOLS/mute.html" 1) || fail "axe in chromium"
+[[ $said == *image-alt* ]] || fail "axe takes a picture without words: $said"
+say "axe: $passed rules hold for the report, in light and in dark, none is broken; a picture without words is refused"
 exit 0
 }

@@ -226,10 +226,16 @@ fn containers(
     containers
 }
 
-/// Whether `record` is a list of the changes in `diff` with the files' attributes, and whole.
+/// Whether `record` is a list of the changes in `diff` with the files' attributes, and whole. It lies beside the
+/// diff; not every version named that in `derived_from`.
 fn describes(record: &ArtifactRecord, diff: &ArtifactRecord) -> bool {
-    record.path.as_str().ends_with(".changes.jsonl")
-        && record.derived_from.contains(&diff.path)
+    let directory = |record: &ArtifactRecord| {
+        let path = record.path.as_str().rsplit_once('/');
+        path.map(|(directory, _)| directory.to_owned())
+    };
+    record.method == Method::Derived
+        && record.path.as_str().ends_with(".changes.jsonl")
+        && directory(record) == directory(diff)
         && record.completeness.is_complete()
 }
 

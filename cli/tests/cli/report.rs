@@ -239,6 +239,158 @@ fn chromium(directory: &Path, more: &[&str], page: &Path) -> Vec<u8> {
     output.stdout
 }
 
+/// On paper, with scripting off in the browser: every text of the page is there, and all of it on the paper.
+#[test]
+fn printed_without_scripts_the_report_is_whole_and_nothing_is_cut_off() {
+    const REAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../evidence/tests/real");
+    let hostile = World::hostile();
+    assert_eq!(hostile.signed().0.code, 0);
+    let real = tempfile::tempdir().unwrap();
+    let page = real.path().join("report.html");
+    let (collection, key) = (format!("{REAL}/collection"), format!("{REAL}/evidence.pub"));
+    let arguments = [
+        "report",
+        &collection,
+        "--key",
+        &key,
+        "--to",
+        page.to_str().unwrap(),
+    ];
+    assert!(impound(&arguments).status().unwrap().success());
+    // Scripting is off.
+    let control = real.path().join("control.html");
+    let script =
+        "<p id=a>without</p><script>document.getElementById('a').textContent='with'</script>";
+    fs::write(&control, script).unwrap();
+    let printed = text_of(&print_without_scripts(real.path(), &control), "-raw");
+    assert_eq!(printed.trim(), "without");
+    for (directory, page) in [
+        (real.path(), page.clone()),
+        (hostile.out.path(), hostile.file()),
+    ] {
+        let pdf = print_without_scripts(directory, &page);
+        let html = fs::read_to_string(&page).unwrap();
+        let main = html.split_once("<header>").unwrap().1;
+        // Not printed: the links to the sections. Not shown: what pictures say to those who can't see them.
+        let mut main = without(main, "<nav ", "</nav>");
+        for (from, to) in [("<title", "</title>"), ("<desc", "</desc>")] {
+            main = without(&main, from, to);
+        }
+        let printed = squeezed(&text_of(&pdf, "-raw"));
+        let mut texts = 0;
+        for text in main.split('<').filter_map(|tag| tag.split_once('>')) {
+            let text = ["&lt;<", "&gt;>", "&quot;\"", "&amp;&"].iter().fold(
+                squeezed(text.1),
+                |text, entity| {
+                    let (entity, character) = entity.split_at(entity.find(';').unwrap() + 1);
+                    text.replace(entity, character)
+                },
+            );
+            assert!(
+                printed.contains(&text),
+                "{text:?} is not in {}",
+                pdf.display()
+            );
+            texts += usize::from(!text.is_empty());
+        }
+        assert!(texts > 100, "{texts} texts");
+        // Every word lies within the page: xMin, yMin, xMax, yMax in points.
+        let (mut pages, mut words, mut size) = (0, 0, (0.0, 0.0));
+        for line in text_of(&pdf, "-bbox").lines() {
+            let numbers: Vec<f64> = line
+                .split('"')
+                .filter_map(|part| part.parse().ok())
+                .collect();
+            match (line.trim().split_once(' '), numbers.as_slice()) {
+                (Some(("<page", _)), [width, height]) => {
+                    pages += 1;
+                    size = (*width, *height);
+                }
+                (Some(("<word", _)), [left, top, right, bottom]) => {
+                    words += 1;
+                    let inside = *left > 30.0 && *top > 30.0;
+                    let inside = inside && *right < size.0 - 30.0 && *bottom < size.1 - 30.0;
+                    assert!(inside, "beyond the margin of page {pages}: {line}");
+                }
+                _ => {}
+            }
+        }
+        assert!(pages > 1 && words > 500, "{pages} pages with {words} words");
+    }
+}
+
+/// The page as a PDF, by a browser whose user has turned scripting off.
+fn print_without_scripts(directory: &Path, page: &Path) -> PathBuf {
+    let profile = directory.join("profile/Default");
+    fs::create_dir_all(&profile).unwrap();
+    let off = json!({"profile": {"default_content_setting_values": {"javascript": 2}}});
+    fs::write(profile.join("Preferences"), off.to_string()).unwrap();
+    let pdf = page.with_extension("pdf");
+    let to = format!("--print-to-pdf={}", pdf.display());
+    chromium(directory, &["--no-pdf-header-footer", &to], page);
+    pdf
+}
+
+fn squeezed(text: &str) -> String {
+    text.split_whitespace().collect()
+}
+
+/// `text` without what stands between two marks.
+fn without(text: &str, from: &str, to: &str) -> String {
+    let mut parts = text.split(from);
+    let mut rest = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        rest.push_str(part.split_once(to).unwrap().1);
+    }
+    rest
+}
+
+/// What is written in a PDF, by poppler.
+fn text_of(pdf: &Path, how: &str) -> String {
+    let output = Command::new("pdftotext")
+        .arg(how)
+        .arg(pdf)
+        .arg("-")
+        .output();
+    let output = output.unwrap_or_else(|error| {
+        panic!("pdftotext (Debian package poppler-utils) is needed: {error}")
+    });
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What changed is described as soon as a list of changes lies beside the diff.
+#[test]
+fn the_report_of_a_real_collection_describes_what_changed() {
+    const REAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../evidence/tests/real");
+    let out = tempfile::tempdir().unwrap();
+    let page = out.path().join("report.html");
+    let (collection, key) = (format!("{REAL}/collection"), format!("{REAL}/evidence.pub"));
+    let arguments = [
+        "report",
+        &collection,
+        "--key",
+        &key,
+        "--to",
+        page.to_str().unwrap(),
+    ];
+    assert!(impound(&arguments).status().unwrap().success());
+    let html = fs::read_to_string(page).unwrap();
+    let row = html
+        .split("<tr>")
+        .find(|row| row.contains("/tmp/implant</code>"))
+        .unwrap();
+    for said in [
+        "A added",
+        "64.0 KiB",
+        "2026-11-26 14:10:39",
+        "3663f15eb721324b9cf10adc4c4f1d1ab63b35108761ffdfa001d8ae54687341",
+    ] {
+        assert!(row.contains(said), "{said} is not in {row}");
+    }
+    assert!(!html.contains("not described") && !html.contains(">: listings<"));
+}
+
 #[test]
 fn a_real_browser_shows_the_report_runs_nothing_and_asks_nobody() {
     let world = World::hostile();

@@ -166,7 +166,7 @@ fn list(changes: &[Change], label: &str) -> Markup {
                                 td.time { @match file.time() { Some(at) => (clock(at)), None => "unknown" } }
                                 td.hash { @if let Some(sha256) = &file.sha256 { code { (sha256) } } }
                             }
-                            Some(_) => { td { "directory" } td {} td {} }
+                            Some(_) => { td.number { "directory" } td {} td {} }
                             None => { td {} td {} td {} }
                         }
                     }

@@ -39,10 +39,15 @@ fn row(entry: &Entry) -> Markup {
             td.number { (entry.seq) }
             td.time { (clock(entry.time.to_utc())) }
             th scope="row" { (event(entry.event)) }
-            td.path { (entry.who) @if entry.claimed { " (claimed)" } }
+            td.path { (slashed(&entry.who)) @if entry.claimed { " (claimed)" } }
             td.path { (entry.what) @if let Some(why) = &entry.why { br; em { (why) } } }
         }
     }
+}
+
+/// A name that may be broken into lines behind its slashes.
+fn slashed(name: &str) -> Markup {
+    html! { @for part in name.split_inclusive('/') { (part) wbr; } }
 }
 
 /// As custody.jsonl writes it, with spaces.

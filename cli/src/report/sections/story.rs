@@ -99,6 +99,7 @@ fn reading(manifest: &Manifest, record: &ArtifactRecord) -> String {
         Method::Layer => format!("{of}: writable layer"),
         Method::Export => format!("{of}: file system"),
         Method::Commit => format!("{of}: image"),
+        Method::Derived if of.is_empty() => "the timeline".to_owned(),
         Method::Derived => format!("{of}: listings"),
         Method::Program => "the script that checks it".to_owned(),
     }
