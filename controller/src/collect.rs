@@ -49,6 +49,7 @@ mod finish;
 mod full;
 mod image;
 mod listing;
+mod mounts;
 mod note;
 mod partial;
 mod quick;

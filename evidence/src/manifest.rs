@@ -72,7 +72,8 @@ pub struct Manifest {
     pub missing: Vec<Missing>,
     /// What collecting changed on the node.
     pub alterations: Vec<Alteration>,
-    /// What this way of collecting can't see, see [`OMISSIONS`]; of each artifact, see [`Omission`].
+    /// What this way of collecting can't see, see [`OMISSIONS`], and each mount of the suspect's containers with
+    /// its place and kind; of each artifact, see [`Omission`].
     pub omissions: Vec<String>,
     /// Whether the store was seen to keep what it has; none if the controller did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]

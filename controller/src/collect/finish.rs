@@ -89,6 +89,7 @@ impl Session<'_> {
             claimed: self.requester.claimed,
             certificate: self.requester.certificate,
             missing: self.given_up(),
+            mounts: self.uncollected_mounts().await,
             storage: Some(self.collector.store.write_once().into()),
             authority: self
                 .collector
@@ -253,6 +254,7 @@ impl Session<'_> {
             omissions: OMISSIONS
                 .iter()
                 .map(|text| (*text).to_owned())
+                .chain(settled.mounts.iter().cloned())
                 .chain(
                     note.forgone
                         .iter()

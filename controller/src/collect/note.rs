@@ -153,6 +153,9 @@ pub(super) struct Settled {
     /// What the store was found to be at this controller's start.
     #[serde(default)]
     pub(super) storage: Option<StorageClaim>,
+    /// What is mounted into the suspect's containers, a sentence each, for the manifest's omissions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) mounts: Vec<String>,
     /// URL of the time-stamping authority that is to be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) authority: Option<String>,
@@ -172,6 +175,7 @@ mod tests {
             claimed: true,
             certificate: None,
             authority: None,
+            mounts: vec!["/data is a volume".to_owned()],
             missing: vec![Missing {
                 path: "artifacts/x".parse().unwrap(),
                 reason: "gone".to_owned(),

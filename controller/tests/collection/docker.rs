@@ -42,6 +42,11 @@ impl Container {
 
     /// One whose file system is this tree and whose command says "ready" when it is.
     pub(super) fn of(root: &Path, command: &[&str]) -> Self {
+        Self::with(root, &[], command)
+    }
+
+    /// As [`Container::of`], with more for `docker run`.
+    fn with(root: &Path, options: &[&str], command: &[&str]) -> Self {
         let image = format!("impound-test-{}:latest", uuid::Uuid::new_v4().simple());
         import(root, &image);
         let mut arguments = vec!["run".to_owned(), "--detach".to_owned()];
@@ -60,6 +65,7 @@ impl Container {
             "--label".to_owned(),
             format!("io.kubernetes.pod.uid={image}"),
         ]);
+        arguments.extend(options.iter().map(|option| (*option).to_owned()));
         arguments.push(image.clone());
         arguments.extend(command.iter().map(|word| (*word).to_owned()));
         let id = docker(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
@@ -242,6 +248,57 @@ async fn a_real_container_is_collected_whole_and_leaves_no_image() {
     docker(&["load", "--input", archive.to_str().unwrap()]);
     assert_ne!(docker(&["image", "ls", "--quiet", reference]), "");
     docker(&["image", "rm", reference]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_mounted_into_a_real_container_is_named_with_its_place_and_kind_and_is_not_there() {
+    let (root, bound) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    shell(root.path());
+    let bind = format!("{}:/bound:ro", bound.path().display());
+    let write = "for at in /volume /scratch /dev/shm; do echo secret > $at/file; done; echo ready; \
+        while true; do sleep 1000; done";
+    let container = Container::with(
+        root.path(),
+        &[
+            "--volume",
+            "/volume",
+            "--volume",
+            &bind,
+            "--tmpfs",
+            "/scratch:size=1m",
+        ],
+        &["/bin/sh", "-c", write],
+    );
+    std::fs::write(bound.path().join("file"), "secret").unwrap();
+    let fixture = fixture().await;
+    let sealed = fixture.run_job(of(&fixture, &container)).await.unwrap();
+    assert_eq!(
+        (sealed.outcome, sealed.missing),
+        (Outcome::Complete, vec![])
+    );
+    let omissions = fixture.manifest().omissions;
+    for expected in [
+        "/volume is a volume of the runtime named ".to_owned(),
+        format!(
+            "/bound is {} of the node, read-only; ",
+            bound.path().display()
+        ),
+        "/scratch is a tmpfs (size=1m); ".to_owned(),
+        "/dev/shm is shared memory, a tmpfs of 67108864 bytes; ".to_owned(),
+        "/etc/hosts is the runtime's file ".to_owned(),
+    ] {
+        let expected = format!("Container app: {expected}");
+        let named = omissions.iter().any(|text| text.starts_with(&expected));
+        assert!(named, "{expected} is not in {omissions:#?}");
+    }
+    // And it is so: none of the tars has anything of them.
+    let (export, _) = names("app", &container.id);
+    for tar in [export.as_str(), "layer.tar"] {
+        let listing = fixture.file(&format!("{DIRECTORY}/app/{tar}.files.jsonl"));
+        let listing = String::from_utf8(listing).unwrap();
+        assert!(listing.lines().count() > 2, "{listing}");
+        assert!(!listing.contains("/file\""), "{listing}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
