@@ -60,7 +60,7 @@ impl Record {
                 };
                 part.checksum_sha256 = self.parts.iter().find(same)?.checksum_sha256.clone();
             }
-            Some(part)
+            part.checksum_sha256.is_some().then_some(part)
         };
         let whole = there.into_iter().zip(1..);
         let whole = whole.take_while(|(part, number)| part.part_number == *number);
@@ -419,6 +419,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn parts_end_before_the_first_whose_checksum_nobody_knows() {
+        let part = |number: u32, checksum: Option<&str>| Part {
+            part_number: number,
+            etag: format!("\"e{number}\""),
+            checksum_sha256: checksum.map(str::to_owned),
+        };
+        let numbers = |ours: &[Part], there: Vec<Part>| -> Vec<u32> {
+            let record = Record::new("a1").with_upload("u1", ours);
+            let usable = record.usable(there).into_iter();
+            usable.map(|part| part.part_number).collect()
+        };
+        let [one, two, three] = [1, 2, 3].map(|number| part(number, Some("AAA=")));
+        let bare = part(2, None);
+        // Some servers don't list what they were told.
+        let there = || vec![one.clone(), bare.clone(), three.clone()];
+        assert_eq!(numbers(&[one.clone(), two.clone()], there()), [1, 2, 3]);
+        assert_eq!(numbers(&[one.clone(), bare.clone()], there()), [1]);
+        assert_eq!(numbers(&[one.clone()], there()), [1]);
+        assert_eq!(numbers(&[], vec![one.clone(), three.clone()]), [1]);
+    }
+
+    #[test]
     fn fuzz_unfinished_any_record_has_parts_without_a_gap() {
         let seed = br#"{"attempt":"a1","upload":"u1","parts":[{"PartNumber":1,"ETag":"\"e1\"","ChecksumSHA256":"AAA="},{"PartNumber":2,"ETag":"e2","ChecksumSHA256":null}]}"#;
         impound_fuzz::run("unfinished", &[seed.to_vec()], |_, bytes| {
@@ -428,6 +450,7 @@ mod tests {
             let usable = record.usable(record.parts.clone());
             for (part, number) in usable.iter().zip(1..) {
                 assert_eq!(part.part_number, number);
+                assert!(part.checksum_sha256.is_some());
             }
             let again: Record = serde_json::from_slice(&record.bytes()).unwrap();
             assert_eq!(again.bytes(), record.bytes());
