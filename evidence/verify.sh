@@ -191,9 +191,12 @@ root() {
         hashed
     } | tree
 }
-# Prints the root of the tree over a file's chunks of 1 MiB.
+# Prints the root of the tree over the chunks of 1 MiB of a file of so many bytes. One chunk is a leaf and a root.
 # shellcheck disable=SC2016
-chunks() { split -b 1048576 --filter='{ printf "\0"; cat; } | sha256sum' "$1" | cut -c 1-64 | tree; }
+chunks() {
+    if [ "$2" -gt 0 ] && [ "$2" -le 1048576 ]; then printf '\0' | cat - "$1" | sha256sum | cut -c 1-64
+    else split -b 1048576 --filter='{ printf "\0"; cat; } | sha256sum' "$1" | cut -c 1-64 | tree; fi
+}
 
 # ends FILE: walks a tar from header to header, as od prints its blocks in hexadecimal. Prints "ended" if it
 # comes to two zero blocks and nothing but zeros behind them, else what is wrong.
@@ -296,7 +299,7 @@ while read -r sha256 path size chunk_root location state; do
     [ -f "$path" ] || fail "$path: is in the manifest and not there"
     [ "$(stat -c %s "$path")" = "$size" ] || fail "$path: expected $size bytes, got $(stat -c %s "$path")"
     [ "$(sha256sum < "$path" | cut -c 1-64)" = "$sha256" ] || fail "$path: was changed: it has not the SHA-256 of the manifest"
-    [ "$(chunks "$path")" = "$chunk_root" ] || fail "$path: has not the chunk tree of the manifest"
+    [ "$(chunks "$path" "$size")" = "$chunk_root" ] || fail "$path: has not the chunk tree of the manifest"
     [ "$location" != - ] || fail "$path: has no receipt of the store"
     if [ "$state" = complete ] && [[ $path == *.tar ]]; then
         ended=$(ends "$path")
