@@ -84,6 +84,30 @@ if [ -n "${IMPOUND_BIN:-}" ]; then
         done
     done
     say "manifests: applied $applied times without a warning"
+    installs() {
+        local images=(--agent-image registry.example/agent@sha256:1 --controller-image registry.example/controller@sha256:2)
+        local code=0 quarantine='{"apiVersion":"impound.dev/v1alpha1","kind":"Quarantine","metadata":{"name":"web","namespace":"default"},"spec":{"pod":"web","case":"INC-7","reason":"shell"}}'
+        kubectl delete namespace impound --ignore-not-found >/dev/null
+        # 3: applied, and the Secrets are not there yet.
+        "$IMPOUND_BIN/impound" install "${images[@]}" >"$RENDERED/installed" 2>&1 || code=$?
+        [ "$code" = 3 ] && ! grep -qi warning "$RENDERED/installed" || { cat "$RENDERED/installed"; return 1; }
+        kubectl -n impound get deployment,daemonset -o yaml | grep -c 'image: registry.example' | grep -qx 3 || return 1
+        kubectl create --validate=false -f - <<<"$quarantine" >/dev/null || return 1
+        code=0
+        "$IMPOUND_BIN/impound" uninstall >"$RENDERED/refused" 2>&1 || code=$?
+        [ "$code" = 1 ] && grep -q 'default/web (case INC-7)' "$RENDERED/refused" || { cat "$RENDERED/refused"; return 1; }
+        kubectl -n impound get deployment impound-controller >/dev/null || return 1
+        "$IMPOUND_BIN/impound" uninstall --force >"$RENDERED/taken" 2>&1 || { cat "$RENDERED/taken"; return 1; }
+        [ -z "$(kubectl get deployments,daemonsets,clusterroles,validatingadmissionpolicies -A -l app.kubernetes.io/part-of=impound -o name)" ] || return 1
+        # The evidence's claim and the records stay.
+        kubectl -n impound get pvc impound-evidence >/dev/null && kubectl get quarantine web -n default >/dev/null
+    }
+    if installs; then
+        say "manifests: impound install and uninstall: applied, refused while a quarantine is in force, evidence and records kept"
+    else
+        say "  NOT SO  impound install and uninstall"
+        FAILED=yes
+    fi
 else
     say "manifests: not applied to an API server (IMPOUND_BIN does not name a directory with kube-memory)"
 fi

@@ -16,7 +16,7 @@ import yaml
 
 # As kube-memory knows the controller in the tests and in the demo.
 USERS = {"impound", "system:serviceaccount:impound:impound-controller"}
-ROLES = [("ClusterRole", "impound-controller"), ("ClusterRole", "impound-issuer"), ("Role", "impound-controller")]
+ROLES = [("ClusterRole", "impound-controller"), ("ClusterRole", "impound-reviews"), ("Role", "impound-controller")]
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 
 

@@ -9,7 +9,9 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use impound_evidence::{CaseId, CollectionName, EvidencePath};
-use impound_proto::{NodeName, ResponderName, Role};
+use impound_proto::identity::IdentityError;
+use impound_proto::pki::Responder;
+use impound_proto::{Namespaces, NodeName};
 pub(crate) use isolation::Isolation;
 pub(crate) use sweep::{Select, Sweep, SweepChange, SweepStart, SweepTargets};
 
@@ -77,6 +79,10 @@ pub(crate) struct Connection {
     /// Directory with your tls.crt, tls.key and controller-ca.crt
     #[arg(long, global = true, env = "IMPOUND_TLS_DIR", value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Connection")]
     pub(crate) tls_dir: Option<PathBuf>,
+    /// Instead of a certificate: file with a Kubernetes token of the audience impound.dev/controller. The TLS
+    /// directory then needs controller-ca.crt only
+    #[arg(long, global = true, env = "IMPOUND_TOKEN_FILE", value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Connection")]
+    pub(crate) token_file: Option<PathBuf>,
     /// How answers are shown
     #[arg(
         long,
@@ -126,6 +132,12 @@ pub(crate) enum Command {
     Evidence(Evidence),
     /// List the containers on a node as its runtime sees them
     Containers(Containers),
+    /// Install Impound in a cluster
+    Install(Install),
+    /// Take Impound out of a cluster; evidence and records stay
+    Uninstall(Uninstall),
+    /// Look at a live installation: what works, what does not, and what to do about it
+    Doctor(Doctor),
     /// Check a copy of evidence, offline
     Verify(Verify),
     /// Make one HTML file of a copy of evidence, for people, offline
@@ -285,6 +297,68 @@ pub(crate) struct Watch {
     #[arg(long)]
     pub(crate) follow: bool,
 }
+
+/// The cluster, as for kubectl.
+#[derive(Debug, Args)]
+pub(crate) struct Cluster {
+    /// kubectl's configuration [default: as kubectl finds it]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Context in it [default: the current one]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound install --agent-image registry.example.org/impound/agent@sha256:… \\
+                  --controller-image registry.example.org/impound/controller@sha256:…
+  impound install --agent-image … --controller-image … --print | kubectl diff --server-side -f -
+
+Applies deploy/kustomize/base of this version with kubectl (server-side), in the namespace impound. For anything
+else (an object store, one replica, isolation at the node) use an overlay or the Helm chart in deploy/. Exit code 3 if
+Secrets that the pods mount are still missing; it says how they are made.")]
+pub(crate) struct Install {
+    #[command(flatten)]
+    pub(crate) cluster: Cluster,
+    /// The agent's image, by digest
+    #[arg(long, value_name = "IMAGE", value_parser = image)]
+    pub(crate) agent_image: String,
+    /// The controller's image, by digest
+    #[arg(long, value_name = "IMAGE", value_parser = image)]
+    pub(crate) controller_image: String,
+    /// Print the manifests and do nothing
+    #[arg(long)]
+    pub(crate) print: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound uninstall
+
+Refused while a quarantine is in force. Deletes the admission policies first, then everything that `install` applied
+but the namespace with the evidence's volume and the Secrets, and the custom resource definitions with the
+records of all quarantines.")]
+pub(crate) struct Uninstall {
+    #[command(flatten)]
+    pub(crate) cluster: Cluster,
+    /// Also while quarantines are in force: pods keep their labels, nodes stay cordoned
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  impound doctor
+  impound doctor -o json | jq '.[] | select(.state != \"ok\")'
+
+Looks at versions, the controller's rights, the admission policies, certificates, the store (written to, and whether
+it was seen to be write-once), and at each node's agent: its version, runtime, clock and certificate. Changes
+nothing. Exit code 1 if something failed; warnings alone are 0. Needs the role viewer in all namespaces.")]
+pub(crate) struct Doctor {}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Evidence {
@@ -585,8 +659,9 @@ pub(crate) struct PkiInit {
     /// A node that runs an agent; may be given several times
     #[arg(long = "node", value_name = "NAME")]
     pub(crate) nodes: Vec<NodeName>,
-    /// A person or platform and its role (viewer, responder, custodian); may be given several times
-    #[arg(long = "responder", value_name = "NAME:ROLE")]
+    /// A person or platform, its role (viewer, responder, custodian), and the namespaces it may act in if not in
+    /// all, e.g. bob:responder:shop,payments; may be given several times
+    #[arg(long = "responder", value_name = "NAME:ROLE[:NAMESPACE,...]")]
     pub(crate) responders: Vec<ResponderArgument>,
     /// DNS name or IP address of the controller; may be given several times
     #[arg(long = "controller-address", value_name = "HOST")]
@@ -671,24 +746,32 @@ impl FromStr for Reference {
     }
 }
 
-/// `NAME:ROLE`
+/// `NAME:ROLE[:NAMESPACE,...]`
 #[derive(Clone, Debug)]
-pub(crate) struct ResponderArgument {
-    pub(crate) name: ResponderName,
-    pub(crate) role: Role,
-}
+pub(crate) struct ResponderArgument(pub(crate) Responder);
 
 impl FromStr for ResponderArgument {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, role) = text
-            .rsplit_once(':')
-            .ok_or("expected NAME:ROLE, the role one of viewer, responder, custodian")?;
-        Ok(Self {
-            name: name.parse().map_err(|error| format!("{error}"))?,
-            role: role.parse().map_err(|error| format!("{error}"))?,
-        })
+        let mut parts = text.split(':');
+        let (Some(name), Some(role), namespaces, None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(
+                "expected NAME:ROLE or NAME:ROLE:NAMESPACE,..., the role one of viewer, responder, custodian"
+                    .to_owned(),
+            );
+        };
+        let wrong = |error: IdentityError| error.to_string();
+        Ok(Self(Responder {
+            name: name.parse().map_err(wrong)?,
+            role: role.parse().map_err(wrong)?,
+            namespaces: match namespaces {
+                Some(list) => Namespaces::only(list.split(',')).map_err(wrong)?,
+                None => Namespaces::All,
+            },
+        }))
     }
 }
 
@@ -700,6 +783,18 @@ fn pod_name(text: &str) -> Result<String, String> {
             "expected a pod, got a {kind:?}; name the pod itself"
         )),
     }
+}
+
+/// What can stand in a manifest; the kubelet checks the rest.
+fn image(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "./:@_-".contains(c);
+    if text.is_empty() || !text.chars().all(allowed) {
+        return Err(
+            "expected the name of an image, e.g. registry.example.org/impound/agent@sha256:…"
+                .to_owned(),
+        );
+    }
+    Ok(text.to_owned())
 }
 
 /// Only what can't be a name at all; the controller checks the rest.

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 
-use crate::client::Client;
+use crate::client::{Client, Grpc};
 use crate::failure::{Exit, Failure};
 use crate::screen::{Line, Screen};
 use story::Story;
@@ -189,8 +189,6 @@ struct Wanted {
     /// Named by a quarantine: it is there or soon will be.
     certain: bool,
 }
-
-type Grpc = wire::controller_client::ControllerClient<tonic::transport::Channel>;
 
 /// An object whose state is streamed.
 trait Object: Sized + Send + 'static {

@@ -8,6 +8,7 @@
 //! - `client`: the connection, and what is asked over it.
 //! - `follow`: a quarantine and its collection as they happen, on `screen` (terminal or lines).
 //! - `quarantine`, `collection`, `sweep`, `evidence`, `custody`, `sign`, `extract`, `verify`, `report`, `pki`: the commands.
+//! - `install`, `doctor`: an installation made or taken away, and a live one looked at.
 //! - `view`: what is shown, as tables and as JSON or YAML.
 //! - `failure`: errors and exit codes.
 
@@ -16,6 +17,7 @@ mod client;
 mod collection;
 mod containers;
 mod custody;
+mod doctor;
 mod download;
 mod evidence;
 mod extract;
@@ -23,6 +25,7 @@ mod failure;
 mod follow;
 mod hold;
 mod human;
+mod install;
 mod output;
 mod pki;
 mod quarantine;
@@ -114,6 +117,9 @@ async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
         Command::Containers(wanted) => {
             containers::list(&Client::new(connection)?, &mut output, wanted).await
         }
+        Command::Install(wanted) => install::install(&wanted),
+        Command::Uninstall(wanted) => install::uninstall(&wanted),
+        Command::Doctor(_) => doctor::run(&Client::new(connection)?, &mut output).await,
         Command::Verify(wanted) => verify::run(&mut output, wanted).await,
         Command::Report(wanted) => report::run(&mut output, wanted).await,
         Command::Pki(wanted) => pki::run(&mut output, wanted),

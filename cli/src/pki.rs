@@ -30,11 +30,7 @@ struct File {
 fn init(output: &mut Output, wanted: PkiInit) -> Result<Exit, Failure> {
     let plan = Plan {
         nodes: wanted.nodes,
-        responders: wanted
-            .responders
-            .into_iter()
-            .map(|one| (one.name, one.role))
-            .collect(),
+        responders: wanted.responders.into_iter().map(|one| one.0).collect(),
         controller_addresses: wanted.controller_addresses,
         leaf_life: wanted.days.map(|days| time::Duration::days(days.into())),
     };

@@ -301,6 +301,12 @@ impl AgentConnector {
 }
 
 impl AgentConnection {
+    /// Last instant of the certificate that the agent showed.
+    #[must_use]
+    pub fn certificate_not_after(&self) -> Option<OffsetDateTime> {
+        self.shown.not_after()
+    }
+
     /// Who was talked to, for the manifest.
     #[must_use]
     pub fn described(&self) -> Agent {

@@ -93,6 +93,9 @@ pub struct Serve {
     /// Issuing of agents' certificates.
     #[command(flatten)]
     pub issuing: Issuing,
+    /// Who may call, and how much.
+    #[command(flatten)]
+    pub access: Access,
     /// Label put on a suspect pod and selected by the deny-all policy.
     #[arg(long, env = "IMPOUND_POD_LABEL", default_value = "status=suspectpod", value_parser = label, value_name = "KEY=VALUE")]
     pub pod_label: (String, String),
@@ -172,6 +175,36 @@ impl Timestamps {
         let opened = given.map(|(url, ca)| TimestampAuthority::new(url, ca).map(Arc::new));
         opened.transpose()
     }
+}
+
+/// Who may call, and how much.
+#[derive(Clone, Debug, Args)]
+pub struct Access {
+    /// Let callers in who show a Kubernetes token of the audience impound.dev/controller instead of a client
+    /// certificate. Who that is and may do what, the Kubernetes API is asked.
+    #[arg(
+        long,
+        env = "IMPOUND_KUBERNETES_TOKENS",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub kubernetes_tokens: bool,
+    /// Calls a second by one caller, on average; twice as many may come at once
+    #[arg(
+        long,
+        env = "IMPOUND_CALLER_RATE",
+        default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(1..=100_000),
+        value_name = "CALLS"
+    )]
+    pub caller_rate: u32,
+    /// Calls at the same time by one caller, streams among them
+    #[arg(
+        long,
+        env = "IMPOUND_CALLER_CALLS",
+        default_value_t = 64,
+        value_name = "CALLS"
+    )]
+    pub caller_calls: usize,
 }
 
 /// How agents get their certificates. Off by default: then they have those of a static installation.

@@ -44,7 +44,7 @@ use crate::reconcile::{self, Context, collection::Running, isolating};
 use crate::resources::FactState;
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
-use crate::service::{Counted, Refusals, Service};
+use crate::service::{self, Allowance, Cases, Door, Limits, Refusals, Service, Tokens};
 
 /// Threads of the runtime: the work is waiting, copying and hashing, and hashing has its own.
 const WORKERS: usize = 2;
@@ -99,11 +99,12 @@ async fn run(config: Serve) -> Result<()> {
         Peers::Only(PeerId::Controller),
     )
     .context("credentials towards the agents")?;
-    let (credentials, reloader) = tls::server_credentials(
-        TlsFiles::in_dir(&config.tls_dir, "responder-ca.crt"),
-        PeerId::Controller,
-        Peers::AnyResponder,
-    )
+    let responders = TlsFiles::in_dir(&config.tls_dir, "responder-ca.crt");
+    let (own, accept) = (PeerId::Controller, Peers::AnyResponder);
+    let (credentials, reloader) = match config.access.kubernetes_tokens {
+        true => tls::caller_credentials(responders, own, accept),
+        false => tls::server_credentials(responders, own, accept),
+    }
     .context("credentials towards responders")?;
     let (revoked, revoked_watch) = revoked::list();
     let mut revocations = {
@@ -190,6 +191,8 @@ async fn run(config: Serve) -> Result<()> {
         context: context.clone(),
         refusals: refusals.clone(),
         store,
+        health: health.clone(),
+        cases: Cases::default(),
         verifying: Semaphore::new(1),
     };
     let listener = TcpListener::bind(config.listen)
@@ -202,15 +205,26 @@ async fn run(config: Serve) -> Result<()> {
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
+    let door = Door {
+        tokens: config
+            .access
+            .kubernetes_tokens
+            .then(|| Tokens::new(context.client.clone())),
+        limits: Limits::new(Allowance {
+            per_second: config.access.caller_rate,
+            at_once: config.access.caller_calls,
+        }),
+        metrics: context.metrics.clone(),
+    };
     let server = tls::http2::server(Server::builder())
+        .layer(door)
         .add_service(health_service)
         .add_service(reflection)
-        .add_service(Counted::new(
-            ControllerServer::new(service),
-            context.metrics.clone(),
-        ))
+        .add_service(
+            ControllerServer::new(service).max_decoding_message_size(service::REQUEST_LIMIT),
+        )
         .serve_with_incoming_shutdown(
-            tls::incoming(listener, credentials),
+            tls::incoming_callers(listener, credentials),
             stop.clone().cancelled_owned(),
         );
 

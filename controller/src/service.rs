@@ -1,20 +1,27 @@
-//! What responders and incident-response platforms call, over gRPC with mutual TLS.
+//! What responders and incident-response platforms call, over gRPC and TLS.
+//!
+//! A call comes through the `door` (who is it, is it too much), then `admit` asks whether they may do that there,
+//! before anything is read or done.
 //!
 //! Requests become custom resources, which the reconcilers work on: a request that was answered
 //! survives a restart. Evidence is read straight from the store.
 
 mod authorise;
+mod cases;
 mod collections;
 mod containers;
 mod convert;
-mod count;
+mod diagnose;
+mod door;
 mod evidence;
 mod hold;
 mod isolation;
+mod limits;
 mod quarantines;
 mod refused;
 mod status;
 mod sweeps;
+mod tokens;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,11 +32,19 @@ use impound_proto::controller::v1::controller_server::Controller;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
+use crate::health::Health;
 use crate::reconcile::Context;
 use crate::store::Store;
-use authorise::{Need, requester};
-pub use count::Counted;
+use authorise::{Need, Scope};
+pub use cases::Cases;
+pub use door::Door;
+pub use limits::{Allowance, Limits};
+use refused::Call;
 pub use refused::Refusals;
+pub use tokens::{AUDIENCE, Tokens};
+
+/// Largest request in bytes. The largest real ones, a quarantine with all its rules, have a few KiB.
+pub const REQUEST_LIMIT: usize = 256 << 10;
 
 /// The gRPC service of the controller.
 pub struct Service {
@@ -37,8 +52,12 @@ pub struct Service {
     pub context: Arc<Context>,
     /// Where the evidence is.
     pub store: Arc<dyn Store>,
+    /// What this process depends on.
+    pub health: Arc<Health>,
     /// Writes down who was refused what.
     pub refusals: Arc<Refusals>,
+    /// Which case a quarantine belongs to.
+    pub cases: Cases,
     /// Whoever verifies holds the one permit.
     pub verifying: Semaphore,
 }
@@ -51,10 +70,16 @@ impl Controller for Service {
         &self,
         request: Request<wire::CreateQuarantineRequest>,
     ) -> Result<Response<wire::CreateQuarantineResponse>, Status> {
-        let case = request.get_ref().case_id.clone();
-        let who = self
-            .admit(&request, Need::Respond, "quarantine", &case)
-            .await?;
+        let asked = request.get_ref();
+        let case = asked.case_id.clone();
+        let call = Call {
+            name: "quarantine",
+            need: Need::Respond,
+            scope: Scope::of(&asked.namespace),
+            case: &case,
+            target: &format!("case {case}, pod {}/{}", asked.namespace, asked.pod),
+        };
+        let who = self.admit(&request, call).await?;
         let request = request.into_inner();
         if request.dry_run {
             return quarantines::plan(self, request).await.map(Response::new);
@@ -67,7 +92,9 @@ impl Controller for Service {
         &self,
         request: Request<wire::GetQuarantineRequest>,
     ) -> Result<Response<wire::Quarantine>, Status> {
-        requester(&request, Need::Look)?;
+        let asked = request.get_ref();
+        self.look(&request, "get quarantine", &asked.namespace, &asked.name)
+            .await?;
         let request = request.into_inner();
         let found = quarantines::find(self, &request.namespace, &request.name).await?;
         Ok(Response::new(convert::quarantine(&found)))
@@ -77,7 +104,13 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListQuarantinesRequest>,
     ) -> Result<Response<wire::ListQuarantinesResponse>, Status> {
-        requester(&request, Need::Look)?;
+        self.look(
+            &request,
+            "list quarantines",
+            &request.get_ref().namespace,
+            "",
+        )
+        .await?;
         quarantines::list(self, request.into_inner())
             .await
             .map(Response::new)
@@ -89,7 +122,9 @@ impl Controller for Service {
         &self,
         request: Request<wire::WatchQuarantineRequest>,
     ) -> Result<Response<Self::WatchQuarantineStream>, Status> {
-        requester(&request, Need::Look)?;
+        let asked = request.get_ref();
+        self.look(&request, "watch quarantine", &asked.namespace, &asked.name)
+            .await?;
         quarantines::watch(self, request.into_inner())
             .await
             .map(Response::new)
@@ -99,12 +134,7 @@ impl Controller for Service {
         &self,
         request: Request<wire::ReleaseQuarantineRequest>,
     ) -> Result<Response<wire::Quarantine>, Status> {
-        let asked = request.get_ref();
-        let found = quarantines::find(self, &asked.namespace, &asked.name).await;
-        let case = found.map(|found| found.spec.case).unwrap_or_default();
-        let who = self
-            .admit(&request, Need::Respond, "release", &case)
-            .await?;
+        let (who, case) = self.admit_release(&request, "release").await?;
         let answer = quarantines::release(self, who.clone(), request.into_inner()).await;
         self.noted(&who, "release", &case, answer).await
     }
@@ -113,11 +143,7 @@ impl Controller for Service {
         &self,
         request: Request<wire::ReleaseQuarantineRequest>,
     ) -> Result<Response<wire::Plan>, Status> {
-        let asked = request.get_ref();
-        let found = quarantines::find(self, &asked.namespace, &asked.name).await;
-        let case = found.map(|found| found.spec.case).unwrap_or_default();
-        self.admit(&request, Need::Respond, "plan release", &case)
-            .await?;
+        self.admit_release(&request, "plan release").await?;
         quarantines::plan_release(self, request.into_inner())
             .await
             .map(Response::new)
@@ -127,10 +153,16 @@ impl Controller for Service {
         &self,
         request: Request<wire::CreateCollectionRequest>,
     ) -> Result<Response<wire::Collection>, Status> {
-        let case = request.get_ref().case_id.clone();
-        let who = self
-            .admit(&request, Need::Respond, "collect", &case)
-            .await?;
+        let asked = request.get_ref();
+        let case = asked.case_id.clone();
+        let call = Call {
+            name: "collect",
+            need: Need::Respond,
+            scope: Scope::of(&asked.namespace),
+            case: &case,
+            target: &format!("case {case}, pod {}/{}", asked.namespace, asked.pod),
+        };
+        let who = self.admit(&request, call).await?;
         let answer = collections::create(self, who.clone(), request.into_inner()).await;
         self.noted(&who, "collect", &case, answer).await
     }
@@ -139,7 +171,9 @@ impl Controller for Service {
         &self,
         request: Request<wire::GetCollectionRequest>,
     ) -> Result<Response<wire::Collection>, Status> {
-        requester(&request, Need::Look)?;
+        let asked = request.get_ref();
+        self.look(&request, "get collection", &asked.namespace, &asked.name)
+            .await?;
         collections::get(self, request.into_inner())
             .await
             .map(Response::new)
@@ -149,7 +183,13 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListCollectionsRequest>,
     ) -> Result<Response<wire::ListCollectionsResponse>, Status> {
-        requester(&request, Need::Look)?;
+        self.look(
+            &request,
+            "list collections",
+            &request.get_ref().namespace,
+            "",
+        )
+        .await?;
         collections::list(self, request.into_inner())
             .await
             .map(Response::new)
@@ -161,7 +201,9 @@ impl Controller for Service {
         &self,
         request: Request<wire::WatchCollectionRequest>,
     ) -> Result<Response<Self::WatchCollectionStream>, Status> {
-        requester(&request, Need::Look)?;
+        let asked = request.get_ref();
+        self.look(&request, "watch collection", &asked.namespace, &asked.name)
+            .await?;
         collections::watch(self, request.into_inner())
             .await
             .map(Response::new)
@@ -171,8 +213,17 @@ impl Controller for Service {
         &self,
         request: Request<wire::CreateSweepRequest>,
     ) -> Result<Response<wire::CreateSweepResponse>, Status> {
-        let case = request.get_ref().case_id.clone();
-        let who = self.admit(&request, Need::Respond, "sweep", &case).await?;
+        let asked = request.get_ref();
+        let case = asked.case_id.clone();
+        let call = Call {
+            name: "sweep",
+            need: Need::Respond,
+            // Pods of all namespaces may be in its list.
+            scope: Scope::Everything,
+            case: &case,
+            target: &format!("case {case}, sweep {}", asked.name),
+        };
+        let who = self.admit(&request, call).await?;
         let request = request.into_inner();
         if request.dry_run {
             return sweeps::plan(self, request).await.map(Response::new);
@@ -185,7 +236,8 @@ impl Controller for Service {
         &self,
         request: Request<wire::GetSweepRequest>,
     ) -> Result<Response<wire::Sweep>, Status> {
-        requester(&request, Need::Look)?;
+        self.look(&request, "get sweep", "", &request.get_ref().name)
+            .await?;
         let found = sweeps::find(self, &request.get_ref().name).await?;
         Ok(Response::new(sweeps::shown(&found)))
     }
@@ -194,7 +246,7 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListSweepsRequest>,
     ) -> Result<Response<wire::ListSweepsResponse>, Status> {
-        requester(&request, Need::Look)?;
+        self.look(&request, "list sweeps", "", "").await?;
         sweeps::list(self, request.into_inner())
             .await
             .map(Response::new)
@@ -206,7 +258,8 @@ impl Controller for Service {
         &self,
         request: Request<wire::WatchSweepRequest>,
     ) -> Result<Response<Self::WatchSweepStream>, Status> {
-        requester(&request, Need::Look)?;
+        self.look(&request, "watch sweep", "", &request.get_ref().name)
+            .await?;
         sweeps::watch(self, request.into_inner())
             .await
             .map(Response::new)
@@ -216,11 +269,16 @@ impl Controller for Service {
         &self,
         request: Request<wire::SetSweepRequest>,
     ) -> Result<Response<wire::Sweep>, Status> {
-        let found = sweeps::find(self, &request.get_ref().name).await;
-        let case = found.map(|found| found.spec.case).unwrap_or_default();
-        let who = self
-            .admit(&request, Need::Respond, "change sweep", &case)
-            .await?;
+        let name = &request.get_ref().name;
+        let call = Call {
+            name: "change sweep",
+            need: Need::Respond,
+            scope: Scope::Everything,
+            case: "",
+            target: &format!("sweep {name}"),
+        };
+        let who = self.admit(&request, call).await?;
+        let case = sweeps::find(self, name).await?.spec.case;
         let answer = sweeps::set(self, &who, request.into_inner()).await;
         self.noted(&who, "change sweep", &case, answer).await
     }
@@ -231,7 +289,8 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListSweepTargetsRequest>,
     ) -> Result<Response<Self::ListSweepTargetsStream>, Status> {
-        requester(&request, Need::Look)?;
+        self.look(&request, "list sweep's targets", "", &request.get_ref().name)
+            .await?;
         sweeps::targets(self, request.into_inner())
             .await
             .map(Response::new)
@@ -241,8 +300,9 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListEvidenceRequest>,
     ) -> Result<Response<wire::ListEvidenceResponse>, Status> {
-        let case = request.get_ref().case_id.clone();
-        self.admit(&request, Need::Look, "list evidence", &case)
+        let asked = request.get_ref();
+        let at = [&*asked.case_id, &*asked.collection];
+        self.admit_evidence(&request, Need::Look, "list evidence", &at)
             .await?;
         evidence::list(self, request.into_inner())
             .await
@@ -255,9 +315,11 @@ impl Controller for Service {
         &self,
         request: Request<wire::ReadEvidenceRequest>,
     ) -> Result<Response<Self::ReadEvidenceStream>, Status> {
-        let case = request.get_ref().case_id.clone();
+        let asked = request.get_ref();
+        let case = asked.case_id.clone();
+        let at = [&*asked.case_id, &*asked.collection, &*asked.path];
         let who = self
-            .admit(&request, Need::Keep, "read evidence", &case)
+            .admit_evidence(&request, Need::Keep, "read evidence", &at)
             .await?;
         let answer = evidence::read(self, &who, request.into_inner()).await;
         self.noted(&who, "read evidence", &case, answer).await
@@ -267,9 +329,11 @@ impl Controller for Service {
         &self,
         request: Request<wire::VerifyEvidenceRequest>,
     ) -> Result<Response<wire::VerifyEvidenceResponse>, Status> {
-        let case = request.get_ref().case_id.clone();
+        let asked = request.get_ref();
+        let case = asked.case_id.clone();
+        let at = [&*asked.case_id, &*asked.collection];
         let who = self
-            .admit(&request, Need::Respond, "verify evidence", &case)
+            .admit_evidence(&request, Need::Respond, "verify evidence", &at)
             .await?;
         let answer = evidence::verify(self, &who, request.into_inner()).await;
         self.noted(&who, "verify evidence", &case, answer).await
@@ -279,12 +343,14 @@ impl Controller for Service {
         &self,
         request: Request<wire::HoldEvidenceRequest>,
     ) -> Result<Response<wire::HoldEvidenceResponse>, Status> {
-        let case = request.get_ref().case_id.clone();
-        let call = match request.get_ref().lift {
+        let asked = request.get_ref();
+        let case = asked.case_id.clone();
+        let call = match asked.lift {
             true => "lift hold of evidence",
             false => "hold evidence",
         };
-        let who = self.admit(&request, Need::Keep, call, &case).await?;
+        let at = [&*asked.case_id, &*asked.collection];
+        let who = self.admit_evidence(&request, Need::Keep, call, &at).await?;
         let answer = hold::hold(self, &who, request.into_inner()).await;
         self.noted(&who, call, &case, answer).await
     }
@@ -293,9 +359,83 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListContainersRequest>,
     ) -> Result<Response<wire::ListContainersResponse>, Status> {
-        requester(&request, Need::Look)?;
+        // A node has pods of all namespaces.
+        let call = Call {
+            name: "list containers",
+            need: Need::Look,
+            scope: Scope::Everything,
+            case: "",
+            target: &format!("node {}", request.get_ref().node),
+        };
+        self.admit(&request, call).await?;
         containers::list(self, request.into_inner())
             .await
             .map(Response::new)
+    }
+
+    async fn diagnose(
+        &self,
+        request: Request<wire::DiagnoseRequest>,
+    ) -> Result<Response<wire::DiagnoseResponse>, Status> {
+        self.look(&request, "diagnose", "", "").await?;
+        Ok(Response::new(diagnose::diagnose(self).await))
+    }
+}
+
+impl Service {
+    /// Whether the caller may see this object, or these of a namespace.
+    async fn look<T: Sync>(
+        &self,
+        request: &Request<T>,
+        call: &'static str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), Status> {
+        let call = Call {
+            name: call,
+            need: Need::Look,
+            scope: Scope::of(namespace),
+            case: "",
+            target: &format!("{namespace}/{name}"),
+        };
+        self.admit(request, call).await.map(drop)
+    }
+
+    /// Who may do that to a case's evidence: the evidence of one case is of several namespaces.
+    async fn admit_evidence<T: Sync>(
+        &self,
+        request: &Request<T>,
+        need: Need,
+        call: &'static str,
+        at: &[&str],
+    ) -> Result<authorise::Requester, Status> {
+        let call = Call {
+            name: call,
+            need,
+            scope: Scope::Everything,
+            case: at.first().copied().unwrap_or_default(),
+            target: &format!("evidence {}", at.join("/")),
+        };
+        self.admit(request, call).await
+    }
+
+    /// Who may release, and the case that is released.
+    async fn admit_release(
+        &self,
+        request: &Request<wire::ReleaseQuarantineRequest>,
+        call: &'static str,
+    ) -> Result<(authorise::Requester, String), Status> {
+        let asked = request.get_ref();
+        let known = self.cases.of(&asked.namespace, &asked.name);
+        let call = Call {
+            name: call,
+            need: Need::Respond,
+            scope: Scope::of(&asked.namespace),
+            case: &known,
+            target: &format!("{}/{}", asked.namespace, asked.name),
+        };
+        let who = self.admit(request, call).await?;
+        let found = quarantines::find(self, &asked.namespace, &asked.name).await?;
+        Ok((who, found.spec.case))
     }
 }

@@ -135,6 +135,9 @@ pub trait Store: Send + Sync {
     /// Bytes that can still be written; the largest number if the store has no such limit.
     async fn free_bytes(&self) -> Result<u64, StoreError>;
 
+    /// Writes something that is no evidence and takes it away again: fails as evidence would now.
+    async fn try_writing(&self) -> Result<(), StoreError>;
+
     /// Whether each object of evidence is under a legal hold from its writing on.
     fn holds_all(&self) -> bool {
         false

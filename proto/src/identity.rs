@@ -4,12 +4,16 @@
 //! type and on nothing else of the certificate. A certificate that a private CA signed but that
 //! carries no name, two names or a malformed one has no identity and is refused.
 
+mod namespaces;
+
 use std::fmt;
 use std::str::FromStr;
 
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+pub use namespaces::{Granted, Namespaces};
 
 /// Trust domain of every identity.
 const PREFIX: &str = "spiffe://impound.dev/";
@@ -39,6 +43,8 @@ pub enum PeerId {
         name: ResponderName,
         /// What they may do.
         role: Role,
+        /// Where they may do it.
+        namespaces: Namespaces,
     },
 }
 
@@ -72,14 +78,27 @@ impl PeerId {
         })
     }
 
-    /// The identity of a responder.
+    /// The identity of a responder who may act everywhere.
     ///
     /// # Errors
     /// If `name` is empty, too long or has other characters than `[A-Za-z0-9@._-]`.
     pub fn responder(name: &str, role: Role) -> Result<Self, IdentityError> {
+        Self::responder_in(name, role, Namespaces::All)
+    }
+
+    /// The identity of a responder who may act in `namespaces`.
+    ///
+    /// # Errors
+    /// As [`PeerId::responder`].
+    pub fn responder_in(
+        name: &str,
+        role: Role,
+        namespaces: Namespaces,
+    ) -> Result<Self, IdentityError> {
         Ok(Self::Responder {
             name: name.parse()?,
             role,
+            namespaces,
         })
     }
 
@@ -148,7 +167,11 @@ impl fmt::Display for PeerId {
         match self {
             Self::Controller => write!(f, "{PREFIX}controller"),
             Self::Agent { node } => write!(f, "{PREFIX}agent/{node}"),
-            Self::Responder { name, role } => write!(f, "{PREFIX}responder/{role}/{name}"),
+            Self::Responder {
+                name,
+                role,
+                namespaces,
+            } => write!(f, "{PREFIX}responder/{role}/{name}{namespaces}"),
         }
     }
 }
@@ -169,6 +192,9 @@ impl FromStr for PeerId {
             ["controller"] => Ok(Self::Controller),
             ["agent", node] => Self::agent(node),
             ["responder", role, name] => Self::responder(name, role.parse()?),
+            ["responder", role, name, "namespaces", names @ ..] => {
+                Self::responder_in(name, role.parse()?, Namespaces::parse(names)?)
+            }
             _ => Err(unknown()),
         }
     }
@@ -284,7 +310,7 @@ pub enum IdentityError {
     /// A URI of another trust domain or shape.
     #[error(
         "expected the identity spiffe://impound.dev/controller, …/agent/<node> or \
-         …/responder/<role>/<name>, found {uri:?}"
+         …/responder/<role>/<name>[/namespaces/<namespace>…], found {uri:?}"
     )]
     NotOurs {
         /// The URI, cut to a length fit for a log.
@@ -304,6 +330,15 @@ pub enum IdentityError {
         "expected a responder name of 1 to {MAX_RESPONDER} characters A-Z a-z 0-9 @ . _ -, found {found:?}"
     )]
     Responder {
+        /// What came.
+        found: String,
+    },
+    /// Not a list of namespaces.
+    #[error(
+        "expected 1 to 32 names of namespaces (DNS-1123 labels), in an identity in ascending order and each \
+         once, found {found:?}"
+    )]
+    Namespaces {
         /// What came.
         found: String,
     },
@@ -332,6 +367,7 @@ mod tests {
             "spiffe://impound.dev/agent/k8s-worker2",
             "spiffe://impound.dev/agent/ip-10-0-0-1.eu-west-1.compute.internal",
             "spiffe://impound.dev/responder/custodian/alice@example.org",
+            "spiffe://impound.dev/responder/responder/bob/namespaces/payments/shop",
         ] {
             assert_eq!(uri.parse::<PeerId>().unwrap().to_string(), uri);
         }
@@ -355,6 +391,13 @@ mod tests {
             "spiffe://impound.dev/responder/viewer/",
             "spiffe://impound.dev/responder/viewer/..",
             "spiffe://impound.dev/responder/viewer/a b",
+            "spiffe://impound.dev/responder/viewer/a/b",
+            "spiffe://impound.dev/responder/viewer/a/namespaces",
+            "spiffe://impound.dev/responder/viewer/a/namespaces/",
+            "spiffe://impound.dev/responder/viewer/a/namespaces/*",
+            "spiffe://impound.dev/responder/viewer/a/namespaces/b/a",
+            "spiffe://impound.dev/responder/viewer/a/namespaces/a/a",
+            "spiffe://impound.dev/responder/viewer/a/namespaces/a.b",
             "spiffe://impound.dev/controller?x=1",
             "https://impound.dev/controller",
         ] {
@@ -380,11 +423,21 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_of_namespaces_is_for_these_and_no_other() {
+        let granted = Namespaces::only(["shop", "payments", "shop"]).unwrap();
+        assert_eq!(granted.to_string(), "/namespaces/payments/shop");
+        assert!(granted.contains("shop") && !granted.contains("sho") && !granted.contains(""));
+        assert!(Namespaces::All.contains("shop"));
+        assert!(Namespaces::only([]).is_err());
+    }
+
+    #[test]
     fn fuzz_identity_what_is_taken_is_one_of_three_shapes() {
         let seeds = [
             "spiffe://impound.dev/controller",
             "spiffe://impound.dev/agent/ip-10-0-0-1.eu-west-1.compute.internal",
             "spiffe://impound.dev/responder/custodian/alice@example.org",
+            "spiffe://impound.dev/responder/responder/bob/namespaces/payments/shop",
         ];
         let seeds = seeds.map(|uri| uri.as_bytes().to_vec());
         impound_fuzz::run("identity", &seeds, |_, bytes| {

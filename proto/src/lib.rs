@@ -15,7 +15,7 @@ pub mod pki;
 pub mod probe;
 pub mod tls;
 
-pub use identity::{NodeName, PeerId, ResponderName, Role};
+pub use identity::{Namespaces, NodeName, PeerId, ResponderName, Role};
 
 /// gRPC metadata key that carries the case id, so both ends' logs join.
 pub const CASE_METADATA: &str = "impound-case";

@@ -16,7 +16,7 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::identity::PeerId;
-pub use files::{Outcome, PkiError, Plan, Written, init};
+pub use files::{Outcome, PkiError, Plan, Responder, Written, init};
 
 /// Life of a CA in a static installation: 5 years.
 pub const CA_LIFE: Duration = Duration::days(5 * 365);

@@ -22,7 +22,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::identity::PeerId;
-pub use accept::{Incoming, OpenStream, Peer, PeerStream, incoming, incoming_open};
+pub use accept::{
+    Accepted, Caller, CallerStream, Incoming, OpenStream, Peer, PeerStream, incoming,
+    incoming_callers, incoming_open,
+};
 pub use connect::{
     ConnectError, Connector, ShownCertificate, channel, connect, connect_shown, connect_with,
     explain,
@@ -30,7 +33,8 @@ pub use connect::{
 pub use cut::Cuttable;
 pub use material::{MaterialError, certificate_life};
 pub use reload::{
-    Credentials, Reload, Reloader, client_credentials, open_server_credentials, server_credentials,
+    Credentials, Reload, Reloader, caller_credentials, client_credentials, open_server_credentials,
+    server_credentials,
 };
 
 /// Longest time a handshake may take, on either end. A peer on the same network needs

@@ -164,7 +164,7 @@ pub fn socket(dir: &Path, part: Part) -> SocketPath {
 pub fn issue(dir: &Path) {
     let plan = Plan {
         nodes: vec![NODE.parse().unwrap()],
-        responders: vec![("alice".parse().unwrap(), impound_proto::Role::Custodian)],
+        responders: vec![("alice".parse().unwrap(), impound_proto::Role::Custodian).into()],
         ..Plan::default()
     };
     pki::init(dir, &plan).unwrap();

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use impound_proto::PeerId;
 use impound_proto::controller::v1 as wire;
 
 use crate::collection::summary as of_collection;
@@ -56,7 +55,7 @@ pub(super) fn question(what: &str, plan: &wire::Plan) -> String {
 pub(super) fn recorded(
     quarantine: &wire::Quarantine,
     plan: &wire::Plan,
-    own: &PeerId,
+    own: &str,
     program: &str,
 ) -> String {
     let (namespace, name) = (clean(&quarantine.namespace), clean(&quarantine.name));

@@ -60,7 +60,7 @@ impl Fake {
         let pki = tempfile::tempdir().unwrap();
         let plan = pki::Plan {
             nodes: Vec::new(),
-            responders: vec![("ada".parse().unwrap(), Role::Responder)],
+            responders: vec![("ada".parse().unwrap(), Role::Responder).into()],
             controller_addresses: Vec::new(),
             leaf_life: None,
         };
@@ -490,6 +490,35 @@ impl Controller for State {
                 "the agent of node worker9 does not answer: connection refused",
             )),
         }
+    }
+
+    async fn diagnose(&self, _: Request<DiagnoseRequest>) -> Answer<DiagnoseResponse> {
+        let check = |about: &str, state: &str, found: &str, remedy: &str| Check {
+            about: about.into(),
+            state: state.into(),
+            found: found.into(),
+            remedy: remedy.into(),
+        };
+        let proof = "use an object store with Object Lock";
+        Ok(Response::new(DiagnoseResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            now: Some(std::time::SystemTime::now().into()),
+            checks: vec![
+                check("Kubernetes API", "ok", "version 1.36", ""),
+                check(
+                    "store's memory",
+                    "warning",
+                    "not proven to be write-once",
+                    proof,
+                ),
+                check(
+                    "agent worker\u{1b}[2J",
+                    "failed",
+                    "connection refused",
+                    "see the DaemonSet",
+                ),
+            ],
+        }))
     }
 }
 

@@ -17,6 +17,7 @@ mod collection;
 )]
 mod corpus;
 mod custody;
+mod doctor;
 mod evidence;
 mod extract;
 mod fake;

@@ -91,20 +91,19 @@ fn suffix(id: Uuid) -> String {
     format!(", request {id}")
 }
 
-/// Writes that `who`, known by the certificate with this SHA-256, may ask for `subject`.
+/// Writes that `who`, known by the certificate with this SHA-256 or by a token, may ask for `subject`.
 ///
 /// # Errors
 /// In words, if the log can't be written.
 pub async fn authorised(
     context: &Context,
     case: &CaseId,
-    (who, certificate): (&str, Sha256),
+    (who, certificate): (&str, Option<Sha256>),
     subject: &str,
     reason: &str,
 ) -> Result<(), String> {
-    let entry = Entry::new(Event::Authorised, who, subject)
-        .because(reason)
-        .with_certificate(certificate);
+    let mut entry = Entry::new(Event::Authorised, who, subject).because(reason);
+    entry.certificate_sha256 = certificate;
     write(context, case, entry).await
 }
 

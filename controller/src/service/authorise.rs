@@ -1,9 +1,13 @@
-//! Who calls, and whether the role allows it. The identity comes from the client certificate.
+//! Who calls, and whether they may do that there. The identity comes from the client certificate or from a
+//! Kubernetes token; the [`door`](super::door) found it out.
+
+use std::sync::Arc;
 
 use impound_evidence::Sha256;
-use impound_proto::tls::Peer;
-use impound_proto::{PeerId, Role};
+use impound_proto::{Namespaces, Role};
 use tonic::{Request, Status};
+
+use super::tokens::{Tokens, User};
 
 /// What a call needs; the roles are those of [`Role`], each with the rights of the ones before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,42 +30,133 @@ impl Need {
     }
 }
 
+/// Where a call acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope<'a> {
+    /// In this namespace.
+    Namespace(&'a str),
+    /// In all of them, or on what is of none: nodes, and evidence, of which a case has that of neighbours in
+    /// other namespaces, too.
+    Everything,
+}
+
+impl<'a> Scope<'a> {
+    /// The namespace of a request; an empty one stands for all.
+    pub(super) fn of(namespace: &'a str) -> Self {
+        match namespace {
+            "" => Self::Everything,
+            namespace => Self::Namespace(namespace),
+        }
+    }
+}
+
 /// Who calls.
 #[derive(Clone, Debug)]
 pub(super) struct Requester {
-    /// As it is recorded, e.g. "spiffe://impound.dev/responder/responder/alice".
+    /// As it is recorded, e.g. "spiffe://impound.dev/responder/responder/alice" or
+    /// "kubernetes:system:serviceaccount:soar:playbooks".
     pub(super) id: String,
-    /// SHA-256 of the certificate, DER.
-    pub(super) certificate: Sha256,
+    /// SHA-256 of the certificate, DER, if one was shown.
+    pub(super) certificate: Option<Sha256>,
 }
 
-/// The caller, if the role allows the call.
-///
-/// # Errors
-/// `PERMISSION_DENIED` if the role does not allow it, `UNAUTHENTICATED` without an identity.
-pub(super) fn requester<T>(request: &Request<T>, need: Need) -> Result<Requester, Status> {
-    let peer = Peer::of(request)
-        .ok_or_else(|| Status::unauthenticated("the connection carries no client certificate"))?;
-    let PeerId::Responder { role, .. } = &peer.id else {
-        return Err(refused(
-            peer,
-            "only a responder's certificate may call the controller",
-        ));
-    };
-    let needed = need.role();
-    if *role < needed {
-        return Err(refused(
-            peer,
-            &format!("this call needs the role {needed}, the certificate has {role}"),
-        ));
+/// Who calls, and what says what they may. In the extensions of every request.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) who: Requester,
+    pub(super) rights: Rights,
+}
+
+/// What says what a caller may.
+#[derive(Clone)]
+pub(super) enum Rights {
+    /// The certificate itself.
+    Certificate { role: Role, namespaces: Namespaces },
+    /// The Kubernetes API.
+    Token {
+        user: Arc<User>,
+        tokens: Arc<Tokens>,
+    },
+}
+
+impl Caller {
+    /// Who sent `request`.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` if it did not come through the door.
+    pub(super) fn of<T>(request: &Request<T>) -> Result<&Self, Status> {
+        let nobody = || Status::unauthenticated("the call did not come from a verified caller");
+        request.extensions().get().ok_or_else(nobody)
     }
-    Ok(Requester {
-        id: peer.id.to_string(),
-        certificate: peer.certificate_sha256.into(),
-    })
+
+    /// Whether the caller may do that there.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if not, `UNAVAILABLE` if that can't be found out.
+    pub(super) async fn may(&self, need: Need, scope: Scope<'_>) -> Result<(), Status> {
+        let needed = need.role();
+        let why = match &self.rights {
+            Rights::Certificate { role, .. } if *role < needed => {
+                format!("this call needs the role {needed}, the certificate has {role}")
+            }
+            Rights::Certificate { namespaces, .. } => {
+                let granted = match namespaces {
+                    Namespaces::All => return Ok(()),
+                    Namespaces::Only(granted) => granted.names().join(", "),
+                };
+                match scope {
+                    Scope::Namespace(namespace) if namespaces.contains(namespace) => return Ok(()),
+                    Scope::Namespace(namespace) => {
+                        format!("namespace {namespace:?} is not granted; granted are {granted}")
+                    }
+                    Scope::Everything => format!(
+                        "this call is about all namespaces, and granted are only {granted}; where a call takes a \
+                         namespace, name one of them"
+                    ),
+                }
+            }
+            Rights::Token { user, tokens } => {
+                if tokens.may(user, needed, &scope).await? {
+                    return Ok(());
+                }
+                let place = match scope {
+                    Scope::Namespace(namespace) => format!("in namespace {namespace:?}"),
+                    Scope::Everything => "in all namespaces (by a ClusterRoleBinding)".to_owned(),
+                };
+                format!(
+                    "this call needs the right to `use` roles.impound.dev {needed} {place}; the ClusterRole \
+                     impound-access-{needed} has it"
+                )
+            }
+        };
+        Err(Status::permission_denied(format!("{}: {why}", self.who.id)))
+    }
 }
 
-fn refused(peer: &Peer, why: &str) -> Status {
-    tracing::warn!(peer = %peer.id, remote = %peer.remote, why, "call refused");
-    Status::permission_denied(format!("{}: {why}", peer.id))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn may(role: Role, namespaces: Namespaces, need: Need, scope: Scope<'_>) -> bool {
+        let caller = Caller {
+            who: Requester {
+                id: "alice".to_owned(),
+                certificate: None,
+            },
+            rights: Rights::Certificate { role, namespaces },
+        };
+        caller.may(need, scope).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_grant_of_namespaces_ends_at_their_border() {
+        let shop = || Namespaces::only(["shop"]).unwrap();
+        let (respond, keep) = (Need::Respond, Need::Keep);
+        assert!(may(Role::Responder, shop(), respond, Scope::of("shop")).await);
+        assert!(!may(Role::Responder, shop(), respond, Scope::of("sho")).await);
+        assert!(!may(Role::Responder, shop(), respond, Scope::of("")).await);
+        assert!(!may(Role::Responder, shop(), keep, Scope::of("shop")).await);
+        assert!(!may(Role::Custodian, shop(), keep, Scope::Everything).await);
+        assert!(may(Role::Custodian, Namespaces::All, keep, Scope::Everything).await);
+    }
 }

@@ -190,7 +190,9 @@ pub(super) async fn verify(
 
 /// What the caller does.
 pub(super) fn entry(event: Event, who: &Requester, what: String) -> Entry {
-    Entry::new(event, who.id.as_str(), what).with_certificate(who.certificate)
+    let mut entry = Entry::new(event, who.id.as_str(), what);
+    entry.certificate_sha256 = who.certificate;
+    entry
 }
 
 /// What can't be recorded does not happen.

@@ -105,6 +105,7 @@ pub(super) async fn create(
         quarantine.metadata.annotations = Some([(custody::REQUEST.into(), id.to_string())].into());
         match api.create(&PostParams::default(), &quarantine).await {
             Ok(created) => {
+                service.cases.learn(&created);
                 return Ok(wire::CreateQuarantineResponse {
                     quarantine: Some(convert::quarantine(&created)),
                     plan: Some(convert::plan(&plan)),
@@ -143,16 +144,20 @@ pub(super) async fn find(
         .await
         .map_err(|error| status::of_kube("GET", name, error))?;
     if let Some(found) = by_name {
+        service.cases.learn(&found);
         return Ok(found);
     }
     let all = api
         .list(&ListParams::default())
         .await
         .map_err(|error| status::of_kube("GET", "quarantines", error))?;
-    all.items
+    let latest = all
+        .items
         .into_iter()
         .filter(|quarantine| quarantine.spec.pod == name)
-        .max_by_key(|quarantine| quarantine.metadata.creation_timestamp.clone())
+        .max_by_key(|quarantine| quarantine.metadata.creation_timestamp.clone());
+    latest
+        .inspect(|found| service.cases.learn(found))
         .ok_or_else(|| {
             Status::not_found(format!(
                 "no quarantine and no quarantined pod is named {name} in namespace {namespace}: \
@@ -179,6 +184,7 @@ pub(super) async fn list(
         .items;
     items.retain(|item| request.case_id.is_empty() || item.spec.case == request.case_id);
     items.sort_by_key(|item| item.metadata.creation_timestamp.clone());
+    items.iter().for_each(|item| service.cases.learn(item));
     Ok(wire::ListQuarantinesResponse {
         quarantines: items.iter().map(convert::quarantine).collect(),
     })

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use impound_evidence::{CUSTODY, CaseId, Entry, Event, Sha256, Timestamp};
 use impound_proto::PeerId;
-use impound_proto::tls::Peer;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
 use super::Service;
-use super::authorise::{Need, Requester, requester};
+use super::authorise::{Caller, Need, Requester, Scope};
+use super::door::About;
 use crate::describe::describe;
 use crate::seal::{CustodyAppender, log_of};
 use crate::store::Store;
@@ -59,31 +59,42 @@ struct Repeated {
 /// A refusal.
 struct Refusal<'a> {
     who: &'a str,
-    certificate: Sha256,
+    certificate: Option<Sha256>,
     call: &'static str,
     case: &'a str,
     why: &'a str,
 }
 
+/// What a call is and what it is about.
+pub(super) struct Call<'a> {
+    /// For the custody log, e.g. "read evidence".
+    pub(super) name: &'static str,
+    pub(super) need: Need,
+    pub(super) scope: Scope<'a>,
+    /// Whose custody log a refusal belongs into; empty if that is not known.
+    pub(super) case: &'a str,
+    /// What it is about, for the process's log.
+    pub(super) target: &'a str,
+}
+
 impl Service {
-    /// The caller, if its role allows the call; a refusal is written down.
+    /// The caller, if it may do that there; a refusal is written down.
     pub(super) async fn admit<T: Sync>(
         &self,
         request: &Request<T>,
-        need: Need,
-        call: &'static str,
-        case: &str,
+        call: Call<'_>,
     ) -> Result<Requester, Status> {
-        let status = match requester(request, need) {
-            Ok(who) => return Ok(who),
-            Err(status) => status,
+        About::note(request, call.target);
+        let caller = Caller::of(request)?;
+        let Err(status) = caller.may(call.need, call.scope).await else {
+            return Ok(caller.who.clone());
         };
-        if let Some(peer) = Peer::of(request) {
+        if status.code() == Code::PermissionDenied {
             let refusal = Refusal {
-                who: &peer.id.to_string(),
-                certificate: peer.certificate_sha256.into(),
-                call,
-                case,
+                who: &caller.who.id,
+                certificate: caller.who.certificate,
+                call: call.name,
+                case: call.case,
                 why: status.message(),
             };
             self.refusals.note(refusal).await;
@@ -191,7 +202,7 @@ impl Refusals {
         };
         if written_now {
             let mut entry = Entry::new(Event::Refused, refusal.who, refusal.call).because(why);
-            entry.certificate_sha256 = Some(refusal.certificate);
+            entry.certificate_sha256 = refusal.certificate;
             self.write(&key.0, entry).await;
         }
         tokio::spawn(Arc::clone(self).repeat(key));

@@ -247,6 +247,15 @@ impl Store for DirectoryStore {
             })?
     }
 
+    async fn try_writing(&self) -> Result<(), StoreError> {
+        let tree = Arc::clone(&self.tree);
+        tokio::task::spawn_blocking(move || tree.try_writing())
+            .await
+            .map_err(|_| StoreError::WriterLost {
+                at: "the store".to_owned(),
+            })?
+    }
+
     fn write_once(&self) -> WriteOnce {
         WriteOnce::NotProven(
             "it is a directory: whoever may write to its volume can change or remove files"

@@ -514,6 +514,17 @@ impl Store for S3Store {
             .map_err(|source| remote(&object.key, step, source))
     }
 
+    async fn try_writing(&self) -> Result<(), StoreError> {
+        let bucket = &self.inner.bucket;
+        let key = keys::canary(&bucket.config.place, &bucket::attempt());
+        let written = bucket.replace(&key, bytes::Bytes::from_static(b"written to try it out\n"));
+        written
+            .await
+            .map_err(|source| remote(&key, "write it", source))?;
+        let removed = bucket.purge(&key).await;
+        removed.map_err(|source| remote(&key, "remove it", source))
+    }
+
     fn write_once(&self) -> WriteOnce {
         self.inner.write_once.clone()
     }

@@ -118,6 +118,10 @@ impl Store for Interrupted {
         self.inner.is_local()
     }
 
+    async fn try_writing(&self) -> Result<(), StoreError> {
+        self.inner.try_writing().await
+    }
+
     async fn prune(&self, lock: &CollectionLock) -> Result<(), StoreError> {
         self.gate.pass(self.inner.prune(lock)).await
     }

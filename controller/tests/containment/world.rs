@@ -4,7 +4,7 @@ mod real;
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -163,9 +163,9 @@ impl World {
                 .map(|node| node.name_any().parse::<NodeName>().unwrap())
                 .collect(),
             responders: vec![
-                ("alice".parse::<ResponderName>().unwrap(), Role::Responder),
-                ("carol".parse::<ResponderName>().unwrap(), Role::Custodian),
-                ("eve".parse::<ResponderName>().unwrap(), Role::Viewer),
+                responder("alice", Role::Responder),
+                responder("carol", Role::Custodian),
+                responder("eve", Role::Viewer),
             ],
             controller_addresses: vec!["127.0.0.1".into()],
             leaf_life: None,
@@ -335,8 +335,13 @@ impl World {
         let dir = self.dir.path().join("pki/responders").join(name);
         let files = TlsFiles::in_dir(&dir, "controller-ca.crt");
         let (credentials, _) = tls::client_credentials(files, Peers::AnyResponder).unwrap();
-        let address = format!("127.0.0.1:{}", self.port);
+        let address = self.address().to_string();
         tls::connect(&address, credentials, PeerId::Controller).await
+    }
+
+    /// Where the controller serves gRPC.
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
     /// Quarantines a pod without collecting and waits until nothing more happens. In a real cluster its
@@ -579,6 +584,10 @@ impl World {
             .await
             .unwrap();
     }
+}
+
+fn responder(name: &str, role: Role) -> pki::Responder {
+    (name.parse::<ResponderName>().unwrap(), role).into()
 }
 
 async fn client(kubeconfig: Kubeconfig) -> Client {

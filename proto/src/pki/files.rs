@@ -21,7 +21,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
 use zeroize::Zeroizing;
 
 use super::{CA_LIFE, Ca, Issued, LEAF_LIFE, Validity};
-use crate::identity::{NodeName, PeerId, ResponderName, Role};
+use crate::identity::{Namespaces, NodeName, PeerId, ResponderName, Role};
 
 const PRIVATE: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
@@ -32,12 +32,34 @@ pub struct Plan {
     /// Nodes that run an agent.
     pub nodes: Vec<NodeName>,
     /// People and platforms that call the controller.
-    pub responders: Vec<(ResponderName, Role)>,
+    pub responders: Vec<Responder>,
     /// DNS names and IP addresses in the controller's certificate besides
     /// `controller.impound.internal`, for clients that verify the address they connected to.
     pub controller_addresses: Vec<String>,
     /// Life of the certificates below the CAs. `None`: 90 days.
     pub leaf_life: Option<time::Duration>,
+}
+
+/// Whom a certificate is issued to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Responder {
+    /// Who.
+    pub name: ResponderName,
+    /// What they may do.
+    pub role: Role,
+    /// Where.
+    pub namespaces: Namespaces,
+}
+
+/// One who may act everywhere.
+impl From<(ResponderName, Role)> for Responder {
+    fn from((name, role): (ResponderName, Role)) -> Self {
+        Self {
+            name,
+            role,
+            namespaces: Namespaces::All,
+        }
+    }
 }
 
 /// What happened to one file.
@@ -141,11 +163,12 @@ pub fn init(dir: &Path, plan: &Plan) -> Result<Vec<Written>, PkiError> {
             PUBLIC,
         )?;
     }
-    for (name, role) in &plan.responders {
-        let responder = dir.join("responders").join(name.as_str());
+    for one in &plan.responders {
+        let responder = dir.join("responders").join(one.name.as_str());
         let peer = PeerId::Responder {
-            name: name.clone(),
-            role: *role,
+            name: one.name.clone(),
+            role: one.role,
+            namespaces: one.namespaces.clone(),
         };
         files.leaf(&responder, &responder_ca, &peer, &[], life)?;
         files.write(

@@ -179,7 +179,7 @@ fn a_lost_public_signing_key_is_derived_again() {
 fn plan(nodes: &[&str]) -> Plan {
     Plan {
         nodes: nodes.iter().map(|node| node.parse().unwrap()).collect(),
-        responders: vec![("alice@example.org".parse().unwrap(), crate::Role::Custodian)],
+        responders: vec![("alice@example.org".parse().unwrap(), crate::Role::Custodian).into()],
         controller_addresses: vec!["impound.example.org".to_owned(), "10.0.0.7".to_owned()],
         leaf_life: None,
     }

@@ -57,19 +57,31 @@ impl Peer {
     }
 }
 
-/// A connection whose peer is verified.
-#[derive(Debug)]
-pub struct PeerStream {
-    io: TlsStream<TcpStream>,
-    peer: Peer,
+/// Who is at the other end of a connection to a service that also takes tokens. In the extensions of every
+/// request on it.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Whoever showed a certificate, which was verified. Without one, what proves the caller is in each request.
+    pub peer: Option<Peer>,
+    /// Remote address.
+    pub remote: SocketAddr,
 }
 
-/// A connection of somebody who has shown no certificate: what proves them is in each request.
+/// A connection whose handshake is done, by `W`.
 #[derive(Debug)]
-pub struct OpenStream {
+pub struct Accepted<W> {
     io: TlsStream<TcpStream>,
-    remote: SocketAddr,
+    who: W,
 }
+
+/// A connection whose peer is verified.
+pub type PeerStream = Accepted<Peer>;
+
+/// A connection of somebody who may have shown a certificate.
+pub type CallerStream = Accepted<Caller>;
+
+/// A connection of somebody who has shown no certificate: what proves them is in each request.
+pub type OpenStream = Accepted<SocketAddr>;
 
 /// Connections `S` whose handshake is done, for tonic's `serve_with_incoming`. Dropping it closes the
 /// door and abandons handshakes; connections that were handed out live on.
@@ -87,6 +99,17 @@ type Admit<S> = fn(TlsStream<TcpStream>, SocketAddr) -> Result<S, String>;
 #[must_use]
 pub fn incoming(listener: TcpListener, credentials: Credentials<ServerConfig>) -> Incoming {
     start(listener, credentials, verified)
+}
+
+/// Starts accepting on `listener` whom `credentials` let in: with those of
+/// [`caller_credentials`](super::caller_credentials) also who shows no certificate. Only for services that then
+/// ask each request for its own proof.
+#[must_use]
+pub fn incoming_callers(
+    listener: TcpListener,
+    credentials: Credentials<ServerConfig>,
+) -> Incoming<CallerStream> {
+    start(listener, credentials, known_or_not)
 }
 
 /// Starts accepting anybody on `listener`: only for services whose requests carry their own proof.
@@ -193,14 +216,22 @@ async fn handshake<S>(
 }
 
 fn verified(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<PeerStream, String> {
+    usable(&io)?;
+    let who = peer(&io, remote)?.ok_or("the peer presented no certificate")?;
+    tracing::debug!(%remote, peer = %who.id, "accepted a peer");
+    Ok(Accepted { io, who })
+}
+
+fn known_or_not(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<CallerStream, String> {
+    usable(&io)?;
     let peer = peer(&io, remote)?;
-    tracing::debug!(%remote, peer = %peer.id, "accepted a peer");
-    Ok(PeerStream { io, peer })
+    let who = Caller { peer, remote };
+    Ok(Accepted { io, who })
 }
 
 fn open(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<OpenStream, String> {
     usable(&io)?;
-    Ok(OpenStream { io, remote })
+    Ok(Accepted { io, who: remote })
 }
 
 /// Lets a refused peer read the alert: closing with unread input would reset the connection and
@@ -216,19 +247,19 @@ async fn linger(mut tcp: TcpStream) {
     let _ = tokio::time::timeout(REFUSAL_LINGER, drain).await;
 }
 
-fn peer(io: &TlsStream<TcpStream>, remote: SocketAddr) -> Result<Peer, String> {
-    usable(io)?;
+/// Whose certificate it was; none if there was none, which the verifier let pass then.
+fn peer(io: &TlsStream<TcpStream>, remote: SocketAddr) -> Result<Option<Peer>, String> {
     let (_, session) = io.get_ref();
-    let certificate = session
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .ok_or("the peer presented no certificate")?;
+    let chain = session.peer_certificates();
+    let Some(certificate) = chain.and_then(|chain| chain.first()) else {
+        return Ok(None);
+    };
     let id = PeerId::from_certificate(certificate).map_err(|error| error.to_string())?;
-    Ok(Peer {
+    Ok(Some(Peer {
         id,
         certificate_sha256: Sha256::digest(certificate).into(),
         remote,
-    })
+    }))
 }
 
 fn usable(io: &TlsStream<TcpStream>) -> Result<(), String> {
@@ -252,69 +283,50 @@ impl<S> futures::Stream for Incoming<S> {
     }
 }
 
-impl Connected for PeerStream {
-    type ConnectInfo = Peer;
+impl<W: Clone + Send + Sync + 'static> Connected for Accepted<W> {
+    type ConnectInfo = W;
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    fn connect_info(&self) -> W {
+        self.who.clone()
     }
 }
 
-impl Connected for OpenStream {
-    type ConnectInfo = SocketAddr;
-
-    fn connect_info(&self) -> SocketAddr {
-        self.remote
+impl<W: Unpin> AsyncRead for Accepted<W> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
-/// Both kinds read and write through their TLS stream.
-macro_rules! through_tls {
-    ($stream:ty) => {
-        impl AsyncRead for $stream {
-            fn poll_read(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                buf: &mut ReadBuf<'_>,
-            ) -> Poll<io::Result<()>> {
-                Pin::new(&mut self.io).poll_read(cx, buf)
-            }
-        }
+impl<W: Unpin> AsyncWrite for Accepted<W> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
 
-        impl AsyncWrite for $stream {
-            fn poll_write(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                buf: &[u8],
-            ) -> Poll<io::Result<usize>> {
-                Pin::new(&mut self.io).poll_write(cx, buf)
-            }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
 
-            fn poll_write_vectored(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                bufs: &[io::IoSlice<'_>],
-            ) -> Poll<io::Result<usize>> {
-                Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-            }
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
 
-            fn is_write_vectored(&self) -> bool {
-                self.io.is_write_vectored()
-            }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
 
-            fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                Pin::new(&mut self.io).poll_flush(cx)
-            }
-
-            fn poll_shutdown(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-            ) -> Poll<io::Result<()>> {
-                Pin::new(&mut self.io).poll_shutdown(cx)
-            }
-        }
-    };
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }
-
-through_tls!(PeerStream);
-through_tls!(OpenStream);

@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -24,6 +25,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tower::Service;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::cut::Cuttable;
 use super::reload::Credentials;
@@ -90,17 +92,38 @@ pub async fn connect_with(
 
 /// The certificate that a peer showed at the latest handshake of a channel.
 #[derive(Clone, Debug, Default)]
-pub struct ShownCertificate(Arc<Mutex<Option<[u8; 32]>>>);
+pub struct ShownCertificate(Arc<Mutex<Option<Shown>>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Shown {
+    sha256: [u8; 32],
+    not_after: Option<OffsetDateTime>,
+}
 
 impl ShownCertificate {
     /// SHA-256 of its DER; `None` before the first handshake.
     #[must_use]
     pub fn sha256(&self) -> Option<[u8; 32]> {
+        self.latest().map(|shown| shown.sha256)
+    }
+
+    /// Its last instant; `None` before the first handshake.
+    #[must_use]
+    pub fn not_after(&self) -> Option<OffsetDateTime> {
+        self.latest().and_then(|shown| shown.not_after)
+    }
+
+    fn latest(&self) -> Option<Shown> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self, der: &[u8]) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Sha256::digest(der).into());
+        let parsed = X509Certificate::from_der(der).ok();
+        let shown = Shown {
+            sha256: Sha256::digest(der).into(),
+            not_after: parsed.map(|(_, parsed)| parsed.validity().not_after.to_datetime()),
+        };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
     }
 }
 

@@ -116,10 +116,23 @@ impl Material {
     }
 
     pub(super) fn server_config(&self, accept: &Peers) -> Result<ServerConfig, MaterialError> {
-        let verifier = IdentityVerifier::new(Arc::clone(&self.roots), provider(), accept.clone())
-            .map_err(|error| {
-            MaterialError::Rustls(rustls::Error::General(error.to_string()))
-        })?;
+        self.checked_server_config(self.verifier(accept)?)
+    }
+
+    /// For a service that also takes tokens: whoever shows a certificate is one of `accept`.
+    pub(super) fn caller_config(&self, accept: &Peers) -> Result<ServerConfig, MaterialError> {
+        self.checked_server_config(self.verifier(accept)?.or_none())
+    }
+
+    fn verifier(&self, accept: &Peers) -> Result<IdentityVerifier, MaterialError> {
+        IdentityVerifier::new(Arc::clone(&self.roots), provider(), accept.clone())
+            .map_err(|error| MaterialError::Rustls(rustls::Error::General(error.to_string())))
+    }
+
+    fn checked_server_config(
+        &self,
+        verifier: IdentityVerifier,
+    ) -> Result<ServerConfig, MaterialError> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(MaterialError::Rustls)?

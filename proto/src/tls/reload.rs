@@ -68,6 +68,20 @@ pub fn server_credentials(
     load(files, Peers::Only(own), Box::new(build))
 }
 
+/// As [`server_credentials`], for a service that also takes tokens: who shows no certificate is let in and
+/// proves themselves in each request. For [`incoming_callers`](super::incoming_callers).
+///
+/// # Errors
+/// If the files cannot be used, see [`MaterialError`].
+pub fn caller_credentials(
+    files: TlsFiles,
+    own: PeerId,
+    accept: Peers,
+) -> Result<(Credentials<ServerConfig>, Reloader<ServerConfig>), MaterialError> {
+    let build = move |material: &Material| material.caller_config(&accept);
+    load(files, Peers::Only(own), Box::new(build))
+}
+
 /// As [`server_credentials`], for a service whose requests carry their own proof: no certificate is asked
 /// for. For [`incoming_open`](super::incoming_open). The roots file must exist, but nobody is checked
 /// against it.

@@ -23,6 +23,7 @@ use crate::identity::{IdentityError, PeerId};
 pub(super) struct IdentityVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     accept: Peers,
+    without: bool,
 }
 
 impl IdentityVerifier {
@@ -32,11 +33,27 @@ impl IdentityVerifier {
         accept: Peers,
     ) -> Result<Self, rustls::server::VerifierBuilderError> {
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
-        Ok(Self { chain, accept })
+        Ok(Self {
+            chain,
+            accept,
+            without: false,
+        })
+    }
+
+    /// The same, which also lets in who shows no certificate at all. One that is shown must be good.
+    pub(super) fn or_none(self) -> Self {
+        Self {
+            without: true,
+            ..self
+        }
     }
 }
 
 impl ClientCertVerifier for IdentityVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        !self.without
+    }
+
     fn verify_client_cert(
         &self,
         end_entity: &CertificateDer<'_>,

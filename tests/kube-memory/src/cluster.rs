@@ -159,6 +159,18 @@ impl Cluster {
         self.kubeconfig_text(user, &token)
     }
 
+    /// A token of `user` that `audience` may accept, and this server not.
+    pub fn token_for(&self, user: &str, audience: &str) -> String {
+        let token = Uuid::new_v4().simple().to_string();
+        let made = Token {
+            audiences: vec![audience.to_owned()],
+            ..Token::of(user)
+        };
+        let shared = &self.core.shared;
+        shared.with(|state| state.tokens.insert(token.clone(), made));
+        token
+    }
+
     fn kubeconfig_text(&self, user: &str, token: &str) -> String {
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: kube-memory\n\

@@ -7,6 +7,7 @@
 //! It keeps nothing on disk, has no admission plug-ins beyond defaults and ValidatingAdmissionPolicies, and enforces no
 //! RBAC.
 
+mod access;
 mod admission;
 mod api;
 mod audit;

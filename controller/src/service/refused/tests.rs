@@ -30,7 +30,7 @@ impl Scene {
     async fn refuse(&self, who: &str, call: &'static str, case: &str, why: &str) {
         let refusal = Refusal {
             who,
-            certificate: Sha256::of(who.as_bytes()),
+            certificate: Some(Sha256::of(who.as_bytes())),
             call,
             case,
             why,

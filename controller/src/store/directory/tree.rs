@@ -77,6 +77,20 @@ impl Tree {
         self.room().map(|(free, _)| free)
     }
 
+    /// Makes a file beside the cases, durably, and removes it.
+    pub(super) fn try_writing(&self) -> Result<(), StoreError> {
+        let name = format!("{TEMPORARY}{}", uuid::Uuid::new_v4());
+        let failed = |step| move |error| self.failed("a file to try it out", step, error);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = fs::openat(&self.root, &name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(failed("create it"))?;
+        let written = rustix::io::write(&file, name.as_bytes())
+            .map_err(failed("write it"))
+            .and_then(|_| fs::fsync(&file).map_err(failed("sync it")));
+        fs::unlinkat(&self.root, &name, AtFlags::empty()).map_err(failed("remove it"))?;
+        written
+    }
+
     /// Fails if a large object has to leave the rest to records and seals.
     pub(super) fn require_room(&self, name: &str) -> Result<(), StoreError> {
         let (free, reserve) = self.room()?;

@@ -1,8 +1,10 @@
-//! Reviews: questions that are answered and never stored. Everybody who is let in may do everything.
+//! Reviews: questions that are answered and never stored. Everybody who is let in may do everything here; what
+//! somebody may by the cluster's roles, a SubjectAccessReview says.
 
 use serde_json::{Value, json};
 
 use super::{Call, Reply};
+use crate::access::Question;
 use crate::json;
 use crate::refusal::Outcome;
 use crate::tokens::{self, OWN_AUDIENCE};
@@ -26,7 +28,12 @@ pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
         json!({"username": name, "groups": groups})
     };
     let status = match call.resource.kind.as_str() {
-        "SelfSubjectAccessReview" | "SubjectAccessReview" => json!({"allowed": true}),
+        "SelfSubjectAccessReview" => json!({"allowed": true}),
+        "SubjectAccessReview" => {
+            let question = Question::of(&review);
+            let allowed = call.core.shared.with(|state| question.allowed(state));
+            json!({"allowed": allowed})
+        }
         "SelfSubjectRulesReview" => json!({
             "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
             "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}], "incomplete": false,
