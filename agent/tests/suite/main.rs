@@ -9,6 +9,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::print_stdout,
     unreachable_pub,
     reason = "tests"
 )]
@@ -23,6 +24,7 @@ mod layer;
 mod pod;
 mod process;
 mod refusals;
+mod rotation;
 mod split;
 mod streams;
 mod world;

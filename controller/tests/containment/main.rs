@@ -10,6 +10,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::print_stdout,
     reason = "a test that finds something else than it expects is to panic"
 )]
 
@@ -20,6 +21,7 @@ mod agent_crashes;
 mod blocked;
 mod crashes;
 mod custody;
+mod doctor;
 mod drift;
 mod events;
 mod evictions;
@@ -35,8 +37,10 @@ mod policies;
 mod procedure;
 mod races;
 mod refusals;
+mod refused;
 mod release;
 mod replicas;
+mod rotation;
 mod sweeps;
 mod waiting;
 mod world;
