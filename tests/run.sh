@@ -142,6 +142,8 @@ run "demo" env IMPOUND_BIN="$PROGRAMS" INDEPENDENT=yes deploy/demo.sh
 run "demo into an object store" env IMPOUND_BIN="$PROGRAMS" deploy/demo.sh --s3
 
 run "manifests" env IMPOUND_BIN="${CARGO_TARGET_DIR:-target}/debug" tests/manifests.sh
+# Of the tests and both demos: what is called and not granted, and what is granted and never called.
+run "the controller's role and its calls" tests/manifests.sh --calls "$KUBE_MEMORY_AUDIT_DIR"
 rm -rf "$KUBE_MEMORY_AUDIT_DIR"
 
 step "Summary"

@@ -255,4 +255,41 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
     }
+
+    #[test]
+    fn every_metric_that_the_dashboard_asks_for_exists_with_its_labels() {
+        let dashboard = include_str!("../../deploy/grafana.json");
+        let metrics = Metrics::default();
+        // A family shows nothing before something of it was counted.
+        metrics.step_ended("Strip", "Done");
+        metrics.phase_entered("Contained");
+        metrics.disturbed("Drift");
+        metrics.contained_after(0.05);
+        metrics.collection_ended("Complete", 7);
+        metrics.answered("ListQuarantines", "Ok");
+        metrics.certificate("agents", time::OffsetDateTime::UNIX_EPOCH);
+        let text = metrics.text();
+        let mut seen = 0;
+        for asked in dashboard.split("impound_").skip(1) {
+            let word = |text: &str| {
+                let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                text[..end.unwrap_or(text.len())].to_owned()
+            };
+            let name = format!("impound_{}", word(asked));
+            let lines: Vec<&str> = text.lines().filter(|line| word(line) == name).collect();
+            assert!(!lines.is_empty(), "there is no metric {name}");
+            // `name{job=~"$job",code!="Ok"}`
+            let selector = asked.strip_prefix(&name["impound_".len()..]).unwrap();
+            let selector = selector
+                .strip_prefix('{')
+                .and_then(|rest| rest.split('}').next());
+            for label in selector.into_iter().flat_map(|labels| labels.split(',')) {
+                let label = word(label);
+                let here = lines.iter().any(|line| line.contains(&format!("{label}=")));
+                assert!(here || label == "job", "{name} has no label {label}");
+            }
+            seen += 1;
+        }
+        assert!(seen > 10, "{seen}");
+    }
 }
