@@ -289,8 +289,13 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListSweepTargetsRequest>,
     ) -> Result<Response<Self::ListSweepTargetsStream>, Status> {
-        self.look(&request, "list sweep's targets", "", &request.get_ref().name)
-            .await?;
+        self.look(
+            &request,
+            "list sweep's targets",
+            "",
+            &request.get_ref().name,
+        )
+        .await?;
         sweeps::targets(self, request.into_inner())
             .await
             .map(Response::new)
