@@ -4,7 +4,7 @@
 //! ```text
 //! planned     try_before   what connects now; at the same time as cordon, policy and strip
 //! Isolate     isolate      the agent sets the table; the API's containment never waits for it
-//! Prove       prove        what connected before is tried again
+//! Prove       prove        what connected before is tried again, while neighbours are evicted and evidence comes
 //! in force    look         the table is read again and again, by the agent alone, and set again where it differs
 //! released    undo         the table is removed
 //! ```
@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::containing::{StepError, backoff, in_force};
 use super::guarding::{self, RESTORED};
+use super::next_step::Next;
 use super::record::Record;
 use super::releasing::{Stop, Undone, unanswered};
 use super::{Context, ReconcileError, verifying};
@@ -63,6 +64,7 @@ const LIFTED: &str = "the pod is on the network again, as far as its policies al
 #[derive(Default)]
 pub struct Memory {
     before: Mutex<HashMap<String, Before>>,
+    after: Mutex<HashMap<String, AbortOnDropHandle<Result<Tried, CallError>>>>,
     looks: Mutex<HashMap<String, (Instant, String)>>,
     watches: Mutex<HashMap<String, AbortOnDropHandle<()>>>,
 }
@@ -71,6 +73,7 @@ impl Memory {
     /// The quarantine with this uid is over.
     pub fn forget(&self, quarantine: &str) {
         locked(&self.before).remove(quarantine);
+        locked(&self.after).remove(quarantine);
         locked(&self.looks).remove(quarantine);
         locked(&self.watches).remove(quarantine);
     }
@@ -89,16 +92,7 @@ pub fn try_before(record: &Record, context: &Context, pod: &Pod) {
     if !is_planned(record) {
         return;
     }
-    let node = record.status.node.clone().unwrap_or_default();
-    let case = record.object.spec.case.clone();
-    let (client, agents) = (context.client.clone(), context.agents.clone());
-    let port = context.settings.agent_port;
-    let pod = pod.clone();
-    let task = tokio::spawn(async move {
-        let targets = Targets::of(&client, &pod).await;
-        let selector = isolation::selector(&pod);
-        isolate::probe(&agents, &node, selector, &case, &targets, port, BEFORE).await
-    });
+    let task = tokio::spawn(probe(record, context, pod, BEFORE));
     let before = Before {
         task,
         begun: Instant::now(),
@@ -157,11 +151,8 @@ pub async fn isolate(
     Ok(None)
 }
 
-/// Tries again what connected before, and states the facts.
-///
-/// # Errors
-/// If the API can't be read.
-pub async fn prove(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
+/// Begins to try again what connected before. Returns at once: [`take_proof`] takes what came of it.
+pub async fn prove(record: &mut Record, context: &Context) {
     record.begin(StepName::Prove);
     gather(record, context, None).await;
     if !is_in_force(record)
@@ -173,13 +164,67 @@ pub async fn prove(record: &mut Record, context: &Context) -> Result<(), Reconci
     {
         let message = "nothing is in force at the node, so nothing is proved there";
         record.end(StepName::Prove, StepState::Skipped, message);
-        return Ok(());
+        return;
     }
+    try_after(record, context);
+}
+
+/// Tries what connected before, and wakes the quarantine when it was tried.
+fn try_after(record: &Record, context: &Context) {
+    let (asked, wake) = (
+        probe(record, context, &record.suspect_before(), AFTER),
+        context.endings.waker(record),
+    );
+    let task = tokio::spawn(async move {
+        let tried = asked.await;
+        wake();
+        tried
+    });
+    locked(&context.isolation.after).insert(record.uid(), AbortOnDropHandle::new(task));
+}
+
+/// Takes what the attempts afterwards came to, once they have ended, and states the facts; says whether it did.
+/// Those of a process that is gone are made again.
+///
+/// # Errors
+/// If the API can't be read.
+pub async fn take_proof(
+    record: &mut Record,
+    context: &Context,
+    next: Next,
+) -> Result<bool, ReconcileError> {
+    let running =
+        super::next_step::state(&record.status, StepName::Prove) == Some(StepState::Running);
+    if !running || matches!(next, Next::Undo(_) | Next::FinishRelease | Next::Rest) {
+        return Ok(false);
+    }
+    let task = {
+        let mut after = locked(&context.isolation.after);
+        match after.get(&record.uid()).map(AbortOnDropHandle::is_finished) {
+            None => {
+                drop(after);
+                try_after(record, context);
+                return Ok(false);
+            }
+            Some(false) => return Ok(false),
+            Some(true) => after.remove(&record.uid()),
+        }
+    };
+    let Some(task) = task else {
+        return Ok(false);
+    };
     let pod = record.suspect_before();
-    let tried = again(record, context, &pod).await;
+    let tried = match task.await {
+        Ok(tried) => tried,
+        Err(error) => {
+            tracing::warn!(%error, "the attempts after the isolation ended unexpectedly");
+            return Ok(false);
+        }
+    };
+    let tried = note_again(record, &pod, tried);
     verifying::state_again(record, context).await?;
     conclude(record, tried);
-    Ok(())
+    Ok(true)
 }
 
 /// Says what the attempts afterwards have proved.
@@ -319,6 +364,10 @@ pub(super) async fn undo(
     attempts: u32,
 ) -> Result<Undone, Stop> {
     context.isolation.forget(&record.uid());
+    if super::next_step::state(&record.status, StepName::Prove) == Some(StepState::Running) {
+        let released = "it is released before the connections were tried again";
+        record.end(StepName::Prove, StepState::Skipped, released);
+    }
     if !is_planned(record) || super::next_step::state(&record.status, StepName::Isolate).is_none() {
         return Ok(Undone::NotNeeded("it was not isolated at its node".into()));
     }
@@ -491,32 +540,45 @@ async fn gather(record: &mut Record, context: &Context, patience: Option<Duratio
 
 /// Tries what connected before again; what can't be tried is not known any more.
 async fn again(record: &mut Record, context: &Context, pod: &Pod) -> Result<(), CallError> {
-    let tried = try_after(record, context, pod).await;
-    if let Err(error) = &tried {
-        tracing::info!(%error, "the connections could not be tried again");
-        for attempt in &mut record.status.attempts {
-            attempt.after = None;
-        }
-    }
-    tried
+    let tried = probe(record, context, pod, AFTER).await;
+    note_again(record, pod, tried)
 }
 
-async fn try_after(record: &mut Record, context: &Context, pod: &Pod) -> Result<(), CallError> {
+/// Attempts at what may connect, each for no longer than `limit`.
+fn probe(
+    record: &Record,
+    context: &Context,
+    pod: &Pod,
+    limit: Duration,
+) -> impl Future<Output = Result<Tried, CallError>> + Send + use<> {
     let node = record.status.node.clone().unwrap_or_default();
     let case = record.object.spec.case.clone();
-    let targets = Targets::of(&context.client, pod).await;
-    let selector = isolation::selector(pod);
+    let (client, agents) = (context.client.clone(), context.agents.clone());
     let port = context.settings.agent_port;
-    let tried = isolate::probe(
-        &context.agents,
-        &node,
-        selector,
-        &case,
-        &targets,
-        port,
-        AFTER,
-    )
-    .await?;
+    let pod = pod.clone();
+    async move {
+        let targets = Targets::of(&client, &pod).await;
+        let selector = isolation::selector(&pod);
+        isolate::probe(&agents, &node, selector, &case, &targets, port, limit).await
+    }
+}
+
+/// Notes what the attempts afterwards came to.
+fn note_again(
+    record: &mut Record,
+    pod: &Pod,
+    tried: Result<Tried, CallError>,
+) -> Result<(), CallError> {
+    let tried = match tried {
+        Ok(tried) => tried,
+        Err(error) => {
+            tracing::info!(%error, "the connections could not be tried again");
+            for attempt in &mut record.status.attempts {
+                attempt.after = None;
+            }
+            return Err(error);
+        }
+    };
     let attempts = &mut record.status.attempts;
     // What was tried at an address that the pod has no more, or only afterwards, says nothing any more.
     let addresses = isolation::addresses(pod);

@@ -52,8 +52,10 @@ pub enum Next {
     Isolate,
     /// Check the facts.
     Verify,
-    /// Try again what connected before the isolation.
+    /// Begin to try again what connected before the isolation.
     Prove,
+    /// Wait until that has been tried, which takes over a second and keeps nothing else waiting.
+    AwaitProof,
     /// Have the neighbours' quick inspect and diff taken, as first part of the collection.
     Neighbours,
     /// Work on the evictions.
@@ -213,7 +215,7 @@ fn work(
     if !ended(status, StepName::Isolate) {
         return Next::Isolate;
     }
-    if !ended(status, StepName::Prove) {
+    if state(status, StepName::Prove).is_none() {
         return Next::Prove;
     }
     if !ended(status, StepName::Neighbours) {
@@ -231,6 +233,9 @@ fn work(
     }
     if !ended(status, StepName::Collect) {
         return Next::AwaitCollection;
+    }
+    if !ended(status, StepName::Prove) {
+        return Next::AwaitProof;
     }
     if blocked.is_some_and(|step| step.attempts < CALLED_FAILED_AFTER) {
         return Next::AwaitContainment;
@@ -418,6 +423,33 @@ mod tests {
             next(&QuarantineSpec::default(), &status, Some(&sealed())),
             Next::Collect
         );
+    }
+
+    #[test]
+    fn a_proof_that_takes_its_time_delays_nothing_but_the_end() {
+        let spec = QuarantineSpec::default();
+        let mut status = status(&CONTAINMENT);
+        for name in [StepName::Isolate, StepName::Verify] {
+            status.steps.push(step(name, StepState::Done));
+        }
+        status
+            .steps
+            .push(step(StepName::Neighbours, StepState::Waiting));
+        assert_eq!(next(&spec, &status, None), Next::Prove);
+        status.steps.push(step(StepName::Prove, StepState::Running));
+        assert_eq!(next(&spec, &status, None), Next::Neighbours);
+        status.steps.push(step(StepName::Evict, StepState::Waiting));
+        let neighbours = |step: &&mut StepStatus| step.name == StepName::Neighbours;
+        let waited = status.steps.iter_mut().find(neighbours);
+        waited.unwrap().state = StepState::Done;
+        assert_eq!(next(&spec, &status, None), Next::Evict);
+        assert_eq!(next(&spec, &status, Some(&sealed())), Next::Collect);
+        let evicted = |step: &&mut StepStatus| step.name == StepName::Evict;
+        let waited = status.steps.iter_mut().find(evicted);
+        waited.unwrap().state = StepState::Done;
+        assert_eq!(next(&spec, &status, None), Next::AwaitCollection);
+        status.steps.push(step(StepName::Collect, StepState::Done));
+        assert_eq!(next(&spec, &status, None), Next::AwaitProof);
     }
 
     #[test]

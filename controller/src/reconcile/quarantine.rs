@@ -61,6 +61,10 @@ pub async fn reconcile(
             .as_ref()
             .and_then(|collection| collection.status.as_ref());
         let next = next_step::next(&record.object.spec, &record.status, status);
+        if isolating::take_proof(&mut record, &context, next).await? {
+            record.save().await?;
+            continue;
+        }
         if blocking::is_due(&record, &context, next) {
             blocking::try_again(&mut record, &context).await?;
             record.save().await?;
@@ -137,9 +141,10 @@ async fn work(
         }
         Next::Neighbours => neighbours(record, context, collection).await?,
         Next::Prove => {
-            isolating::prove(record, context).await?;
+            isolating::prove(record, context).await;
             Then::Save
         }
+        Next::AwaitProof => Then::Wait(HEARTBEAT),
         Next::Evict => Then::after(evicting::round(record, context).await?),
         Next::Collect => {
             collected(record, collection);

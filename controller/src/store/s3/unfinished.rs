@@ -436,7 +436,7 @@ mod tests {
         let there = || vec![one.clone(), bare.clone(), three.clone()];
         assert_eq!(numbers(&[one.clone(), two.clone()], there()), [1, 2, 3]);
         assert_eq!(numbers(&[one.clone(), bare.clone()], there()), [1]);
-        assert_eq!(numbers(&[one.clone()], there()), [1]);
+        assert_eq!(numbers(std::slice::from_ref(&one), there()), [1]);
         assert_eq!(numbers(&[], vec![one.clone(), three.clone()]), [1]);
     }
 
