@@ -32,18 +32,28 @@ pub struct Selected {
     pub targets: Vec<SweepTarget>,
     /// Pods that it fits as well, and that are parts of Impound or its store.
     pub own: usize,
+    /// Pods that it may fit as well: the digest of an image of theirs is not known yet.
+    pub unknown: usize,
 }
 
 impl Selected {
     /// What is selected and not a target, and why; empty if there is nothing of the kind.
     #[must_use]
     pub fn left_out(&self) -> String {
-        match self.own {
-            0 => String::new(),
-            own => format!(
-                "{own} of Impound's own pods: the agents, the controller and its store are no suspects"
-            ),
+        let mut parts = Vec::new();
+        if self.own > 0 {
+            parts.push(format!(
+                "{} of Impound's own pods: the agents, the controller and its store are no suspects",
+                self.own
+            ));
         }
+        if self.unknown > 0 {
+            parts.push(format!(
+                "{} pods with containers that have not started, so the digests of their images are not known",
+                self.unknown
+            ));
+        }
+        parts.join("; ")
     }
 }
 
@@ -78,7 +88,7 @@ pub async fn select(
         wanted.nodes = Some(names);
     }
     let mut found = Vec::new();
-    let mut own = 0;
+    let (mut own, mut unknown) = (0, 0);
     for namespace in namespaces(client, selection).await? {
         if let Some(owner) = &mut wanted.owner {
             owner.between = between(client, owner, namespace.as_deref()).await?;
@@ -86,6 +96,7 @@ pub async fn select(
         let pods = of::<Pod>(client, namespace.as_deref());
         pages(&pods, "pods", &selection.labels, |pod| {
             if !wanted.fits(&pod) {
+                unknown += usize::from(wanted.is_unknown(&pod));
             } else if matching::is_own(&pod, settings) {
                 own += 1;
             } else if found.len() <= MOST_TARGETS {
@@ -103,6 +114,7 @@ pub async fn select(
     let selected = Selected {
         targets: list::ordered(found),
         own,
+        unknown,
     };
     if selected.targets.is_empty() {
         let left_out = match selected.left_out() {

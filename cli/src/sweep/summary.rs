@@ -113,7 +113,8 @@ pub(super) fn end(sweep: &wire::Sweep, program: &str) -> String {
         human::bytes(sweep.bytes)
     );
     text.push_str(&missing(sweep, program));
-    if sweep.counts.is_some_and(|counts| counts.sealed > 0) {
+    let stored = |counts: wire::SweepCounts| counts.sealed + counts.partial > 0;
+    if sweep.counts.is_some_and(stored) {
         let _ = writeln!(
             text,
             "\nNext\n  {program} sweep targets {}\n  {program} evidence ls {}",

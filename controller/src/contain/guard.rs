@@ -25,6 +25,13 @@ pub const CONTROLLER: &str = "system:serviceaccount:impound:impound-controller";
 const NOT_BY_US: &str = "not-by-the-controller";
 const NOT_USER: &str = "request.userInfo.username != '";
 
+/// Who deletes what belongs to something that is deleted, and lets go of what is to stay: the garbage collector, with
+/// credentials of its own or those of the whole controller manager.
+const COLLECTORS: [&str; 2] = [
+    "system:serviceaccount:kube-system:generic-garbage-collector",
+    "system:kube-controller-manager",
+];
+
 const GROUP: &str = "admissionregistration.k8s.io";
 
 /// What the file that everybody should install holds: each policy with its binding. `user` is the
@@ -254,9 +261,27 @@ fn records(user: &str) -> Vec<Value> {
             "reason": "Forbidden",
         },
         {
-            // They go with their sweep.
-            "expression": "request.operation == 'DELETE' || request.resource.resource != 'sweeprosters'",
+            "expression": "request.operation != 'DELETE' || request.resource.resource != 'sweeps' || \
+                           !has(oldObject.status) || !has(oldObject.status.phase) || \
+                           oldObject.status.phase in ['Pending', 'Complete', 'Partial', 'Cancelled', 'Refused']",
+            "message": "the sweep is under way, and what it has not begun would be named nowhere: cancel it, and wait for its end",
+            "reason": "Forbidden",
+        },
+        {
+            // A finalizer or an owner may come and go, as when its sweep is deleted and it is to stay.
+            "expression": "request.resource.resource != 'sweeprosters' || request.operation == 'DELETE' || \
+                           (request.operation == 'UPDATE' && object.spec == oldObject.spec)",
             "message": "the list of a sweep is written by the controller alone",
+            "reason": "Forbidden",
+        },
+        {
+            "expression": format!(
+                "request.resource.resource != 'sweeprosters' || request.operation == 'CREATE' || \
+                 request.userInfo.username in {COLLECTORS:?} || !has(oldObject.metadata.ownerReferences) || \
+                 (request.operation == 'UPDATE' && has(object.metadata.ownerReferences) && \
+                 object.metadata.ownerReferences == oldObject.metadata.ownerReferences)"
+            ),
+            "message": "the list of a sweep goes with it: delete the sweep",
             "reason": "Forbidden",
         },
     ]);

@@ -81,6 +81,10 @@ pub async fn reconcile(
     cached: Arc<Collection>,
     context: Arc<Context>,
 ) -> Result<Action, ReconcileError> {
+    // What has ended stays so. A process that begins sees all that ever were, and asks for none of them.
+    if is_final(&cached) {
+        return Ok(Action::await_change());
+    }
     let namespace = cached.namespace().unwrap_or_default();
     let api = Api::<Collection>::namespaced(context.client.clone(), &namespace);
     let read = api.get_opt(&cached.name_any()).await;
@@ -127,6 +131,11 @@ pub async fn reconcile(
         announce(&context, &recorded.object, &status);
     }
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
+}
+
+fn is_final(collection: &Collection) -> bool {
+    let status = collection.status.as_ref();
+    status.is_some_and(|status| status.phase.is_final())
 }
 
 /// The state of each artifact as the status has it.

@@ -18,6 +18,7 @@ mod logged;
 mod memory;
 pub mod next_step;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ use crate::resources::{
     Collection, Sweep, SweepPhase, SweepRoster, SweepRosterStatus, SweepStatus, TargetState,
     TargetStatus, now,
 };
-use memory::{Part, Target, Work};
+use memory::{Part, Target, Work, is_ours};
 pub use memory::{Sweeps, slim, waiting_for};
 use next_step::{Hold, Step, hold, next_step, phase, to_begin, words};
 
@@ -112,12 +113,14 @@ async fn work(
     };
     let before = status.clone();
     work.problem = None;
-    refresh(&mut work, context).await?;
     let held = hold(&sweep.spec, Timestamp::now());
+    if let Err(error) = refresh(&mut work, held, context).await {
+        context.sweeps.keep(&uid, work);
+        return Err(error);
+    }
     let mut again = LOOK_AGAIN;
-    let mut failure = None;
     match held {
-        Some(Hold::Paused) => {}
+        Some(Hold::Paused) => work.is_held(),
         Some(Hold::Expired) => settle(&mut work, TargetState::Expired, "it was not begun in time"),
         Some(Hold::Cancelled) => settle(
             &mut work,
@@ -131,7 +134,6 @@ async fn work(
             if begun.more {
                 again = AT_ONCE;
             }
-            failure = begun.failure;
         }
     }
     (
@@ -142,8 +144,12 @@ async fn work(
     ) = work.summary();
     status.phase = phase(status.counts, held);
     let over = status.phase.is_final();
+    let rosters_due = work.rosters_saved.elapsed() >= ROSTERS_EVERY;
+    if over || rosters_due {
+        save_rosters(&mut work, context).await?;
+    }
     if over {
-        // Those without a collection are in no other log.
+        // Those without a collection are in no other log. Said as it is recorded, so that it is said once.
         if let Err(problem) = logged::ended(sweep, &work, context).await {
             work.problem = Some(problem);
             status.phase = before.phase;
@@ -153,10 +159,6 @@ async fn work(
     }
     status.message = message(&status, &work);
     let over = status.phase.is_final();
-    let rosters_due = work.rosters_saved.elapsed() >= ROSTERS_EVERY;
-    if over || rosters_due {
-        save_rosters(&mut work, context).await?;
-    }
     let changed = status != before || before.observed_generation != sweep.metadata.generation;
     let due = status.phase != before.phase
         || work
@@ -177,18 +179,13 @@ async fn work(
         ended(context, sweep, &status);
         return Ok(Action::await_change());
     }
-    if let Some(error) = failure {
-        context.sweeps.keep(&uid, work);
-        return Err(error);
-    }
     if changed && !due {
         again = again.min(STATUS_EVERY);
     }
     if work.parts.iter().any(|part| part.unsaved) {
         again = again.min(ROSTERS_EVERY);
     }
-    let due = work.silent.values().map(|silent| silent.due);
-    if let Some(due) = due.min().filter(|_| held.is_none()) {
+    if let Some(due) = work.due().filter(|_| held.is_none()) {
         let left = due.saturating_duration_since(Instant::now());
         again = again.min(left.max(AT_ONCE));
     }
@@ -264,31 +261,47 @@ async fn watched(context: &Context, target: &Target, sweep: &str) -> Option<Arc<
     collections.wait_until_ready().await.ok()?;
     let key = ObjectRef::new(&target.collection).within(&target.pod.namespace);
     let found = collections.get(&key)?;
-    memory::owner(&found)
-        .is_some_and(|(_, uid)| uid == sweep)
-        .then_some(found)
+    is_ours(&found, sweep, target).then_some(found)
 }
 
-/// Looks at the collections that are under way.
-async fn refresh(work: &mut Work, context: &Context) -> Result<(), ReconcileError> {
+/// Looks at the collections that are under way, or may be.
+async fn refresh(
+    work: &mut Work,
+    held: Option<Hold>,
+    context: &Context,
+) -> Result<(), ReconcileError> {
     let mut ended = false;
+    // Before anything is said of them, and at the latest before they are tried again.
+    let uncertain: Vec<_> = work
+        .uncertain
+        .iter()
+        .copied()
+        .filter(|place| held.is_some() || !work.is_barred(place))
+        .collect();
+    for target in work.targets(&uncertain) {
+        let collection = read(context, &target).await?;
+        work.uncertain.remove(&target.place);
+        if let Some(collection) = collection.filter(|one| is_ours(one, &work.uid, &target)) {
+            work.requests.remove(&target.place);
+            work.take_over(target.place, collection.status.as_ref());
+        }
+    }
     for target in work.of(TargetState::Running) {
         let status = match watched(context, &target, &work.uid).await {
             Some(collection) => collection.status.clone(),
             // The watch is behind, or somebody has deleted it.
-            None => {
-                let api =
-                    Api::<Collection>::namespaced(context.client.clone(), &target.pod.namespace);
-                let read = api.get_opt(&target.collection).await;
-                match read.map_err(|error| from_kube("GET", "collection", error))? {
-                    Some(collection) => collection.status,
-                    None => {
-                        let why = format!("its collection {} was deleted", target.collection);
-                        work.set(target.place, TargetState::Failed, &why, 0);
-                        continue;
-                    }
+            None => match read(context, &target).await? {
+                Some(collection) if is_ours(&collection, &work.uid, &target) => collection.status,
+                other => {
+                    let other = match other {
+                        Some(_) => ", and another has its name",
+                        None => "",
+                    };
+                    let why = format!("its collection {} was deleted{other}", target.collection);
+                    work.set(target.place, TargetState::Failed, &why, 0);
+                    continue;
                 }
-            }
+            },
         };
         ended |= status
             .as_ref()
@@ -301,12 +314,22 @@ async fn refresh(work: &mut Work, context: &Context) -> Result<(), ReconcileErro
     Ok(())
 }
 
+/// What has the name of a target's collection.
+async fn read(context: &Context, target: &Target) -> Result<Option<Collection>, ApiError> {
+    let api = Api::<Collection>::namespaced(context.client.clone(), &target.pod.namespace);
+    let read = api.get_opt(&target.collection).await;
+    read.map_err(|error| from_kube("GET", "collection", error))
+}
+
 /// Whose turn it is.
 fn chosen(sweep: &Sweep, work: &Work) -> Vec<Target> {
     let now = Instant::now();
-    let barred = |node: &str| work.silent.get(node).is_some_and(|silent| silent.due > now);
     let states = work.states();
     let places: Vec<_> = states.clone().map(|(place, ..)| place).collect();
+    let barred = |at: usize, node: &str| {
+        work.silent.get(node).is_some_and(|silent| silent.due > now)
+            || places.get(at).is_some_and(|place| work.is_barred(place))
+    };
     let targets = states.map(|(_, target, status)| (&*target.node, status.state));
     let chosen = to_begin(targets, (sweep.spec.at_once, sweep.spec.per_node), barred);
     let chosen: Vec<_> = chosen
@@ -318,6 +341,7 @@ fn chosen(sweep: &Sweep, work: &Work) -> Vec<Target> {
 
 /// Nothing more is begun: whoever waits has ended.
 fn settle(work: &mut Work, state: TargetState, why: &str) {
+    work.is_held();
     for target in work.of(TargetState::Waiting) {
         work.set(target.place, state, why, 0);
     }
@@ -330,13 +354,15 @@ fn give_up_silent_nodes(work: &mut Work, context: &Context) {
     let waiting = work.of(TargetState::Waiting);
     work.silent
         .retain(|node, _| waiting.iter().any(|target| target.pod.node == *node));
+    let places: HashSet<_> = waiting.iter().map(|target| target.place).collect();
+    work.refused.retain(|place, _| places.contains(place));
     let given_up = |target: &Target| {
         let silent = work.silent.get(&target.pod.node)?;
         (silent.since.elapsed() >= patience).then(|| {
             format!(
                 "no agent answered on node {} for {} s: {}",
                 target.pod.node,
-                silent.since.elapsed().as_secs(),
+                patience.as_secs(),
                 silent.why
             )
         })
@@ -348,6 +374,7 @@ fn give_up_silent_nodes(work: &mut Work, context: &Context) {
     }
     let ended: Vec<_> = waiting
         .iter()
+        .filter(|target| !work.uncertain.contains(&target.place))
         .filter_map(|target| Some((target.place, given_up(target)?)))
         .collect();
     for (place, why) in ended {
@@ -375,6 +402,11 @@ fn message(status: &SweepStatus, work: &Work) -> String {
                 first.why
             ));
         }
+    }
+    let refused = work.refused.iter().min_by_key(|(place, _)| **place);
+    if let Some((_, first)) = refused.filter(|_| !status.phase.is_final()) {
+        let all = work.refused.len();
+        text.push_str(&format!("; {all} can't be begun now: {}", first.why));
     }
     if let Some(problem) = &work.problem {
         text.push_str("; ");

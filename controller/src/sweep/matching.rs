@@ -68,12 +68,31 @@ impl Wanted {
     /// Whether the pod has it all.
     #[must_use]
     pub fn fits(&self, pod: &Pod) -> bool {
+        self.fits_otherwise(pod)
+            && (self.images.is_empty() || self.images.iter().any(|image| runs(pod, image)))
+    }
+
+    /// Whether the pod would fit but for its images, and the digest of one of them is not known yet.
+    #[must_use]
+    pub fn is_unknown(&self, pod: &Pod) -> bool {
+        let by_digest = self.images.iter().any(|image| image.starts_with("sha256:"));
+        let known = pod.status.iter().flat_map(|status| {
+            let all = status.init_container_statuses.iter().flatten();
+            all.chain(status.container_statuses.iter().flatten())
+        });
+        let known = known.filter(|status| !status.image_id.is_empty()).count();
+        let all = pod.spec.as_ref().map_or(0, |spec| {
+            spec.containers.len() + spec.init_containers.iter().flatten().count()
+        });
+        by_digest && !self.fits(pod) && self.fits_otherwise(pod) && known < all
+    }
+
+    /// The same but for its images.
+    fn fits_otherwise(&self, pod: &Pod) -> bool {
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
         let on_node = |nodes: &BTreeSet<String>| node.is_some_and(|node| nodes.contains(node));
         let owned = |owner: &Owner| owner.is_of(&pod.metadata) || owner.is_between(&pod.metadata);
-        self.nodes.as_ref().is_none_or(on_node)
-            && self.owner.as_ref().is_none_or(owned)
-            && (self.images.is_empty() || self.images.iter().any(|image| runs(pod, image)))
+        self.nodes.as_ref().is_none_or(on_node) && self.owner.as_ref().is_none_or(owned)
     }
 }
 
@@ -106,24 +125,33 @@ fn runs(pod: &Pod, image: &str) -> bool {
     if image.starts_with("sha256:") {
         // `docker-pullable://registry/name@sha256:…`, `docker://sha256:…` or `sha256:…`
         let mut ids = statuses.map(|status| status.image_id);
-        return ids.any(|id| {
+        let started = ids.any(|id| {
             let before = id.strip_suffix(image);
             before.is_some_and(|before| before.is_empty() || before.ends_with(['@', '/']))
         });
+        // One that is asked for by its digest has no other, also before it is there.
+        let is_asked_for = |name: &str| {
+            let before = name.strip_suffix(image);
+            before.is_some_and(|before| before.ends_with('@'))
+        };
+        return started || images(pod).any(is_asked_for);
     }
-    let spec = pod.spec.iter();
-    let mut named = spec.flat_map(|spec| {
+    images(pod).any(|name| name == image)
+        || statuses
+            .map(|status| status.image)
+            .any(|name| name == image)
+}
+
+/// The images of a pod's containers as they are asked for.
+fn images(pod: &Pod) -> impl Iterator<Item = &str> {
+    pod.spec.iter().flat_map(|spec| {
         let inits = spec.init_containers.iter().flatten();
         let containers = spec.containers.iter().chain(inits);
         let ephemeral = spec.ephemeral_containers.iter().flatten();
         containers
             .filter_map(|container| container.image.as_deref())
             .chain(ephemeral.filter_map(|container| container.image.as_deref()))
-    });
-    named.any(|name| name == image)
-        || statuses
-            .map(|status| status.image)
-            .any(|name| name == image)
+    })
 }
 
 /// Agents, controller, store: a sweep of everything must not export the evidence itself.
@@ -208,6 +236,13 @@ mod tests {
         for id in ["", "registry/web:1", &format!("x{DIGEST}"), &DIGEST[..60]] {
             assert!(!by_digest.fits(&with(id)), "{id}");
         }
+        let asked_for = pod(json!({ "spec": { "nodeName": "worker",
+            "containers": [{ "name": "c", "image": format!("registry/web@{DIGEST}") }] } }));
+        assert!(by_digest.fits(&asked_for), "before it has started");
+        assert!(!by_digest.is_unknown(&asked_for));
+        assert!(by_digest.is_unknown(&pod(json!({}))));
+        assert!(by_digest.is_unknown(&with("")));
+        assert!(!by_digest.is_unknown(&with("sha256:12")));
         let by_name = |name: &str| {
             wanted(Selection {
                 images: vec![name.into()],

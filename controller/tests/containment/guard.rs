@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::world::{World, eventually, label, name, node_of};
 
 mod spec;
+mod sweeps;
 
 const MALLORY: &str = "mallory";
 

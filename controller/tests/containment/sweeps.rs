@@ -28,6 +28,8 @@ use tonic::transport::Channel;
 use super::agent::FakeAgent;
 use super::world::{CONTROLLER, World, container, eventually, free_port};
 
+mod faults;
+
 const NODES: [(&str, &str); 3] = [
     ("worker1", "127.0.0.1"),
     ("worker2", "127.0.0.2"),

@@ -16,12 +16,12 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::expand::owned_by;
-use super::memory::{Target, Work, owner};
-use super::{logged, memory};
+use super::logged;
+use super::memory::{Target, Work, is_ours};
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube, pace, read};
+use crate::reconcile::Context;
 use crate::reconcile::custody::{self, AT_LEISURE, within};
-use crate::reconcile::{Context, ReconcileError};
 use crate::resources::sweep::SWEEP_LABEL;
 use crate::resources::{Collection, CollectionSpec, CollectionStatus, Sweep, TargetState};
 
@@ -36,8 +36,6 @@ const ANSWER: Duration = Duration::from_secs(3);
 pub(super) struct Begun {
     /// Others may have their turn at once.
     pub(super) more: bool,
-    /// Something did not answer; the targets that it was about wait.
-    pub(super) failure: Option<ReconcileError>,
 }
 
 /// What a look at a target shows.
@@ -49,6 +47,7 @@ enum Seen {
     Silent(String),
     /// It never will.
     NoAgent(String),
+    /// The Kubernetes API does not say.
     Unknown(ApiError),
 }
 
@@ -97,24 +96,27 @@ pub(super) async fn begin(
             }
             Seen::NoAgent(why) => {
                 let waiting = work.of(TargetState::Waiting);
-                for target in waiting.iter().filter(|other| other.pod.node == *node) {
+                let here = waiting.iter().filter(|other| other.pod.node == *node);
+                let here: Vec<_> = here
+                    .filter(|other| !work.uncertain.contains(&other.place))
+                    .collect();
+                for target in here {
                     work.set(target.place, TargetState::Failed, &why, 0);
                 }
                 begun.more = true;
             }
-            Seen::Unknown(error) => begun.failure = Some(error.into()),
+            Seen::Unknown(error) => {
+                wait(work, &target, &error);
+            }
         }
     }
-    let requests = match authorise(sweep, authorised.as_ref(), &ready, context).await {
-        Ok(requests) => requests,
-        Err(problem) => {
-            work.problem = Some(problem);
-            begun.more = false;
-            return begun;
-        }
-    };
+    if let Err(problem) = authorise(sweep, authorised.as_ref(), &ready, work, context).await {
+        work.problem = Some(problem);
+        begun.more = false;
+        return begun;
+    }
     let making = ready.into_iter().map(|target| {
-        let request = requests.get(&target.place).copied();
+        let request = work.requests.get(&target.place).copied();
         async move {
             let made = make(sweep, &target, request, context).await;
             (target, made)
@@ -125,8 +127,11 @@ pub(super) async fn begin(
         .collect()
         .await;
     for (target, made) in made {
+        work.uncertain.remove(&target.place);
         match made {
             Ok(status) => {
+                work.requests.remove(&target.place);
+                work.refused.remove(&target.place);
                 work.take_over(target.place, status.as_ref());
                 pace::came_on();
             }
@@ -134,13 +139,36 @@ pub(super) async fn begin(
                 work.set(target.place, TargetState::Failed, &why, 0);
                 begun.more = true;
             }
-            Err(Unmade::Now(error)) => begun.failure = Some(error.into()),
+            Err(Unmade::Now(error)) => {
+                work.uncertain.insert(target.place);
+                wait(work, &target, &error);
+            }
+            Err(Unmade::Yet(error)) => {
+                let since = wait(work, &target, &error);
+                if since >= context.agent_patience() {
+                    let why = describe(&error);
+                    work.set(target.place, TargetState::Failed, &why, 0);
+                    begun.more = true;
+                }
+            }
         }
     }
     if begun.more {
         pace::came_on();
     }
     begun
+}
+
+/// The Kubernetes API is in the way of a target, for how long.
+fn wait(work: &mut Work, target: &Target, error: &ApiError) -> Duration {
+    tracing::warn!(
+        case = target.case,
+        pod = target.pod.pod,
+        collection = target.collection,
+        error = %describe(error),
+        "a collection could not be begun"
+    );
+    work.is_refused(target.place, error)
 }
 
 async fn look(target: &Target, context: &Context) -> Seen {
@@ -174,33 +202,31 @@ async fn look(target: &Target, context: &Context) -> Seen {
     }
 }
 
-/// Writes into the custody logs that each collection is authorised, as the sweep is; gives the ids of these requests.
+/// Writes into the custody logs that each collection is authorised, as the sweep is; once for each, however often it
+/// is tried to make it. The ids of these requests are in `work` then.
 async fn authorise(
     sweep: &Sweep,
     authorised: Option<&Entry>,
     ready: &[Target],
+    work: &mut Work,
     context: &Context,
-) -> Result<BTreeMap<memory::Place, Uuid>, String> {
-    let mut requests = BTreeMap::new();
+) -> Result<(), String> {
     let Some(authorised) = authorised else {
-        return Ok(requests);
+        return Ok(());
     };
+    let mut requests = Vec::new();
     let mut entries: BTreeMap<&str, Vec<Entry>> = BTreeMap::new();
     for target in ready {
+        if work.requests.contains_key(&target.place) {
+            continue;
+        }
         let id = Uuid::new_v4();
-        let pod = (target.pod.pod.as_str(), Some(target.pod.uid.as_str()));
-        let subject = custody::request(
-            "collection",
-            &target.pod.namespace,
-            &target.collection,
-            pod,
-            id,
-        );
+        let subject = logged::request_of(target, id);
         let mut entry = Entry::new(Event::Authorised, authorised.who.clone(), subject)
             .because(sweep.spec.reason.clone());
         entry.certificate_sha256 = authorised.certificate_sha256;
         entries.entry(&target.case).or_default().push(entry);
-        requests.insert(target.place, id);
+        requests.push((target.place, id));
     }
     for (case, entries) in entries {
         let case: CaseId = case
@@ -208,12 +234,17 @@ async fn authorise(
             .map_err(|error: impound_evidence::NameError| error.to_string())?;
         within(AT_LEISURE, custody::append(context, &case, entries)).await?;
     }
-    Ok(requests)
+    work.requests.extend(requests);
+    Ok(())
 }
 
 /// Why there is no collection.
 enum Unmade {
+    /// There never will be one.
     Never(String),
+    /// Something forbids it that may pass: a quota, a webhook, a role that is about to be granted.
+    Yet(ApiError),
+    /// The API did not answer as it should: it may be there.
     Now(ApiError),
 }
 
@@ -248,27 +279,39 @@ async fn make(
         status: None,
     };
     let api = Api::<Collection>::namespaced(context.client.clone(), &pod.namespace);
-    let error = match api.create(&PostParams::default(), &collection).await {
+    let (error, ends) = match api.create(&PostParams::default(), &collection).await {
         Ok(_) => return Ok(None),
-        Err(error) => from_kube("POST", "collections", error),
+        Err(error) => {
+            let ends = namespace_ends(&error);
+            (from_kube("POST", "collections", error), ends)
+        }
     };
     match error.code() {
         409 => {}
-        // The pod's namespace goes, a quota, a webhook: nothing that more patience would change.
-        400 | 403 | 404 | 422 => return Err(Unmade::Never(describe(&error))),
+        // Nothing that more patience would change.
+        404 | 422 => return Err(Unmade::Never(describe(&error))),
+        403 if ends => return Err(Unmade::Never(describe(&error))),
+        400 | 403 => return Err(Unmade::Yet(error)),
         _ => return Err(Unmade::Now(error)),
     }
     let there = api.get_opt(&target.collection).await;
     match there.map_err(|error| Unmade::Now(from_kube("GET", "collection", error)))? {
-        Some(there)
-            if owner(&there).is_some_and(|(_, uid)| Some(uid) == sweep.uid().as_deref()) =>
-        {
+        Some(there) if is_ours(&there, &sweep.uid().unwrap_or_default(), target) => {
             Ok(there.status)
         }
         Some(_) => Err(Unmade::Never(format!(
-            "a collection {} is there that is not of this sweep",
+            "a collection {} is there that is not of this sweep, or about another pod",
             target.collection
         ))),
         None => Err(Unmade::Now(error)),
     }
+}
+
+/// Whether a refusal says that nothing more is made in the namespace, because it is being deleted.
+fn namespace_ends(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.any(|cause| cause.reason == "NamespaceTerminating")
 }

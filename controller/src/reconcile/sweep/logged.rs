@@ -1,13 +1,14 @@
 //! What the custody logs say of a sweep: who asked for it, in the log of each of its cases, before anything is
-//! begun; and at its end the targets that have no collection, which no other entry names.
+//! begun; and at its end the targets that have no collection, which no other entry names, and those that failed.
 
 use std::collections::BTreeMap;
 
 use impound_evidence::{CaseId, Entry, Event, NameError};
 use impound_proto::PeerId;
 use kube::ResourceExt;
+use uuid::Uuid;
 
-use super::memory::{Part, Work};
+use super::memory::{Part, Target, Work};
 use crate::describe::describe;
 use crate::reconcile::Context;
 use crate::reconcile::custody::{self, AT_LEISURE, Asked, within};
@@ -76,18 +77,35 @@ pub(super) async fn requested(
     Ok(authorised)
 }
 
-/// Names the targets that have ended without a collection.
+/// Takes back what was authorised: nothing is collected.
+pub(super) async fn refused(sweep: &Sweep, why: &str, context: &Context) -> Result<(), String> {
+    // Without a request, or of what is no case, nobody was authorised.
+    let Some(id) = custody::request_id(sweep).filter(|_| parse(&sweep.spec.case).is_ok()) else {
+        return Ok(());
+    };
+    let wanted = matching::words(&sweep.spec.select);
+    let subject = custody::request_of_sweep(&sweep.name_any(), &wanted, id);
+    let case = &sweep.spec.case;
+    let why = Some(why.to_owned());
+    let writing = custody::done(context, case, Event::Failed, &subject, why);
+    within(AT_LEISURE, writing).await
+}
+
+/// Names the targets that have ended without a collection or without evidence, and takes back what was authorised and
+/// not made.
 pub(super) async fn ended(sweep: &Sweep, work: &Work, context: &Context) -> Result<(), String> {
     let mut entries: BTreeMap<&str, Vec<Entry>> = BTreeMap::new();
     for part in &work.parts {
         for (target, status) in part.targets.iter().zip(&part.states) {
-            let without = match status.state {
-                TargetState::Absent | TargetState::Expired | TargetState::Cancelled => true,
-                // One that was begun has entries of its own as well.
-                TargetState::Failed => true,
-                _ => false,
+            let how = match status.state {
+                TargetState::Absent | TargetState::Expired | TargetState::Cancelled => {
+                    format!("not collected ({:?})", status.state)
+                }
+                // One that was begun has entries of its own as well, and something of it may be stored.
+                TargetState::Failed => "failed".to_owned(),
+                _ => String::new(),
             };
-            if without {
+            if !how.is_empty() {
                 let what = format!(
                     "sweep {}: pod {}/{} (uid {}) on node {}",
                     sweep.name_any(),
@@ -97,16 +115,37 @@ pub(super) async fn ended(sweep: &Sweep, work: &Work, context: &Context) -> Resu
                     target.node
                 );
                 let who = PeerId::Controller.to_string();
-                let why = format!("not collected ({:?}): {}", status.state, status.message);
+                let why = format!("{how}: {}", status.message);
                 let entry = Entry::new(Event::Failed, who, what).because(why);
                 entries.entry(&part.case).or_default().push(entry);
             }
         }
     }
+    // Of these nothing came.
+    let places: Vec<_> = work.requests.keys().copied().collect();
+    for target in work.targets(&places) {
+        let Some(id) = work.requests.get(&target.place) else {
+            continue;
+        };
+        let Some(part) = work.parts.get(target.place.0) else {
+            continue;
+        };
+        let who = PeerId::Controller.to_string();
+        let entry = Entry::new(Event::Failed, who, request_of(&target, *id))
+            .because("its collection was not made");
+        entries.entry(&part.case).or_default().push(entry);
+    }
     for (case, entries) in entries {
         within(AT_LEISURE, custody::once(context, case, entries)).await?;
     }
     Ok(())
+}
+
+/// What the entry that authorises a target's collection is about.
+pub(super) fn request_of(target: &Target, id: Uuid) -> String {
+    let pod = (target.pod.pod.as_str(), Some(target.pod.uid.as_str()));
+    let namespace = &target.pod.namespace;
+    custody::request("collection", namespace, &target.collection, pod, id)
 }
 
 /// The cases of a list, each with the numbers of its first and its last target.

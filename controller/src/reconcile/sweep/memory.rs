@@ -1,7 +1,7 @@
 //! What this process knows of the sweeps that it works on: their lists and which of them have ended. All of it can be
 //! read again: a process that is started anew, or a write that failed, begins without it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +10,10 @@ use kube::ResourceExt;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
 use tokio::time::Instant;
+use uuid::Uuid;
 
+use crate::describe::describe;
+use crate::kubernetes::ApiError;
 use crate::resources::sweep::{EXCEPTIONS, TARGET_MESSAGE};
 use crate::resources::{
     Collection, CollectionPhase, CollectionStatus, Sweep, SweepCounts, SweepException, SweepTarget,
@@ -80,10 +83,22 @@ fn is_final(collection: &Collection) -> bool {
 }
 
 /// Name and uid of the sweep that a collection belongs to.
-pub(super) fn owner(collection: &Collection) -> Option<(&str, &str)> {
+fn owner(collection: &Collection) -> Option<(&str, &str)> {
     let mut owners = collection.owner_references().iter();
     let sweep = owners.find(|owner| owner.kind == "Sweep" && owner.controller == Some(true))?;
     Some((&sweep.name, &sweep.uid))
+}
+
+/// Whether a collection is the one that this sweep makes for this target: owner references and names are free text,
+/// so another may be there under its name, and its evidence would be another pod's.
+pub(super) fn is_ours(collection: &Collection, sweep: &str, target: &Target) -> bool {
+    let (spec, pod) = (&collection.spec, &target.pod);
+    owner(collection).is_some_and(|(_, uid)| uid == sweep)
+        && collection.metadata.namespace.as_deref() == Some(&pod.namespace)
+        && spec.pod == pod.pod
+        && spec.pod_uid.as_deref() == Some(&pod.uid)
+        && spec.node.as_deref() == Some(&pod.node)
+        && spec.case == target.case
 }
 
 /// A sweep under work.
@@ -91,7 +106,13 @@ pub(super) struct Work {
     pub(super) uid: String,
     pub(super) parts: Vec<Part>,
     /// Nodes whose agents could not be reached.
-    pub(super) silent: HashMap<String, Silent>,
+    pub(super) silent: HashMap<String, Retried>,
+    /// Targets that the Kubernetes API did not let begin.
+    pub(super) refused: HashMap<Place, Retried>,
+    /// Waiting targets whose collections may be there all the same: the answer to their creation was none.
+    pub(super) uncertain: HashSet<Place>,
+    /// Ids of authorised requests whose collections are not made yet.
+    pub(super) requests: HashMap<Place, Uuid>,
     /// Whether the custody logs have who asked for it, and the entry that authorised that.
     pub(super) logged: Option<Option<Entry>>,
     /// What keeps it from coming on, for people.
@@ -128,12 +149,34 @@ pub(super) struct Target {
     pub(super) pod: SweepTarget,
 }
 
-/// A node whose agent does not answer.
-pub(super) struct Silent {
+/// What is tried again after a while, longer each time.
+pub(super) struct Retried {
     pub(super) since: Instant,
     pub(super) due: Instant,
     pause: Duration,
     pub(super) why: String,
+}
+
+impl Retried {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            since: now,
+            due: now,
+            pause: FIRST_PAUSE / 2,
+            why: String::new(),
+        }
+    }
+
+    /// It failed again. What fails while its turn has not come was begun together with what failed before.
+    fn failed(&mut self, why: String, at_least: Duration) {
+        let now = Instant::now();
+        if self.due <= now {
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            self.due = now + self.pause.max(at_least);
+        }
+        self.why = why;
+    }
 }
 
 impl Work {
@@ -142,6 +185,9 @@ impl Work {
             uid: uid.to_owned(),
             parts,
             silent: HashMap::new(),
+            refused: HashMap::new(),
+            uncertain: HashSet::new(),
+            requests: HashMap::new(),
             logged: None,
             problem: None,
             rosters_saved: Instant::now(),
@@ -246,16 +292,36 @@ impl Work {
 
     /// The node's agent did not answer: it is left alone for a while, longer each time.
     pub(super) fn is_silent(&mut self, node: &str, why: String) {
-        let now = Instant::now();
-        let silent = self.silent.entry(node.to_owned()).or_insert(Silent {
-            since: now,
-            due: now,
-            pause: FIRST_PAUSE / 2,
-            why: String::new(),
-        });
-        silent.pause = (silent.pause * 2).min(LONGEST_PAUSE);
-        silent.due = now + silent.pause;
-        silent.why = why;
+        let silent = self.silent.entry(node.to_owned());
+        silent
+            .or_insert_with(Retried::new)
+            .failed(why, Duration::ZERO);
+    }
+
+    /// The Kubernetes API did not let the target begin: the others have their turn first. Says for how long it has
+    /// been so.
+    pub(super) fn is_refused(&mut self, place: Place, error: &ApiError) -> Duration {
+        let refused = self.refused.entry(place).or_insert_with(Retried::new);
+        refused.failed(describe(error), error.retry_after());
+        refused.since.elapsed()
+    }
+
+    /// Whether it is not a target's turn yet to be tried again.
+    pub(super) fn is_barred(&self, place: &Place) -> bool {
+        let refused = self.refused.get(place);
+        refused.is_some_and(|refused| refused.due > Instant::now())
+    }
+
+    /// Nothing is begun now: how long it has not worked is counted anew.
+    pub(super) fn is_held(&mut self) {
+        self.silent.clear();
+        self.refused.clear();
+    }
+
+    /// When the next of what failed is tried again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let all = self.silent.values().chain(self.refused.values());
+        all.map(|retried| retried.due).min()
     }
 }
 

@@ -63,11 +63,11 @@ pub fn hold(spec: &SweepSpec, now: Timestamp) -> Option<Hold> {
 }
 
 /// The places of the targets to begin now, in the order of the list: no more than `at_once` are under way then, and
-/// no more than `per_node` on any node. `barred` nodes are left alone.
+/// no more than `per_node` on any node. Those on `barred` nodes, and at places that are, are left alone.
 pub fn to_begin<'t>(
     targets: impl Iterator<Item = (&'t str, TargetState)> + Clone,
     (at_once, per_node): (u32, u32),
-    barred: impl Fn(&str) -> bool,
+    barred: impl Fn(usize, &str) -> bool,
 ) -> Vec<usize> {
     let mut on_node: HashMap<&str, u32> = HashMap::new();
     let mut room = at_once;
@@ -83,7 +83,7 @@ pub fn to_begin<'t>(
         if room == 0 {
             break;
         }
-        if state != TargetState::Waiting || barred(node) {
+        if state != TargetState::Waiting || barred(place, node) {
             continue;
         }
         let here = on_node.entry(node).or_default();
@@ -257,17 +257,19 @@ mod tests {
             ("c", Waiting),
             ("d", Waiting),
         ];
-        let begin = |bounds| to_begin(targets.into_iter(), bounds, |_| false);
+        let begin = |bounds| to_begin(targets.into_iter(), bounds, |_, _| false);
         assert_eq!(begin((16, 1)), [2, 5, 6]);
         assert_eq!(begin((3, 1)), [2, 5]);
         assert_eq!(begin((16, 2)), [1, 2, 3, 5, 6]);
         assert_eq!(begin((1, 1)), [0_usize; 0]);
-        let without_b = to_begin(targets.into_iter(), (16, 1), |node| node == "b");
+        let without_b = to_begin(targets.into_iter(), (16, 1), |_, node| node == "b");
         assert_eq!(
             without_b,
             [5, 6],
             "a node that is left alone holds nobody up"
         );
+        let without_2 = to_begin(targets.into_iter(), (16, 1), |place, _| place == 2);
+        assert_eq!(without_2, [3, 5, 6], "nor does a target");
     }
 
     #[test]
