@@ -173,9 +173,6 @@ fn wait(work: &mut Work, target: &Target, error: &ApiError) -> Duration {
 
 async fn look(target: &Target, context: &Context) -> Seen {
     let pod = &target.pod;
-    if pod.node.is_empty() {
-        return Seen::Absent("it was on no node when the pods were listed".into());
-    }
     let path = format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.pod);
     let now = match read(&context.client, &path).await {
         Ok(now) => now,
@@ -193,6 +190,17 @@ async fn look(target: &Target, context: &Context) -> Seen {
             ));
         }
         Some(_) => {}
+    }
+    if pod.node.is_empty() {
+        let now = now
+            .as_ref()
+            .and_then(|now| now.pointer("/spec/nodeName")?.as_str());
+        let since = now.map_or_else(String::new, |node| {
+            format!(", and is on node {node} now: it was not collected")
+        });
+        return Seen::Absent(format!(
+            "it was on no node when the pods were listed{since}"
+        ));
     }
     match timeout(ANSWER, context.agents.connect(&pod.node)).await {
         Ok(Ok(_)) => Seen::Ready,

@@ -228,3 +228,27 @@ async fn why_there_is_no_list_yet_is_told_and_what_was_authorised_of_one_that_ne
     });
     assert_eq!(taken_back.count(), 1, "{log:#?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_got_its_node_after_the_list_is_said_to_be_there_and_not_collected() {
+    let mut fleet = Fleet::new(1).await;
+    fleet.world.api().hold_controllers(true);
+    let mut late = pod("late", "");
+    late["spec"]["nodeName"] = Value::Null;
+    fleet.world.create(late).await;
+    fleet.world.start_controller().await;
+    fleet.paused().await;
+    fleet.world.api().hold_controllers(false);
+    eventually("it is on a node", || async {
+        let now = fleet.world.pod("late").await;
+        let node = now.spec.unwrap().node_name;
+        node.ok_or("not yet".to_owned())
+    })
+    .await;
+    fleet.change(json!({ "state": "Running" })).await;
+    let ended = fleet.ended().await;
+    let counts = ended.counts.unwrap();
+    assert_eq!((counts.sealed, counts.absent), (3, 1), "{ended:#?}");
+    let why = &ended.exceptions[0].message;
+    assert!(why.contains("now: it was not collected"), "{why}");
+}
