@@ -37,6 +37,7 @@ use crate::reconcile::Context;
 use crate::store::Store;
 use authorise::{Need, Scope};
 pub use cases::Cases;
+pub use diagnose::Diagnosed;
 pub use door::Door;
 pub use limits::{Allowance, Limits};
 use refused::Call;
@@ -60,6 +61,8 @@ pub struct Service {
     pub cases: Cases,
     /// Whoever verifies holds the one permit.
     pub verifying: Semaphore,
+    /// What was last found of the whole installation: each look costs some hundred calls.
+    pub diagnosed: Diagnosed,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -75,7 +78,11 @@ impl Controller for Service {
         let call = Call {
             name: "quarantine",
             need: Need::Respond,
-            scope: Scope::of(&asked.namespace),
+            // What is lost for good with these is of every pod on the node, whatever its namespace.
+            scope: match asked.evict_unmanaged || asked.delete_empty_dir_data {
+                true => Scope::Everything,
+                false => Scope::of(&asked.namespace),
+            },
             case: &case,
             target: &format!("case {case}, pod {}/{}", asked.namespace, asked.pod),
         };
@@ -383,7 +390,7 @@ impl Controller for Service {
         request: Request<wire::DiagnoseRequest>,
     ) -> Result<Response<wire::DiagnoseResponse>, Status> {
         self.look(&request, "diagnose", "", "").await?;
-        Ok(Response::new(diagnose::diagnose(self).await))
+        Ok(Response::new(self.diagnosed.lately(self).await))
     }
 }
 

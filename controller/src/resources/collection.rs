@@ -65,7 +65,7 @@ pub struct CollectionSpec {
     pub reason: String,
     /// Who asked, as in `Quarantine`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 512))]
+    #[schemars(length(max = 4096))]
     pub requested_by: String,
     /// Pause each container while its image is committed.
     #[serde(default)]

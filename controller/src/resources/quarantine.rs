@@ -69,7 +69,7 @@ pub struct QuarantineSpec {
     /// Who asked. Set from the client certificate for requests over gRPC; for an object made with
     /// kubectl it is a claim.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 512))]
+    #[schemars(length(max = 4096))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub requested_by: String,
     /// Leave the other pods of the node where they are.

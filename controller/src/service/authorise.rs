@@ -7,6 +7,7 @@ use impound_evidence::Sha256;
 use impound_proto::{Namespaces, Role};
 use tonic::{Request, Status};
 
+use super::status;
 use super::tokens::{Tokens, User};
 
 /// What a call needs; the roles are those of [`Role`], each with the rights of the ones before.
@@ -92,8 +93,13 @@ impl Caller {
     /// Whether the caller may do that there.
     ///
     /// # Errors
-    /// `PERMISSION_DENIED` if not, `UNAVAILABLE` if that can't be found out.
+    /// `PERMISSION_DENIED` if not, `INVALID_ARGUMENT` if the namespace can be none, `UNAVAILABLE` if that can't be
+    /// found out.
     pub(super) async fn may(&self, need: Need, scope: Scope<'_>) -> Result<(), Status> {
+        if let Scope::Namespace(namespace) = scope {
+            // Before anybody is asked about it, or it is remembered.
+            status::checked_name("namespace", namespace)?;
+        }
         let needed = need.role();
         let why = match &self.rights {
             Rights::Certificate { role, .. } if *role < needed => {

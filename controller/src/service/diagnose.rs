@@ -16,6 +16,8 @@ use kube::api::{Api, ListParams, ObjectMeta, PostParams};
 use kube::{Client, ResourceExt as _};
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::Service;
 use crate::agents::{AgentConnection, AgentError};
@@ -51,7 +53,29 @@ const LARGE_OFFSET_MS: u64 = 240_000;
 /// Longest list of names in one finding.
 const NAMED: usize = 10;
 
-pub(super) async fn diagnose(service: &Service) -> wire::DiagnoseResponse {
+/// How long what was found is told again: whoever has mended something looks again soon.
+const LATELY: Duration = Duration::from_secs(2);
+
+/// What was last found, and when. One look at a time.
+#[derive(Default)]
+pub struct Diagnosed(Mutex<Option<(Instant, wire::DiagnoseResponse)>>);
+
+impl Diagnosed {
+    /// What was found within the last seconds, or is found now.
+    pub(super) async fn lately(&self, service: &Service) -> wire::DiagnoseResponse {
+        let mut last = self.0.lock().await;
+        if let Some((when, found)) = last.as_ref()
+            && when.elapsed() < LATELY
+        {
+            return found.clone();
+        }
+        let found = diagnose(service).await;
+        *last = Some((Instant::now(), found.clone()));
+        found
+    }
+}
+
+async fn diagnose(service: &Service) -> wire::DiagnoseResponse {
     let client = &service.context.client;
     let (api, rights, guard, lease, store, nodes) = tokio::join!(
         kubernetes(client),

@@ -21,7 +21,7 @@ use tower::{Layer, Service};
 
 use super::authorise::{Caller, Requester, Rights};
 use super::limits::{Limits, Running};
-use super::tokens::Tokens;
+use super::tokens::{Tokens, network};
 use crate::metrics::Metrics;
 
 /// Longest text of a caller's making that is logged, in characters.
@@ -87,6 +87,7 @@ where
             let (caller, running) = match admitted {
                 Ok(admitted) => admitted,
                 Err(status) => {
+                    let status = door.stranger(&mut line, status);
                     line.ends(status.code(), status.message());
                     return Ok(status.into_http());
                 }
@@ -111,6 +112,24 @@ where
 }
 
 impl Door {
+    /// What somebody is told who is nobody. They have a rate by address: beyond it their lines would fill the log,
+    /// so they are only counted.
+    fn stranger(&self, line: &mut Line, status: Status) -> Status {
+        let Some(remote) = line
+            .remote
+            .filter(|_| status.code() == Code::Unauthenticated)
+        else {
+            return status;
+        };
+        match self.limits.begin(&network(remote.ip())) {
+            Ok(_) => status,
+            Err(much) => {
+                line.unsaid = true;
+                much.status()
+            }
+        }
+    }
+
     async fn caller(
         &self,
         from: Option<tls::Caller>,
@@ -209,6 +228,8 @@ struct Line {
     began: Instant,
     metrics: Arc<Metrics>,
     over: bool,
+    /// Only counted.
+    unsaid: bool,
 }
 
 impl Line {
@@ -223,6 +244,7 @@ impl Line {
             began: Instant::now(),
             metrics,
             over: false,
+            unsaid: false,
         }
     }
 
@@ -231,9 +253,12 @@ impl Line {
         self.over = true;
         let name = self.method.rsplit('/').next().unwrap_or_default();
         // Anybody may ask for any name; a label must have few values.
-        let known = !matches!(code, Code::Unimplemented | Code::Unauthenticated);
+        let known = !matches!(code, Code::Unimplemented | Code::Unauthenticated) && !self.unsaid;
         let label = if known { name } else { "unknown" };
         self.metrics.answered(label, &format!("{code:?}"));
+        if self.unsaid {
+            return;
+        }
         let target = self.about.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (method, target, why) = (self.method.as_str(), target.as_str(), short(why));
         let identity = self.identity.as_deref().unwrap_or("nobody");

@@ -18,6 +18,7 @@ use k8s_openapi::api::authorization::v1::{
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -41,6 +42,9 @@ const LARGEST: usize = 15 << 10;
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Questions to the API server at the same time.
+const QUESTIONS: usize = 16;
+
 /// Longest name of a user. That of a service account has at most 339 characters.
 const NAME: usize = 512;
 
@@ -56,13 +60,15 @@ pub struct Tokens {
     users: Mutex<Recent<[u8; 32], Reviewed>>,
     rights: Mutex<Recent<Right, bool>>,
     reviews: Arc<Limits>,
+    /// Questions to the API server at the same time, of all callers: the reconcilers ask it, too.
+    asking: Semaphore,
 }
 
 /// What the API server said of the token with a SHA-256: whose it is, or why it is nobody's.
 type Reviewed = Result<Arc<User>, String>;
 
 /// What a user was asked about for: by [`User::key`], which role in which namespace.
-type Right = (String, Role, Option<String>);
+type Right = ([u8; 32], Role, Option<String>);
 
 /// Who holds a token.
 #[derive(Debug)]
@@ -70,8 +76,8 @@ pub(super) struct User {
     /// As it is recorded, e.g. "kubernetes:system:serviceaccount:soar:playbooks".
     pub(super) id: String,
     info: UserInfo,
-    /// Tells users apart whose rights may differ: name, uid, groups and extra.
-    key: String,
+    /// Tells users apart whose rights may differ: SHA-256 of name, uid, groups and extra.
+    key: [u8; 32],
 }
 
 impl Tokens {
@@ -83,6 +89,7 @@ impl Tokens {
             users: Mutex::default(),
             rights: Mutex::default(),
             reviews: Limits::new(REVIEWS),
+            asking: Semaphore::new(QUESTIONS),
         })
     }
 
@@ -132,7 +139,7 @@ impl Tokens {
                 Scope::Namespace(namespace) => Some((*namespace).to_owned()),
                 Scope::Everything => None,
             };
-            let key = (user.key.clone(), role, namespace.clone());
+            let key = (user.key, role, namespace.clone());
             let known = lock(&self.rights).get(&key);
             let allowed = match known {
                 Some(allowed) => allowed,
@@ -160,7 +167,9 @@ impl Tokens {
         };
         let api = Api::<TokenReview>::all(self.client.clone());
         let options = PostParams::default();
-        let reviewed = answered("tokenreviews", api.create(&options, &review)).await?;
+        let reviewed = self
+            .answered("tokenreviews", api.create(&options, &review))
+            .await?;
         let status = reviewed.status.unwrap_or_default();
         // An API server that knows nothing of audiences echoes none: then it has not checked it.
         let audience = status
@@ -185,7 +194,8 @@ impl Tokens {
         }
         Ok(Ok(Arc::new(User {
             id: format!("kubernetes:{name}"),
-            key: serde_json::to_string(&info)
+            key: serde_json::to_vec(&info)
+                .map(|info| Sha256::digest(info).into())
                 .map_err(|error| Status::internal(error.to_string()))?,
             info,
         })))
@@ -219,37 +229,45 @@ impl Tokens {
         };
         let api = Api::<SubjectAccessReview>::all(self.client.clone());
         let options = PostParams::default();
-        let reviewed = answered("subjectaccessreviews", api.create(&options, &review)).await?;
+        let reviewed = self
+            .answered("subjectaccessreviews", api.create(&options, &review))
+            .await?;
         let status = reviewed.status.unwrap_or_default();
         Ok(status.allowed && status.denied != Some(true))
     }
-}
 
-/// The API server's answer. Why there is none is in the log: it is nobody's business who is not known yet.
-async fn answered<T>(
-    what: &'static str,
-    asked: impl Future<Output = kube::Result<T>>,
-) -> Result<T, Status> {
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => {
-            let error = status::of_kube("POST", what, error);
-            tracing::error!(error = error.message(), "a token can't be reviewed");
-            Err(Status::unavailable(
-                "the Kubernetes API can't be asked who that is",
-            ))
-        }
-        Err(_) => {
-            tracing::error!(after = ?PATIENCE, "a token can't be reviewed: the Kubernetes API does not answer");
-            Err(Status::unavailable(
-                "the Kubernetes API does not say who that is",
-            ))
+    /// The API server's answer. Why there is none is in the log: it is nobody's business who is not known yet.
+    async fn answered<T>(
+        &self,
+        what: &'static str,
+        asked: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Status> {
+        let in_turn = async {
+            // It is never closed; and if it were, asking out of turn would do no harm.
+            let _turn = self.asking.acquire().await.ok();
+            asked.await
+        };
+        match tokio::time::timeout(PATIENCE, in_turn).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                let error = status::of_kube("POST", what, error);
+                tracing::error!(error = error.message(), "a token can't be reviewed");
+                Err(Status::unavailable(
+                    "the Kubernetes API can't be asked who that is",
+                ))
+            }
+            Err(_) => {
+                tracing::error!(after = ?PATIENCE, "a token can't be reviewed: the Kubernetes API does not answer");
+                Err(Status::unavailable(
+                    "the Kubernetes API does not say who that is",
+                ))
+            }
         }
     }
 }
 
 /// An address, or of IPv6 the network that one machine has to itself.
-fn network(address: IpAddr) -> String {
+pub(super) fn network(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => {
@@ -279,7 +297,8 @@ impl<K: Eq + Hash, V: Clone> Recent<K, V> {
     }
 
     fn put(&mut self, key: K, value: V) {
-        if self.0.len() >= KEPT {
+        // Also long before that, or what nobody asks about again would stay.
+        if self.0.len().is_power_of_two() || self.0.len() >= KEPT {
             self.0.retain(|_, (then, _)| then.elapsed() < BELIEVED);
         }
         if self.0.len() >= KEPT {

@@ -135,9 +135,11 @@ async fn outcome(stage: &Stage, quarantine: &str) -> Value {
     let status = quarantines.get(quarantine).await.unwrap().status.unwrap();
     let collection = collections.get(quarantine).await.unwrap().status.unwrap();
     let steps = steps(&status);
+    // What was on its way when the controller died is kept beside what was taken anew.
     let mut artifacts: Vec<String> = collection
         .artifacts
         .iter()
+        .filter(|artifact| !artifact.path.contains(".partial-"))
         .map(|artifact| format!("{} {:?}", artifact.path, artifact.state))
         .collect();
     artifacts.sort();

@@ -1,14 +1,15 @@
 //! The server's door: TCP connections in, verified peers out.
 //!
 //! The port is open to every pod that can reach the node, the suspect included. A stranger costs at
-//! most one handshake slot for [`HANDSHAKE_TIMEOUT`], and one address cannot take all slots. Every
-//! refused peer is logged once, with its address and the reason.
+//! most one handshake slot for [`HANDSHAKE_TIMEOUT`], and one address cannot take all slots; where tokens are taken,
+//! too, the same holds for connections without a certificate. Every refused peer is logged once, with its address and
+//! the reason.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,6 +33,12 @@ const MAX_HANDSHAKES: usize = 256;
 
 /// Handshakes at the same time from one address.
 const MAX_HANDSHAKES_PER_ADDRESS: usize = 16;
+
+/// Connections at the same time of whoever shows no certificate. Each costs some 50 KiB.
+const MAX_OPEN: usize = 1024;
+
+/// The same from one address: a platform's client needs one or a few.
+const MAX_OPEN_PER_ADDRESS: usize = 64;
 
 /// How long a refused peer may take to read why, before the connection is cut.
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
@@ -72,6 +79,51 @@ pub struct Caller {
 pub struct Accepted<W> {
     io: TlsStream<TcpStream>,
     who: W,
+    /// Given back when the connection ends.
+    _place: Option<Place>,
+}
+
+/// Places for connections without a certificate.
+#[derive(Clone, Debug, Default)]
+struct Places(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One of them.
+#[derive(Debug)]
+struct Place {
+    of: Places,
+    address: IpAddr,
+}
+
+impl Places {
+    fn take(&self, address: IpAddr) -> Result<Place, String> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.values().sum::<usize>() >= MAX_OPEN {
+            return Err(format!("{MAX_OPEN} connections have no certificate"));
+        }
+        let here = taken.entry(address).or_default();
+        if *here >= MAX_OPEN_PER_ADDRESS {
+            return Err(format!(
+                "{MAX_OPEN_PER_ADDRESS} connections from this address have no certificate"
+            ));
+        }
+        *here += 1;
+        Ok(Place {
+            of: self.clone(),
+            address,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(here) = taken.get_mut(&self.address) {
+            *here = here.saturating_sub(1);
+            if *here == 0 {
+                taken.remove(&self.address);
+            }
+        }
+    }
 }
 
 /// A connection whose peer is verified.
@@ -93,12 +145,12 @@ pub struct Incoming<S = PeerStream> {
 }
 
 /// Makes a connection of a finished handshake, or says why it is refused.
-type Admit<S> = fn(TlsStream<TcpStream>, SocketAddr) -> Result<S, String>;
+type Admit<S> = Arc<dyn Fn(TlsStream<TcpStream>, SocketAddr) -> Result<S, String> + Send + Sync>;
 
 /// Starts accepting verified peers on `listener`.
 #[must_use]
 pub fn incoming(listener: TcpListener, credentials: Credentials<ServerConfig>) -> Incoming {
-    start(listener, credentials, verified)
+    start(listener, credentials, Arc::new(verified))
 }
 
 /// Starts accepting on `listener` whom `credentials` let in: with those of
@@ -109,7 +161,9 @@ pub fn incoming_callers(
     listener: TcpListener,
     credentials: Credentials<ServerConfig>,
 ) -> Incoming<CallerStream> {
-    start(listener, credentials, known_or_not)
+    let places = Places::default();
+    let admit = move |io, remote| known_or_not(io, remote, &places);
+    start(listener, credentials, Arc::new(admit))
 }
 
 /// Starts accepting anybody on `listener`: only for services whose requests carry their own proof.
@@ -119,7 +173,7 @@ pub fn incoming_open(
     listener: TcpListener,
     credentials: Credentials<ServerConfig>,
 ) -> Incoming<OpenStream> {
-    start(listener, credentials, open)
+    start(listener, credentials, Arc::new(open))
 }
 
 fn start<S: Send + 'static>(
@@ -163,7 +217,7 @@ async fn accept_loop<S: Send + 'static>(
                         continue;
                     }
                     let config = credentials.current();
-                    let hand_over = hand_over.clone();
+                    let (hand_over, admit) = (hand_over.clone(), Arc::clone(&admit));
                     let task = handshakes.spawn(async move {
                         if let Some(stream) = handshake(tcp, remote, config, admit).await {
                             // Fails only if the server is shutting down.
@@ -219,19 +273,38 @@ fn verified(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<PeerStream, 
     usable(&io)?;
     let who = peer(&io, remote)?.ok_or("the peer presented no certificate")?;
     tracing::debug!(%remote, peer = %who.id, "accepted a peer");
-    Ok(Accepted { io, who })
+    Ok(Accepted {
+        io,
+        who,
+        _place: None,
+    })
 }
 
-fn known_or_not(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<CallerStream, String> {
+fn known_or_not(
+    io: TlsStream<TcpStream>,
+    remote: SocketAddr,
+    places: &Places,
+) -> Result<CallerStream, String> {
     usable(&io)?;
     let peer = peer(&io, remote)?;
-    let who = Caller { peer, remote };
-    Ok(Accepted { io, who })
+    let place = match peer {
+        Some(_) => None,
+        None => Some(places.take(remote.ip())?),
+    };
+    Ok(Accepted {
+        io,
+        who: Caller { peer, remote },
+        _place: place,
+    })
 }
 
 fn open(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<OpenStream, String> {
     usable(&io)?;
-    Ok(Accepted { io, who: remote })
+    Ok(Accepted {
+        io,
+        who: remote,
+        _place: None,
+    })
 }
 
 /// Lets a refused peer read the alert: closing with unread input would reset the connection and
@@ -328,5 +401,25 @@ impl<W: Unpin> AsyncWrite for Accepted<W> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_does_not_take_the_places_of_others_and_gives_its_own_back() {
+        let places = Places::default();
+        let [one, other] = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap());
+        let mut taken: Vec<Place> = (0..MAX_OPEN_PER_ADDRESS)
+            .map(|_| places.take(one).unwrap())
+            .collect();
+        assert!(places.take(one).is_err());
+        drop(places.take(other).unwrap());
+        taken.pop();
+        assert!(places.take(one).is_ok());
+        drop(taken);
+        assert!(places.0.lock().unwrap().is_empty());
     }
 }
