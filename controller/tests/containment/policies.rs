@@ -111,12 +111,13 @@ impl World {
         self.client.request(request.body(body).unwrap()).await
     }
 
-    async fn merge(&self, path: &str, patch: &Value) {
+    /// The object with the patch, as the API answers.
+    async fn merge(&self, path: &str, patch: &Value) -> Value {
         let request = http::Request::patch(path)
             .header("content-type", "application/merge-patch+json")
             .body(patch.to_string().into_bytes())
             .unwrap();
-        self.client.request::<Value>(request).await.unwrap();
+        self.client.request::<Value>(request).await.unwrap()
     }
 
     /// Changes what the controller watches, so that it looks again.
@@ -473,8 +474,8 @@ async fn denied_in(world: &World, objects: &[&str]) {
         // An exception that somebody adds is no part of the denial any more.
         let weaken =
             json!({ "spec": { "egress": [{ "action": "Allow", "toEntities": ["world"] }] } });
-        world.merge(&path, &weaken).await;
-        assert_ne!(world.at(object).await.unwrap()["spec"], as_made, "{object}");
+        let weakened = world.merge(&path, &weaken).await;
+        assert_ne!(weakened["spec"], as_made, "{object}");
         world.nudge().await;
         eventually("it is put back as it was", || async {
             let now = world.at(object).await.unwrap()["spec"].clone();

@@ -721,7 +721,8 @@ async fn serve_agent(tls_dir: PathBuf, engine: PathBuf) -> SocketAddr {
     address
 }
 
-/// Notes each request but the version, which the agent asks for again and again to see whether anybody is there.
+/// Notes each request but the ping and the version, which the agent asks for again and again to see whether anybody
+/// is there.
 async fn listen_as_engine(listener: UnixListener, noted: Arc<Mutex<Vec<String>>>) {
     while let Ok((mut connection, _)) = listener.accept().await {
         let noted = noted.clone();
@@ -732,12 +733,12 @@ async fn listen_as_engine(listener: UnixListener, noted: Arc<Mutex<Vec<String>>>
             };
             let head = String::from_utf8_lossy(&head[..length]).into_owned();
             let line = head.lines().next().unwrap_or_default().to_owned();
-            if !line.contains("/version") {
+            if !line.contains("/version") && !line.contains("/_ping") {
                 noted.lock().unwrap().push(line);
             }
             let body = r#"{"Version":"20.10.24","ApiVersion":"1.41","MinAPIVersion":"1.12"}"#;
             let answer = format!(
-                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                "HTTP/1.1 200 OK\r\napi-version: 1.41\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                 body.len()
             );
             let _ = connection.write_all(answer.as_bytes()).await;
