@@ -55,19 +55,24 @@ on_exit() {
     rm -rf "$RENDERED"
 }
 trap on_exit EXIT
+# An API server with nothing in it, in the place of the one before.
+serve() {
+    [ -z "$API" ] || kill "$API"
+    "$IMPOUND_BIN/kube-memory" serve --dir "$RENDERED/$1" >"$RENDERED/$1.log" 2>&1 &
+    API=$!
+    until [ -s "$RENDERED/$1/kubeconfig" ]; do
+        kill -0 "$API" 2>/dev/null || fail "kube-memory has ended" "$(cat "$RENDERED/$1.log")"
+        sleep 0.05
+    done
+    export KUBECONFIG=$RENDERED/$1/kubeconfig
+}
 FAILED=
 "$VENV/bin/python" "$HERE/manifests.py" "$RENDERED" 2>"$RENDERED/log" || FAILED=yes
 grep -v 'found symbolic link' "$RENDERED/log" >&2 || true
 
 # An API server takes every set, and what is applied twice changes nothing.
 if [ -n "${IMPOUND_BIN:-}" ]; then
-    "$IMPOUND_BIN/kube-memory" serve --dir "$RENDERED/api" >"$RENDERED/api.log" 2>&1 &
-    API=$!
-    until [ -s "$RENDERED/api/kubeconfig" ]; do
-        kill -0 "$API" 2>/dev/null || fail "kube-memory has ended" "$(cat "$RENDERED/api.log")"
-        sleep 0.05
-    done
-    export KUBECONFIG=$RENDERED/api/kubeconfig
+    serve api
     printf 'apiVersion: v1\nkind: Namespace\nmetadata: { name: impound }\n' | kubectl apply --validate=false -f - >/dev/null
     applied=0
     for set in "$RENDERED"/*.yaml; do
@@ -87,7 +92,7 @@ if [ -n "${IMPOUND_BIN:-}" ]; then
     installs() {
         local images=(--agent-image registry.example/agent@sha256:1 --controller-image registry.example/controller@sha256:2)
         local code=0 quarantine='{"apiVersion":"impound.dev/v1alpha1","kind":"Quarantine","metadata":{"name":"web","namespace":"default"},"spec":{"pod":"web","case":"INC-7","reason":"shell"}}'
-        kubectl delete namespace impound --ignore-not-found >/dev/null
+        serve api-of-installation
         # 3: applied, and the Secrets are not there yet.
         "$IMPOUND_BIN/impound" install "${images[@]}" >"$RENDERED/installed" 2>&1 || code=$?
         [ "$code" = 3 ] && ! grep -qi warning "$RENDERED/installed" || { cat "$RENDERED/installed"; return 1; }
