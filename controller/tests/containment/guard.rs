@@ -389,7 +389,7 @@ async fn a_suspect_that_was_terminating_already_is_let_go_by_its_kubelet() {
     guarded.end().await;
 }
 
-/// A client with the controller's identity.
+/// A client with the controller's identity. Its calls are no calls of the controller, so they say that they are not.
 async fn controller(world: &World) -> Client {
     let Some(memory) = &world.memory else {
         return world.client.clone();
@@ -397,9 +397,11 @@ async fn controller(world: &World) -> Client {
     let text = memory.kubeconfig_as(super::world::CONTROLLER);
     let parsed = kube::config::Kubeconfig::from_yaml(&text).unwrap();
     let options = kube::config::KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(parsed, &options)
+    let mut config = kube::Config::from_custom_kubeconfig(parsed, &options)
         .await
         .unwrap();
+    let agent = http::HeaderValue::from_static("impound-test");
+    config.headers.push((http::header::USER_AGENT, agent));
     Client::try_from(config).unwrap()
 }
 
