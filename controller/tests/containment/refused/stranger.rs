@@ -136,7 +136,7 @@ pub(super) async fn plain(at: SocketAddr) -> Result<(), String> {
 }
 
 /// Says nothing. Ok if the other end says something.
-pub(super) async fn silent(mut tcp: TcpStream) -> Result<(), String> {
+pub(super) async fn silent(tcp: &mut TcpStream) -> Result<(), String> {
     match tcp.read(&mut [0]).await {
         Ok(1) => Ok(()),
         _ => Err("the connection was closed".to_owned()),
