@@ -5,8 +5,8 @@
 //!              -> queue -> thread: files, MD5 -----/
 //! ```
 //! Two threads, as MD5 alone is slower than everything else; they get what nothing else wants of the
-//! processors. If that is too little to keep up, they are given up and the listings made of the stored tar, while
-//! the next one is on its way: nothing waits for them. Otherwise nothing is read a second time, except where listings are missing of
+//! processors. If that is too little to keep up, they are given up and the listings made of the stored tar, when all
+//! tars are there: none waits for them. Otherwise nothing is read a second time, except where listings are missing of
 //! a tar that is stored, after a crash or a failure of theirs: then the stored tar is, see
 //! [`Session::derive_missing`]. No failure of a listing costs a tar.
 //!
@@ -102,10 +102,10 @@ impl Deriving {
     }
 }
 
-/// A tar that is stored, and what is being made of it: nothing if the tar was faster.
+/// A tar that is stored, and what is being made of it.
 pub(super) struct Unlisted {
     tar: EvidencePath,
-    deriving: Option<Deriving>,
+    deriving: Deriving,
 }
 
 impl Deriving {
@@ -229,14 +229,12 @@ impl Session<'_> {
         self.drop_outputs(deriving.outputs).await;
     }
 
-    /// Has the listings of a tar that is stored finished while others arrive.
+    /// Has the listings of a tar that is stored finished while others arrive. To make again those that were given up
+    /// would slow the others down: that is done when all are there.
     pub(super) async fn finish_listing_later(&self, tar: EvidencePath, deriving: Deriving) {
-        let deriving = if deriving.is_behind() {
-            self.drop_deriving(deriving).await;
-            None
-        } else {
-            Some(deriving)
-        };
+        if deriving.is_behind() {
+            return self.drop_deriving(deriving).await;
+        }
         // If nobody takes it, the run has failed.
         let _ = self.tars.send(Some(Unlisted { tar, deriving })).await;
     }
@@ -253,17 +251,7 @@ impl Session<'_> {
         tars: &mut mpsc::Receiver<Option<Unlisted>>,
     ) -> Result<(), CollectError> {
         while let Some(Some(Unlisted { tar, deriving })) = tars.recv().await {
-            let finished = match deriving {
-                Some(deriving) => self.finish_deriving(deriving, &tar).await,
-                None => match self.stored(&tar) {
-                    Some(record) => {
-                        let lacking = self.listings(&tar, record.method)?;
-                        self.derive_again(&record, &tar, &lacking).await
-                    }
-                    None => Ok(()),
-                },
-            };
-            if let Err(failure) = finished {
+            if let Err(failure) = self.finish_deriving(deriving, &tar).await {
                 let (why, _) = failure.reason()?;
                 self.record_failed(&format!("listing {tar}"), &why).await?;
             }
