@@ -20,15 +20,14 @@ use impound_proto::PeerId;
 use impound_proto::issuer::v1::issuer_server::Issuer;
 use impound_proto::issuer::v1::{IssueAgentCertificateRequest, IssueAgentCertificateResponse};
 use impound_proto::pki::{Ca, Validity};
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::api::Api;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, Semaphore};
 use tonic::{Request, Response, Status};
 
-use crate::kubernetes::{ApiError, from_kube};
+use crate::kubernetes::{ApiError, from_kube, token};
 use crate::revoked::Revoked;
 pub use proof::{AUDIENCE, Rules};
 use proof::{Claim, Refused};
@@ -147,19 +146,9 @@ impl AgentIssuer {
 
     /// What the API server says of the token.
     async fn claim(&self, token: &str) -> Result<Claim, IssueError> {
-        let review = TokenReview {
-            metadata: ObjectMeta::default(),
-            spec: TokenReviewSpec {
-                token: token.to_owned(),
-                audiences: Some(vec![AUDIENCE.to_owned()]),
-            },
-            status: None,
-        };
-        let reviewed = Api::<TokenReview>::all(self.client.clone())
-            .create(&PostParams::default(), &review)
-            .await
-            .map_err(|error| from_kube("POST", "tokenreviews", error))?;
-        Ok(self.rules.claim(reviewed.status.unwrap_or_default())?)
+        let reviewed = token::review(&self.client, token, AUDIENCE).await;
+        let status = reviewed.map_err(|error| from_kube("POST", "tokenreviews", error))?;
+        Ok(self.rules.claim(status)?)
     }
 
     async fn pod(&self, claim: &Claim) -> Result<Option<Pod>, IssueError> {

@@ -2,6 +2,7 @@
 
 pub mod pace;
 pub mod retry_after;
+pub mod token;
 
 use std::time::Duration;
 

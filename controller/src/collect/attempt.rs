@@ -331,14 +331,9 @@ impl Session<'_> {
                 },
                 |error| describe(&error),
             );
-            if full {
-                let discarded = kept.discard().await;
-                discarded.map_err(|error| self.store_error(error))?;
-            } else {
-                let reasons = vec![cut(why.clone())];
-                self.keep(kept, &begun_of(&record), reasons, record.finished)
-                    .await?;
-            }
+            let reasons = vec![cut(why.clone())];
+            self.keep_unless(full, kept, &begun_of(&record), reasons, record.finished)
+                .await?;
             return Err(Failure::now(why, !full));
         }
         // A failure here ends the run; the next one takes up what has no name yet.
@@ -377,13 +372,9 @@ impl Session<'_> {
             for (record, kept) in durable {
                 let reasons = vec![cut(describe(&error))];
                 // What is made here is made again: a part of a set must not pass for all of it.
-                match error.is_full() || record.method == Method::Derived {
-                    true => kept
-                        .discard()
-                        .await
-                        .map_err(|error| self.store_error(error))?,
-                    false => drop(self.keep(kept, &begun_of(&record), reasons, None).await?),
-                }
+                let worthless = error.is_full() || record.method == Method::Derived;
+                self.keep_unless(worthless, kept, &begun_of(&record), reasons, None)
+                    .await?;
             }
             return Err(Failure::store(&error));
         }
@@ -426,14 +417,9 @@ impl Session<'_> {
                 .keep()
                 .await
                 .map_err(|error| self.store_error(error))?;
-            if left.take_failure().is_some_and(|error| error.is_full()) {
-                left.discard()
-                    .await
-                    .map_err(|error| self.store_error(error))?;
-            } else {
-                let path = self.keep(left, begun, reasons.to_vec(), finished).await?;
-                kept.extend(path);
-            }
+            let full = left.take_failure().is_some_and(|error| error.is_full());
+            let path = self.keep_unless(full, left, begun, reasons.to_vec(), finished);
+            kept.extend(path.await?);
         }
         Ok(kept)
     }

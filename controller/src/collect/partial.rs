@@ -82,7 +82,20 @@ impl Session<'_> {
         reasons: Vec<String>,
         finished: Option<Timestamp>,
     ) -> Result<Option<EvidencePath>, CollectError> {
-        if left.content().size == 0 {
+        self.keep_unless(false, left, begun, reasons, finished)
+            .await
+    }
+
+    /// The same, but nothing either of what is `worthless`.
+    pub(super) async fn keep_unless(
+        &self,
+        worthless: bool,
+        left: Box<dyn Unfinished>,
+        begun: &Begun,
+        reasons: Vec<String>,
+        finished: Option<Timestamp>,
+    ) -> Result<Option<EvidencePath>, CollectError> {
+        if worthless || left.content().size == 0 {
             left.discard()
                 .await
                 .map_err(|error| self.store_error(error))?;

@@ -6,6 +6,8 @@ use impound_proto::identity::IdentityError;
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
+use crate::kubernetes::token;
+
 /// Audience that the agents' projected tokens are for. A token for anything else (the API server, another
 /// program) is refused, and this one is of no use there.
 pub const AUDIENCE: &str = "impound.dev/issuer";
@@ -70,19 +72,8 @@ pub(super) enum Refused {
 impl Rules {
     /// What the token claims, if it is one of our service account.
     pub(super) fn claim(&self, status: TokenReviewStatus) -> Result<Claim, Refused> {
-        let audience = status
-            .audiences
-            .iter()
-            .flatten()
-            .any(|audience| audience == AUDIENCE);
-        // An API server that knows nothing of audiences echoes none: then it has not checked it.
-        if status.authenticated != Some(true) || !audience {
-            let why = status.error.unwrap_or_else(|| {
-                "it says neither yes nor why not, or has not checked the audience".to_owned()
-            });
-            return Err(Refused::NotAuthenticated { why });
-        }
-        let user = status.user.unwrap_or_default();
+        let holder = token::holder(status, AUDIENCE);
+        let user = holder.map_err(|why| Refused::NotAuthenticated { why })?;
         let expected = format!(
             "system:serviceaccount:{}:{}",
             self.namespace, self.service_account

@@ -198,21 +198,15 @@ pub async fn take_proof(
     if !running || matches!(next, Next::Undo(_) | Next::FinishRelease | Next::Rest) {
         return Ok(false);
     }
-    let task = {
-        let mut after = locked(&context.isolation.after);
-        match after.get(&record.uid()).map(AbortOnDropHandle::is_finished) {
-            None => {
-                drop(after);
-                try_after(record, context);
-                return Ok(false);
-            }
-            Some(false) => return Ok(false),
-            Some(true) => after.remove(&record.uid()),
-        }
-    };
+    let task = locked(&context.isolation.after).remove(&record.uid());
     let Some(task) = task else {
+        try_after(record, context);
         return Ok(false);
     };
+    if !task.is_finished() {
+        locked(&context.isolation.after).insert(record.uid(), task);
+        return Ok(false);
+    }
     let pod = record.suspect_before();
     let tried = match task.await {
         Ok(tried) => tried,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use impound_proto::Role;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
@@ -25,6 +25,7 @@ use tonic::Status;
 use super::authorise::Scope;
 use super::limits::{Allowance, Limits};
 use super::status;
+use crate::kubernetes::token;
 use crate::resources::GROUP;
 
 /// Audience that tokens must be for. One for the API server is not accepted, and this one is of no use there.
@@ -157,35 +158,16 @@ impl Tokens {
     }
 
     async fn review(&self, token: &str) -> Result<Reviewed, Status> {
-        let review = TokenReview {
-            metadata: ObjectMeta::default(),
-            spec: TokenReviewSpec {
-                token: token.to_owned(),
-                audiences: Some(vec![AUDIENCE.to_owned()]),
-            },
-            status: None,
+        let asked = token::review(&self.client, token, AUDIENCE);
+        let status = self.answered("tokenreviews", asked).await?;
+        let info = match token::holder(status, AUDIENCE) {
+            Ok(info) => info,
+            Err(why) => {
+                return Ok(Err(format!(
+                    "the Kubernetes API does not accept the token for the audience {AUDIENCE}: {why}"
+                )));
+            }
         };
-        let api = Api::<TokenReview>::all(self.client.clone());
-        let options = PostParams::default();
-        let reviewed = self
-            .answered("tokenreviews", api.create(&options, &review))
-            .await?;
-        let status = reviewed.status.unwrap_or_default();
-        // An API server that knows nothing of audiences echoes none: then it has not checked it.
-        let audience = status
-            .audiences
-            .iter()
-            .flatten()
-            .any(|audience| audience == AUDIENCE);
-        if status.authenticated != Some(true) || !audience {
-            let why = status.error.unwrap_or_else(|| {
-                "it says neither yes nor why not, or has not checked the audience".to_owned()
-            });
-            return Ok(Err(format!(
-                "the Kubernetes API does not accept the token for the audience {AUDIENCE}: {why}"
-            )));
-        }
-        let info = status.user.unwrap_or_default();
         let name = info.username.clone().unwrap_or_default();
         if name.is_empty() || name.len() > NAME || name.chars().any(char::is_control) {
             return Ok(Err(format!(

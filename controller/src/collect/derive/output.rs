@@ -112,13 +112,10 @@ impl Session<'_> {
                 .await
                 .map_err(|error| self.store_error(error))?;
             let full = left.take_failure().is_some_and(|error| error.is_full());
-            if full || output.failure.is_some() {
-                let discarded = left.discard().await;
-                discarded.map_err(|error| self.store_error(error))?;
-            } else {
-                self.keep(left, &output.begun, vec![reason.to_owned()], None)
-                    .await?;
-            }
+            let worthless = full || output.failure.is_some();
+            let reasons = vec![reason.to_owned()];
+            self.keep_unless(worthless, left, &output.begun, reasons, None)
+                .await?;
         }
         Ok(())
     }
