@@ -25,12 +25,12 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::controller::Action;
-use kube::runtime::events::Recorder;
+use kube::runtime::events::{Event, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
@@ -102,6 +102,19 @@ impl Context {
     pub fn agent_patience(&self) -> Duration {
         let patience = self.agent_patience.unwrap_or(collection::AGENT_PATIENCE);
         Duration::try_from(patience).unwrap_or_default()
+    }
+
+    /// Publishes Events about an object, in order. Nothing waits for them: the status and the custody log are the
+    /// record.
+    pub fn publish(&self, about: ObjectReference, events: Vec<Event>) {
+        let recorder = self.recorder.clone();
+        tokio::spawn(async move {
+            for event in events {
+                if let Err(error) = recorder.publish(&event, &about).await {
+                    tracing::warn!(reason = event.reason, error = %describe(&error), "event not published");
+                }
+            }
+        });
     }
 
     /// Nothing is remembered of the quarantine with this uid, which is over.

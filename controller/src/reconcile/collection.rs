@@ -312,12 +312,7 @@ fn announce(context: &Context, object: &Collection, status: &CollectionStatus) {
             ..Default::default()
         }),
     };
-    let (recorder, reference) = (context.recorder.clone(), object.object_ref(&()));
-    tokio::spawn(async move {
-        if let Err(error) = recorder.publish(&event, &reference).await {
-            tracing::warn!(reason = event.reason, error = %describe(&error), "event not published");
-        }
-    });
+    context.publish(object.object_ref(&()), vec![event]);
 }
 
 fn fail(status: &mut CollectionStatus, reason: String) {

@@ -312,15 +312,7 @@ impl Record {
         if events.is_empty() {
             return;
         }
-        let recorder = self.context.recorder.clone();
-        let reference = self.object.object_ref(&());
-        tokio::spawn(async move {
-            for event in events {
-                if let Err(error) = recorder.publish(&event, &reference).await {
-                    tracing::warn!(reason = event.reason, error = %crate::describe::describe(&error), "event not published");
-                }
-            }
-        });
+        self.context.publish(self.object.object_ref(&()), events);
     }
 }
 

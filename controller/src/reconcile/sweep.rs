@@ -34,7 +34,6 @@ use tokio::time::Instant;
 
 use super::record::{manager, shortened};
 use super::{Context, ReconcileError};
-use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube, pace};
 use crate::resources::sweep::SWEEP_LABEL;
 use crate::resources::{
@@ -129,9 +128,9 @@ async fn work(
         ),
         None => {
             let chosen = chosen(sweep, &work);
-            let begun = begin::begin(sweep, &mut work, chosen, context).await;
+            let more = begin::begin(sweep, &mut work, chosen, context).await;
             give_up_silent_nodes(&mut work, context);
-            if begun.more {
+            if more {
                 again = AT_ONCE;
             }
         }
@@ -474,10 +473,5 @@ fn ended(context: &Context, sweep: &Sweep, status: &SweepStatus) {
         action: "Sweep".into(),
         secondary: None,
     };
-    let (recorder, reference) = (context.recorder.clone(), sweep.object_ref(&()));
-    tokio::spawn(async move {
-        if let Err(error) = recorder.publish(&event, &reference).await {
-            tracing::warn!(reason = event.reason, error = %describe(&error), "event not published");
-        }
-    });
+    context.publish(sweep.object_ref(&()), vec![event]);
 }

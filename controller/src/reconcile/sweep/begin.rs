@@ -31,13 +31,6 @@ const SIDE_BY_SIDE: usize = 16;
 /// How long an agent's answer is waited for. One that takes longer is asked again later: nobody else should wait.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// What came of it.
-#[derive(Default)]
-pub(super) struct Begun {
-    /// Others may have their turn at once.
-    pub(super) more: bool,
-}
-
 /// What a look at a target shows.
 enum Seen {
     Ready,
@@ -51,22 +44,22 @@ enum Seen {
     Unknown(ApiError),
 }
 
+/// Begins those that can be; says whether others may have their turn at once.
 pub(super) async fn begin(
     sweep: &Sweep,
     work: &mut Work,
     chosen: Vec<Target>,
     context: &Context,
-) -> Begun {
-    let mut begun = Begun::default();
+) -> bool {
     if chosen.is_empty() {
-        return begun;
+        return false;
     }
     // Before anything is made, the logs say who asked for it.
     let authorised = match logged::requested(sweep, work, context).await {
         Ok(authorised) => authorised,
         Err(problem) => {
             work.problem = Some(problem);
-            return begun;
+            return false;
         }
     };
     let looks = chosen.into_iter().map(|target| async {
@@ -77,6 +70,7 @@ pub(super) async fn begin(
         .buffer_unordered(SIDE_BY_SIDE)
         .collect()
         .await;
+    let mut more = false;
     let mut ready = Vec::new();
     for (target, seen) in seen {
         let node = &target.pod.node;
@@ -87,12 +81,12 @@ pub(super) async fn begin(
             }
             Seen::Absent(why) => {
                 work.set(target.place, TargetState::Absent, &why, 0);
-                begun.more = true;
+                more = true;
             }
             Seen::Silent(why) => {
                 context.metrics.agent_failed();
                 work.is_silent(node, why);
-                begun.more = true;
+                more = true;
             }
             Seen::NoAgent(why) => {
                 let waiting = work.of(TargetState::Waiting);
@@ -103,7 +97,7 @@ pub(super) async fn begin(
                 for target in here {
                     work.set(target.place, TargetState::Failed, &why, 0);
                 }
-                begun.more = true;
+                more = true;
             }
             Seen::Unknown(error) => {
                 wait(work, &target, &error);
@@ -112,8 +106,7 @@ pub(super) async fn begin(
     }
     if let Err(problem) = authorise(sweep, authorised.as_ref(), &ready, work, context).await {
         work.problem = Some(problem);
-        begun.more = false;
-        return begun;
+        return false;
     }
     let making = ready.into_iter().map(|target| {
         let request = work.requests.get(&target.place).copied();
@@ -137,7 +130,7 @@ pub(super) async fn begin(
             }
             Err(Unmade::Never(why)) => {
                 work.set(target.place, TargetState::Failed, &why, 0);
-                begun.more = true;
+                more = true;
             }
             Err(Unmade::Now(error)) => {
                 work.uncertain.insert(target.place);
@@ -148,15 +141,15 @@ pub(super) async fn begin(
                 if since >= context.agent_patience() {
                     let why = describe(&error);
                     work.set(target.place, TargetState::Failed, &why, 0);
-                    begun.more = true;
+                    more = true;
                 }
             }
         }
     }
-    if begun.more {
+    if more {
         pace::came_on();
     }
-    begun
+    more
 }
 
 /// The Kubernetes API is in the way of a target, for how long.
