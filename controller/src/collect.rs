@@ -28,7 +28,7 @@ use impound_evidence::{
     StampAuthority, Timestamp,
 };
 use impound_proto::PeerId;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
@@ -335,7 +335,7 @@ impl Collector {
         job: CollectionJob,
         report: &dyn ProgressSink,
     ) -> Result<SealedCollection, CollectError> {
-        let (tars, mut unlisted) = mpsc::channel(1);
+        let (tars, mut stored) = derive::tars();
         let session = Session::open(self, &job, Board::new(report), tars).await?;
         if let Some(sealed) = session.sealed().await? {
             return Ok(sealed);
@@ -349,9 +349,10 @@ impl Collector {
             let collecting = async {
                 try_join!(session.store_before(), session.describe_suspect())?;
                 try_join!(session.describe_neighbours(), session.full_stage())?;
-                session.no_more_tars().await
+                session.no_more_tars().await;
+                Ok(())
             };
-            try_join!(collecting, session.finish_listings(&mut unlisted))?;
+            try_join!(collecting, session.list_tars(&mut stored))?;
             session.derive_missing().await?;
             session.close().await?;
         }

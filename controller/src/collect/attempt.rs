@@ -102,6 +102,8 @@ impl Session<'_> {
             clock_offset_ms: Some(connection.clock_offset_ms),
             received_started,
         };
+        let live = matches!(method, Method::Export | Method::Layer);
+        let _arrival = live.then(|| self.arrivals.begin());
         let mut writer = self.begin_object(path, &begun).await?;
         let (mut deriving, tap) = self.begin_listing(path, &begun).await?.unzip();
         let kind = match wanted.ask {

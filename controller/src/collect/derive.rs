@@ -4,31 +4,30 @@
 //! receive loop -> queue -> thread: files, SHA-256 --> pieces -> this task -> the store's writers
 //!              -> queue -> thread: files, MD5 -----/
 //! ```
-//! Two threads, as MD5 alone is slower than everything else; they get what nothing else wants of the
-//! processors. If that is too little to keep up, they are given up and the listings made of the stored tar, when all
-//! tars are there: none waits for them. Otherwise nothing is read a second time, except where listings are missing of
-//! a tar that is stored, after a crash or a failure of theirs: then the stored tar is, see
-//! [`Session::derive_missing`]. No failure of a listing costs a tar.
+//! Two threads, as MD5 alone is slower than everything else. A live file system waits for nobody: its listings get
+//! what nothing else wants of the processors, and if that is too little to keep up, they are given up and made of the
+//! stored tar, beside the commits and images that follow, which leave time for it: see [`later`].
+//! Otherwise nothing is read a second time, except where listings are missing of a tar that is stored, after a crash
+//! or a failure of theirs: then the stored tar is, see [`Session::derive_missing`]. No failure of a listing costs a
+//! tar.
 //!
 //! Memory: two queues of chunks, the index's tables, and for each file that is written a block
 //! of the store's and the pieces on their way.
 
-use futures::TryStreamExt as _;
 use impound_evidence::index::Changes;
-use impound_evidence::{ArtifactRecord, EvidencePath, Method, Timestamp};
-use tokio::sync::mpsc;
+use impound_evidence::{EvidencePath, Method, Timestamp};
 
 use super::CollectError;
-use super::attempt::begun_of;
-use super::failure::{Failure, cut};
+use super::failure::Failure;
 use super::note::Begun;
 use super::session::Session;
-use crate::describe::describe;
 use crate::store::StoreError;
+pub(super) use later::{Arrivals, Tars, tars};
 pub(super) use output::Output;
 pub(super) use threads::Tap;
-use threads::{Lack, PIECE, Threads};
+use threads::{Lack, PIECE, Pace, Threads};
 
+mod later;
 mod lines;
 mod output;
 mod threads;
@@ -100,12 +99,6 @@ impl Deriving {
             output.write(bytes).await;
         }
     }
-}
-
-/// A tar that is stored, and what is being made of it.
-pub(super) struct Unlisted {
-    tar: EvidencePath,
-    deriving: Deriving,
 }
 
 impl Deriving {
@@ -185,9 +178,14 @@ impl Session<'_> {
             }
         }
         let body = wanted.contains(&What::Body) || wanted.contains(&What::Md5);
-        // From a store on the network it would come a second time.
-        let hurried = arriving && self.collector.store.is_local();
-        let (threads, tap) = threads::start(of.method, changes, body, hurried);
+        let live = matches!(of.method, Method::Export | Method::Layer);
+        let pace = match arriving {
+            false => Pace::Again,
+            // From a store on the network it would come a second time.
+            true if live && self.collector.store.is_local() => Pace::Hurried,
+            true => Pace::InStep,
+        };
+        let (threads, tap) = threads::start(of.method, changes, body, pace);
         let deriving = Deriving {
             outputs,
             diff,
@@ -227,129 +225,6 @@ impl Session<'_> {
     pub(super) async fn drop_deriving(&self, mut deriving: Deriving) {
         deriving.threads.pieces.close();
         self.drop_outputs(deriving.outputs).await;
-    }
-
-    /// Has the listings of a tar that is stored finished while others arrive. To make again those that were given up
-    /// would slow the others down: that is done when all are there.
-    pub(super) async fn finish_listing_later(&self, tar: EvidencePath, deriving: Deriving) {
-        if deriving.is_behind() {
-            return self.drop_deriving(deriving).await;
-        }
-        // If nobody takes it, the run has failed.
-        let _ = self.tars.send(Some(Unlisted { tar, deriving })).await;
-    }
-
-    /// Tells that no other tar comes.
-    pub(super) async fn no_more_tars(&self) -> Result<(), CollectError> {
-        let _ = self.tars.send(None).await;
-        Ok(())
-    }
-
-    /// Finishes listings until no other tar comes. What fails is recorded and made again at the end.
-    pub(super) async fn finish_listings(
-        &self,
-        tars: &mut mpsc::Receiver<Option<Unlisted>>,
-    ) -> Result<(), CollectError> {
-        while let Some(Some(Unlisted { tar, deriving })) = tars.recv().await {
-            if let Err(failure) = self.finish_deriving(deriving, &tar).await {
-                let (why, _) = failure.reason()?;
-                self.record_failed(&format!("listing {tar}"), &why).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the listings that stored tars lack: a crash came between the two, the store had no room, or a
-    /// thread failed. What can't be made is recorded as missing.
-    pub(super) async fn derive_missing(&self) -> Result<(), CollectError> {
-        let stored = self.all_stored();
-        let find = |path: &EvidencePath| stored.iter().find(|record| record.path == *path);
-        for tar in &stored {
-            // The attempt that broke off has a whole one beside it.
-            if What::of(tar.method).is_empty() || impound_evidence::superseded(tar, find) {
-                continue;
-            }
-            let name = tar.path.as_str();
-            let intended = match tar.completeness.is_complete() {
-                true => name,
-                false => name.rsplit_once(".partial-").map_or(name, |(name, _)| name),
-            };
-            let intended = self.path(intended, "the name of a tar")?;
-            let lacking = self.lacking(&stored, tar, &intended)?;
-            let Some(first) = lacking.first() else {
-                continue;
-            };
-            let Err(failure) = self.derive_again(tar, &intended, &lacking).await else {
-                continue;
-            };
-            let (why, _) = failure.reason()?;
-            self.record_failed(&format!("listing {}", tar.path), &why)
-                .await?;
-            let why = format!("the tar is stored, and could not be listed: {why}");
-            self.miss(&self.listing(&tar.path, *first)?, false, why);
-        }
-        Ok(())
-    }
-
-    /// The listings that are not there of a stored tar. Of a broken one those without a line were not kept.
-    fn lacking(
-        &self,
-        stored: &[ArtifactRecord],
-        tar: &ArtifactRecord,
-        intended: &EvidencePath,
-    ) -> Result<Vec<What>, CollectError> {
-        let mut lacking = Vec::new();
-        for what in self.listings(intended, tar.method)? {
-            let path = self.listing(intended, what)?;
-            let kept = format!("{path}.partial-");
-            let is_there = |record: &ArtifactRecord| match tar.completeness.is_complete() {
-                true => record.path == path,
-                false => {
-                    record.derived_from.contains(&tar.path)
-                        && record.path.as_str().starts_with(&kept)
-                }
-            };
-            if !stored.iter().any(is_there) {
-                lacking.push(what);
-            }
-        }
-        if !tar.completeness.is_complete() && !lacking.contains(&What::Index) {
-            lacking.clear();
-        }
-        Ok(lacking)
-    }
-
-    async fn derive_again(
-        &self,
-        tar: &ArtifactRecord,
-        intended: &EvidencePath,
-        wanted: &[What],
-    ) -> Result<(), Failure> {
-        let begun = begun_of(tar);
-        let Some((mut deriving, mut tap)) =
-            self.begin_deriving(intended, &begun, wanted, false).await?
-        else {
-            return Ok(());
-        };
-        let read = async {
-            let mut reader = self.collector.store.read(&self.at, &tar.path, 0).await?;
-            while let Some(chunk) = reader.chunks.try_next().await? {
-                tap.send(&chunk).await;
-            }
-            drop(tap);
-            Ok::<(), StoreError>(())
-        };
-        let (read, ()) = futures::join!(read, deriving.spool());
-        match read {
-            Ok(()) if tar.completeness.is_complete() => {
-                self.finish_deriving(deriving, &tar.path).await
-            }
-            Ok(()) => self.keep_deriving(deriving, &tar.path).await,
-            Err(error) => {
-                self.drop_deriving(deriving).await;
-                Err(Failure::now(cut(describe(&error)), false))
-            }
-        }
     }
 
     /// What is only known at the end: the changes that the tar doesn't have, the verdict, the image.

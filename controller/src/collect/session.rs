@@ -8,10 +8,10 @@ use impound_evidence::{
     ArtifactRecord, BUNDLE, CHECKPOINT, CHECKPOINT_STAMP, CUSTODY, Entry, Event, EvidencePath,
     MANIFEST, Method, Sha256,
 };
-use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
-use super::derive::Unlisted;
+use super::derive::{Arrivals, Tars};
 use super::note::Note;
 use super::standstill::Standstill;
 use super::{CollectError, CollectionJob, Collector};
@@ -39,8 +39,9 @@ pub(super) struct Session<'a> {
     stored: Mutex<BTreeMap<EvidencePath, Kept>>,
     missing: Mutex<BTreeMap<EvidencePath, String>>,
     pub(super) connections: AsyncMutex<HashMap<String, Arc<AgentConnection>>>,
-    /// To where listings are finished, beside everything else.
-    pub(super) tars: mpsc::Sender<Option<Unlisted>>,
+    /// To where tars are listed, beside everything else.
+    pub(super) tars: Tars,
+    pub(super) arrivals: Arrivals,
     /// The container that is being exported, if it does not change meanwhile.
     pub(super) standstill: Mutex<Option<Standstill>>,
 }
@@ -74,7 +75,7 @@ impl<'a> Session<'a> {
         collector: &'a Collector,
         job: &'a CollectionJob,
         board: Board<'a>,
-        tars: mpsc::Sender<Option<Unlisted>>,
+        tars: Tars,
     ) -> Result<Self, CollectError> {
         let at = CollectionId {
             case: job.case.clone(),
@@ -114,6 +115,7 @@ impl<'a> Session<'a> {
             missing: Mutex::default(),
             connections: AsyncMutex::default(),
             tars,
+            arrivals: Arrivals::default(),
             standstill: Mutex::default(),
         };
         session.requester = session.begin().await?;

@@ -34,9 +34,7 @@ use crate::contain::owner::is_same;
 use crate::contain::proof::{self, exceptions, is_permitted};
 use crate::contain::refusal::Refusal;
 use crate::isolate::{self, CallError, Lifted, Tried};
-use crate::resources::{
-    Fact, IsolationStatus, StepName, StepState, TableState, now,
-};
+use crate::resources::{Fact, IsolationStatus, StepName, StepState, TableState, now};
 
 /// Attempts before the step is called failed. It is tried again as long as the quarantine is in force.
 const ATTEMPTS: u32 = 3;

@@ -24,6 +24,7 @@ use tree::Tree;
 use unfinished::Left;
 
 mod aligned;
+mod direct;
 mod growing;
 mod reader;
 mod reread;

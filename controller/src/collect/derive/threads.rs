@@ -14,6 +14,8 @@ use super::What;
 
 /// Chunks of half a MiB that wait for a thread: as many as wait for the disk, which are the same.
 const QUEUE: usize = 16;
+/// Of a tar that is read again: it can be read when there is room.
+const QUEUE_AGAIN: usize = 4;
 /// Bytes of lines from which on they are handed to the writer.
 pub(super) const PIECE: usize = 64 << 10;
 /// Pieces on their way to the writers.
@@ -22,14 +24,24 @@ const PIECES: usize = 8;
 /// writes to stands still. The tar does not wait longer.
 const STANDSTILL: Duration = Duration::from_secs(150);
 
-/// Niceness of the threads that list a tar while it arrives: they get what nothing else wants.
+/// Niceness of the threads that get what nothing else wants.
 const LEISURELY: i32 = 19;
+
+/// Which of the two waits, a tar or its listings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// A file system that changes while it arrives waits for nobody: listings that can't keep up are given up.
+    Hurried,
+    /// What stands still where it comes from, or would have to cross a network again, waits for its listings.
+    InStep,
+    /// A stored tar is read again, at leisure.
+    Again,
+}
 
 /// Where a tar's bytes go besides the store.
 pub(in crate::collect) struct Tap {
     queues: Vec<mpsc::Sender<Bytes>>,
-    /// Whether the tar waits for nobody.
-    hurried: bool,
+    pace: Pace,
     patience: Duration,
     lack: Arc<OnceLock<Lack>>,
 }
@@ -44,11 +56,11 @@ pub(super) enum Lack {
 }
 
 impl Tap {
-    /// Gives the next bytes to every thread. Of a tar that is read again it waits while one is behind. Nothing
-    /// that a thread does costs the tar: its listings can be made again.
+    /// Gives the next bytes to every thread, and waits while one is behind, unless the tar is hurried. Nothing that
+    /// a thread does costs the tar: its listings can be made again.
     pub(in crate::collect) async fn send(&mut self, chunk: &Bytes) {
         for queue in &self.queues {
-            let lack = if self.hurried {
+            let lack = if self.pace == Pace::Hurried {
                 match queue.try_send(chunk.clone()) {
                     Ok(()) => continue,
                     Err(TrySendError::Full(_)) => Lack::Behind,
@@ -94,16 +106,19 @@ impl Threads {
     }
 }
 
-/// Starts the threads for a tar. `body`: whether its body file and MD5 hashes are wanted; `hurried`: whether the
-/// tar waits for nobody.
+/// Starts the threads for a tar. `body`: whether its body file and MD5 hashes are wanted.
 pub(super) fn start(
     method: Method,
     changes: Option<Changes>,
     body: bool,
-    hurried: bool,
+    pace: Pace,
 ) -> (Threads, Tap) {
+    let queue = match pace {
+        Pace::Again => QUEUE_AGAIN,
+        Pace::Hurried | Pace::InStep => QUEUE,
+    };
     let (to_writers, pieces) = mpsc::channel(PIECES);
-    let (to_files, chunks) = mpsc::channel(QUEUE);
+    let (to_files, chunks) = mpsc::channel(queue);
     let mut queues = vec![to_files];
     let kind = match method {
         Method::Export | Method::Layer => Kind::FileSystem(changes.unwrap_or_default()),
@@ -111,11 +126,15 @@ pub(super) fn start(
         _ => Kind::Other,
     };
     let to = to_writers.clone();
-    let index = thread("list", hurried, move || list_files(chunks, kind, &to));
+    // A tar that waits for its listings should not wait for long.
+    let leisurely = pace != Pace::InStep;
+    let index = thread("list", leisurely, move || list_files(chunks, kind, &to));
     let body = body.then(|| {
-        let (to_body, chunks) = mpsc::channel(QUEUE);
+        let (to_body, chunks) = mpsc::channel(queue);
         queues.push(to_body);
-        thread("list-md5", hurried, move || list_body(chunks, &to_writers))
+        thread("list-md5", leisurely, move || {
+            list_body(chunks, &to_writers)
+        })
     });
     let lack = Arc::default();
     let threads = Threads {
@@ -126,7 +145,7 @@ pub(super) fn start(
     };
     let tap = Tap {
         queues,
-        hurried,
+        pace,
         patience: STANDSTILL,
         lack,
     };
@@ -196,8 +215,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_thread_that_ends_early_costs_the_listings_and_stops_no_tar() {
-        for hurried in [false, true] {
-            let (mut threads, mut tap) = start(Method::Export, None, true, hurried);
+        for pace in [Pace::Hurried, Pace::InStep, Pace::Again] {
+            let (mut threads, mut tap) = start(Method::Export, None, true, pace);
             // As after a panic: its end of the queue is gone.
             let (dead, gone) = mpsc::channel(1);
             drop(gone);
@@ -213,7 +232,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_thread_that_stands_still_stops_no_tar() {
-        let (threads, mut tap) = start(Method::Export, None, false, false);
+        let (threads, mut tap) = start(Method::Export, None, false, Pace::InStep);
         let (full, _held) = mpsc::channel(1);
         full.send(Bytes::new()).await.unwrap();
         tap.queues.push(full);
@@ -223,8 +242,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tar_that_arrives_waits_for_no_listing() {
-        let (mut threads, mut tap) = start(Method::Export, None, true, true);
+    async fn a_hurried_tar_waits_for_no_listing() {
+        let (mut threads, mut tap) = start(Method::Export, None, true, Pace::Hurried);
         let (slow, _held) = mpsc::channel(1);
         tap.queues.push(slow);
         let tar = Bytes::from_static(&[0; 512]);
@@ -237,8 +256,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_tar_that_was_seen_to_its_end_is_listed() {
-        for hurried in [false, true] {
-            let (mut threads, mut tap) = start(Method::Export, None, true, hurried);
+        for pace in [Pace::Hurried, Pace::InStep, Pace::Again] {
+            let (mut threads, mut tap) = start(Method::Export, None, true, pace);
             tap.send(&Bytes::from_static(&[0; 1024])).await;
             drop(tap);
             while threads.pieces.recv().await.is_some() {}

@@ -7,7 +7,7 @@ pub(super) const BLOCK: usize = 4 * 1024 * 1024;
 /// Bytes of the first block of an object: most have less.
 const FIRST: usize = 64 * 1024;
 /// Devices ask for 512 or 4096.
-const ALIGNMENT: usize = 4096;
+pub(super) const ALIGNMENT: usize = 4096;
 
 /// A block that is filled piece by piece. It begins small and grows with what its object turns out to have, so
 /// that the many small ones cost little memory.

@@ -10,13 +10,18 @@ use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::direct::DirectFile;
 use super::tree::{self, Tree};
 use crate::store::{CollectionId, ObjectReader, StoreError};
 
-/// Bytes of one piece: what one gRPC chunk may hold.
-const PIECE: usize = 1024 * 1024;
+/// Bytes of one piece: half of what one gRPC chunk may hold, as what the allocator would map anew for each piece
+/// costs more than it is read for.
+const PIECE: usize = 512 << 10;
 /// Pieces read ahead.
-const AHEAD: usize = 2;
+const AHEAD: usize = 4;
+/// Bytes from which on a file is read from the device, so many at once: what is smaller (logs, listings) is read
+/// again and again.
+const LARGE: u64 = 1 << 20;
 
 /// Opens a file and starts a thread that reads it from `offset`. Blocks.
 pub(super) fn open(
@@ -32,22 +37,51 @@ pub(super) fn open(
     let (sender, receiver) = mpsc::channel(AHEAD);
     let tree = Arc::clone(tree);
     tokio::task::spawn_blocking(move || {
-        let mut from = offset;
-        loop {
-            let piece = piece(&tree, &name, &file, from).transpose();
-            let Some(piece) = piece else { return };
-            from += piece.as_ref().map_or(0, |bytes| bytes.len() as u64);
-            let failed = piece.is_err();
+        let read = match size.saturating_sub(offset) < LARGE {
+            true => send_cached(&tree, &name, &file, offset, &sender),
+            false => send_direct(DirectFile::new(&tree, &name, file, offset), &sender),
+        };
+        if let Err(error) = read {
             // A reader that went away wants no more.
-            if sender.blocking_send(piece).is_err() || failed {
-                return;
-            }
+            let _ = sender.blocking_send(Err(error));
         }
     });
     Ok(ObjectReader {
         size,
         chunks: ReceiverStream::new(receiver).boxed(),
     })
+}
+
+type Pieces = mpsc::Sender<Result<Bytes, StoreError>>;
+
+fn send_cached(
+    tree: &Tree,
+    name: &str,
+    file: &OwnedFd,
+    mut from: u64,
+    to: &Pieces,
+) -> Result<(), StoreError> {
+    while let Some(piece) = piece(tree, name, file, from)? {
+        from += piece.len() as u64;
+        if to.blocking_send(Ok(piece)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn send_direct(mut file: DirectFile<'_>, to: &Pieces) -> Result<(), StoreError> {
+    loop {
+        let bytes = file.next(u64::MAX, LARGE)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        for piece in bytes.chunks(PIECE) {
+            if to.blocking_send(Ok(Bytes::copy_from_slice(piece))).is_err() {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// A whole file of at most `limit` bytes, if it is there. Blocks.

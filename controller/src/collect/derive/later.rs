@@ -1,0 +1,229 @@
+//! Lists tars that are stored: those that were seen to the end while they arrived are only finished, the others are
+//! read again.
+
+use futures::TryStreamExt as _;
+use impound_evidence::{ArtifactRecord, EvidencePath};
+use tokio::sync::{mpsc, watch};
+
+use super::{Deriving, What};
+use crate::collect::CollectError;
+use crate::collect::attempt::begun_of;
+use crate::collect::failure::{Failure, cut};
+use crate::collect::session::Session;
+use crate::describe::describe;
+use crate::store::StoreError;
+
+/// A tar that is stored, and what is being made of it.
+pub(in crate::collect) struct Unlisted {
+    tar: EvidencePath,
+    deriving: Deriving,
+}
+
+/// To where the tars of a collection go that are stored and not listed yet; nothing: no other comes.
+pub(in crate::collect) struct Tars {
+    /// Their listings are finished beside everything else.
+    seen: mpsc::Sender<Option<Unlisted>>,
+    /// Their listings were given up.
+    behind: mpsc::UnboundedSender<Option<EvidencePath>>,
+}
+
+/// From where they come.
+pub(in crate::collect) struct Stored {
+    seen: mpsc::Receiver<Option<Unlisted>>,
+    behind: mpsc::UnboundedReceiver<Option<EvidencePath>>,
+}
+
+/// The two ends. Those that are behind are as many as the containers have file systems.
+pub(in crate::collect) fn tars() -> (Tars, Stored) {
+    let (to_seen, seen) = mpsc::channel(1);
+    let (to_behind, behind) = mpsc::unbounded_channel();
+    let tars = Tars {
+        seen: to_seen,
+        behind: to_behind,
+    };
+    (tars, Stored { seen, behind })
+}
+
+/// Counts live file systems on their way: what reads stored tars again stands aside for them.
+#[derive(Default)]
+pub(in crate::collect) struct Arrivals(watch::Sender<usize>);
+
+impl Arrivals {
+    /// One begins; it ends when that is dropped.
+    pub(in crate::collect) fn begin(&self) -> Arrival<'_> {
+        self.0.send_modify(|arriving| *arriving += 1);
+        Arrival(self)
+    }
+
+    /// Waits until none is on its way.
+    async fn none(&self) {
+        // The sender lives as long as this borrow.
+        let _ = self.0.subscribe().wait_for(|arriving| *arriving == 0).await;
+    }
+}
+
+/// A live file system on its way.
+pub(in crate::collect) struct Arrival<'a>(&'a Arrivals);
+
+impl Drop for Arrival<'_> {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|arriving| *arriving -= 1);
+    }
+}
+
+impl Session<'_> {
+    /// Has the listings of a tar that is stored finished while others arrive, or made again if they were given up.
+    pub(in crate::collect) async fn finish_listing_later(
+        &self,
+        tar: EvidencePath,
+        deriving: Deriving,
+    ) {
+        // If nobody takes it, the run has failed.
+        if deriving.is_behind() {
+            self.drop_deriving(deriving).await;
+            let _ = self.tars.behind.send(Some(tar));
+        } else {
+            let _ = self.tars.seen.send(Some(Unlisted { tar, deriving })).await;
+        }
+    }
+
+    /// Tells that no other tar comes.
+    pub(in crate::collect) async fn no_more_tars(&self) {
+        let _ = self.tars.behind.send(None);
+        let _ = self.tars.seen.send(None).await;
+    }
+
+    /// Lists tars until no other comes. What fails is recorded and made again at the end.
+    pub(in crate::collect) async fn list_tars(
+        &self,
+        tars: &mut Stored,
+    ) -> Result<(), CollectError> {
+        let Stored { seen, behind } = tars;
+        futures::try_join!(self.finish_listings(seen), self.list_again(behind)).map(drop)
+    }
+
+    async fn finish_listings(
+        &self,
+        seen: &mut mpsc::Receiver<Option<Unlisted>>,
+    ) -> Result<(), CollectError> {
+        while let Some(Some(Unlisted { tar, deriving })) = seen.recv().await {
+            if let Err(failure) = self.finish_deriving(deriving, &tar).await {
+                let (why, _) = failure.reason()?;
+                self.record_failed(&format!("listing {tar}"), &why).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes listings that were given up, while no live file system is on its way.
+    async fn list_again(
+        &self,
+        behind: &mut mpsc::UnboundedReceiver<Option<EvidencePath>>,
+    ) -> Result<(), CollectError> {
+        while let Some(Some(tar)) = behind.recv().await {
+            let Some(record) = self.stored(&tar) else {
+                continue;
+            };
+            let wanted = self.listings(&tar, record.method)?;
+            if let Err(failure) = self.derive_again(&record, &tar, &wanted).await {
+                let (why, _) = failure.reason()?;
+                self.record_failed(&format!("listing {tar}"), &why).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the listings that stored tars lack: a crash came between the two, the store had no room, or a
+    /// thread failed. What can't be made is recorded as missing.
+    pub(in crate::collect) async fn derive_missing(&self) -> Result<(), CollectError> {
+        let stored = self.all_stored();
+        let find = |path: &EvidencePath| stored.iter().find(|record| record.path == *path);
+        for tar in &stored {
+            // The attempt that broke off has a whole one beside it.
+            if What::of(tar.method).is_empty() || impound_evidence::superseded(tar, find) {
+                continue;
+            }
+            let name = tar.path.as_str();
+            let intended = match tar.completeness.is_complete() {
+                true => name,
+                false => name.rsplit_once(".partial-").map_or(name, |(name, _)| name),
+            };
+            let intended = self.path(intended, "the name of a tar")?;
+            let lacking = self.lacking(&stored, tar, &intended)?;
+            let Some(first) = lacking.first() else {
+                continue;
+            };
+            let Err(failure) = self.derive_again(tar, &intended, &lacking).await else {
+                continue;
+            };
+            let (why, _) = failure.reason()?;
+            self.record_failed(&format!("listing {}", tar.path), &why)
+                .await?;
+            let why = format!("the tar is stored, and could not be listed: {why}");
+            self.miss(&self.listing(&tar.path, *first)?, false, why);
+        }
+        Ok(())
+    }
+
+    /// The listings that are not there of a stored tar. Of a broken one those without a line were not kept.
+    fn lacking(
+        &self,
+        stored: &[ArtifactRecord],
+        tar: &ArtifactRecord,
+        intended: &EvidencePath,
+    ) -> Result<Vec<What>, CollectError> {
+        let mut lacking = Vec::new();
+        for what in self.listings(intended, tar.method)? {
+            let path = self.listing(intended, what)?;
+            let kept = format!("{path}.partial-");
+            let is_there = |record: &ArtifactRecord| match tar.completeness.is_complete() {
+                true => record.path == path,
+                false => {
+                    record.derived_from.contains(&tar.path)
+                        && record.path.as_str().starts_with(&kept)
+                }
+            };
+            if !stored.iter().any(is_there) {
+                lacking.push(what);
+            }
+        }
+        if !tar.completeness.is_complete() && !lacking.contains(&What::Index) {
+            lacking.clear();
+        }
+        Ok(lacking)
+    }
+
+    async fn derive_again(
+        &self,
+        tar: &ArtifactRecord,
+        intended: &EvidencePath,
+        wanted: &[What],
+    ) -> Result<(), Failure> {
+        let begun = begun_of(tar);
+        let Some((mut deriving, mut tap)) =
+            self.begin_deriving(intended, &begun, wanted, false).await?
+        else {
+            return Ok(());
+        };
+        let read = async {
+            let mut reader = self.collector.store.read(&self.at, &tar.path, 0).await?;
+            while let Some(chunk) = reader.chunks.try_next().await? {
+                self.arrivals.none().await;
+                tap.send(&chunk).await;
+            }
+            drop(tap);
+            Ok::<(), StoreError>(())
+        };
+        let (read, ()) = futures::join!(read, deriving.spool());
+        match read {
+            Ok(()) if tar.completeness.is_complete() => {
+                self.finish_deriving(deriving, &tar.path).await
+            }
+            Ok(()) => self.keep_deriving(deriving, &tar.path).await,
+            Err(error) => {
+                self.drop_deriving(deriving).await;
+                Err(Failure::now(cut(describe(&error)), false))
+            }
+        }
+    }
+}
