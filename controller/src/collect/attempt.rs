@@ -1,6 +1,8 @@
 //! One attempt at an artifact: the call, the stream, the writer, and what is kept if it fails.
 
-use futures::future::{join_all, try_join_all};
+use std::pin::pin;
+
+use futures::future::{Either, join_all, select, try_join_all};
 use impound_evidence::{
     ArtifactRecord, Completeness, Consistency, EvidencePath, Method, Timestamp,
 };
@@ -117,12 +119,22 @@ impl Session<'_> {
             || until(wanted.deadline, silence),
             |bytes| self.board.received(path, bytes),
         );
+        let keeps_up = deriving.as_ref().map(Deriving::keeps_up);
         let spooling = async {
             if let Some(deriving) = &mut deriving {
                 deriving.spool().await;
             }
         };
-        let (received, ()) = futures::join!(receiving, spooling);
+        let received = match select(pin!(receiving), pin!(spooling)).await {
+            Either::Left((received, spooling)) => {
+                // What was given up is waited for by nobody.
+                if keeps_up.is_some_and(|keeps_up| keeps_up()) {
+                    spooling.await;
+                }
+                received
+            }
+            Either::Right(((), receiving)) => receiving.await,
+        };
         let standstill = self.let_go().await?;
         let (failure, reasons, finished) = match received {
             Ok(received) => match received.completeness {

@@ -104,7 +104,13 @@ impl Deriving {
 impl Deriving {
     /// Whether the tar was faster than its listings, which are made of the stored tar then.
     pub(super) fn is_behind(&self) -> bool {
-        self.threads.lack() == Some(Lack::Behind)
+        !self.keeps_up()()
+    }
+
+    /// Tells later, while its files are written, whether the tar is not faster.
+    pub(super) fn keeps_up(&self) -> impl Fn() -> bool + use<> {
+        let lack = self.threads.lack();
+        move || lack.get() != Some(&Lack::Behind)
     }
 }
 

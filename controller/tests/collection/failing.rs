@@ -1,12 +1,13 @@
 //! A store that refuses single operations: what that may cost, and what not.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use impound_controller::collect::{CollectError, SealedCollection};
 use impound_evidence::{ArtifactRecord, Event, Manifest, Outcome};
 
-use super::agent::Fault;
+use super::agent::{Fault, tar};
+use super::crashing::run_again;
 use super::fixture::{DIRECTORY, EXPORT_LISTINGS, Fixture, IMAGE_LISTINGS, POD, names};
 use super::interrupted::{Interrupted, Operation};
 
@@ -90,6 +91,38 @@ async fn listings_that_a_disk_gave_back_otherwise_are_all_made_again() {
 }
 
 #[tokio::test]
+async fn listings_that_can_not_keep_up_are_made_again_while_the_image_comes() {
+    let fixture = Fixture::small().await;
+    let file = tar(600, b"many");
+    let mut many = file[..file.len() - 1024].repeat(8_000);
+    many.resize(many.len() + 1024, 0);
+    let state = &fixture.agent.state;
+    for tar in state.lock().unwrap().exports.values_mut() {
+        tar.clone_from(&many);
+    }
+    let path = export(&fixture);
+    let listing = format!("{path}.files.jsonl");
+    let (named, again) = (AtomicBool::new(false), AtomicBool::new(false));
+    let refuses = move |operation: Operation<'_>| match operation {
+        Operation::Write(to) if to == listing => !named.load(Ordering::SeqCst),
+        Operation::Write(to) if to.contains("/app/compromised-") => !again.load(Ordering::SeqCst),
+        Operation::KeepAs(of) if of == path => {
+            named.store(true, Ordering::SeqCst);
+            false
+        }
+        Operation::Read(of, _) if of == path => {
+            again.store(true, Ordering::SeqCst);
+            false
+        }
+        _ => false,
+    };
+    let sealed = run(&fixture, refuses).await.unwrap();
+    assert_eq!(sealed.outcome, Outcome::Complete, "{:?}", sealed.missing);
+    assert_all_listed(&fixture);
+    assert_eq!(fixture.events(Event::Failed), 0);
+}
+
+#[tokio::test]
 async fn a_set_of_listings_with_a_hole_does_not_pass_for_all_of_them() {
     let fixture = Fixture::small().await;
     let refuses = |operation: Operation<'_>| matches!(operation, Operation::KeepAs(path) if path.ends_with(".hashes.md5"));
@@ -104,7 +137,7 @@ async fn a_set_of_listings_with_a_hole_does_not_pass_for_all_of_them() {
         lost += 1;
     }
     assert!(lost > 0 && lost < EXPORT_LISTINGS.len(), "{files:#?}");
-    let sealed = fixture.run().await.unwrap();
+    let sealed = run_again(&fixture).await;
     assert_eq!(sealed.outcome, Outcome::Complete, "{:?}", sealed.missing);
     assert_all_listed(&fixture);
     assert_eq!(exports(&fixture), 1);

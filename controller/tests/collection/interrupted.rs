@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -40,6 +41,8 @@ pub(crate) enum Operation<'a> {
     Reread(&'a str),
     /// These lines in the custody log.
     Append(&'a str),
+    /// Bytes for this path; not refused, but put off.
+    Write(&'a str),
 }
 
 impl Interrupted {
@@ -147,6 +150,7 @@ impl Store for Interrupted {
         let inner = self.gate.pass(self.inner.writer(lock, at)).await?;
         Ok(Box::new(Writer {
             inner,
+            path: at.clone(),
             gate: Arc::clone(&self.gate),
         }))
     }
@@ -257,12 +261,16 @@ impl Store for Interrupted {
 
 struct Writer {
     inner: Box<dyn ObjectWriter>,
+    path: EvidencePath,
     gate: Arc<Gate>,
 }
 
 #[async_trait]
 impl ObjectWriter for Writer {
     async fn write(&mut self, data: Bytes) -> Result<(), StoreError> {
+        while (self.gate.refuses)(Operation::Write(self.path.as_str())) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         self.gate.pass(self.inner.write(data)).await
     }
 

@@ -90,19 +90,19 @@ pub(super) struct Threads {
 impl Threads {
     /// What is known at the end, once all pieces were taken, unless not every byte was seen to the end.
     pub(super) async fn end(&mut self) -> Result<Indexed, Lack> {
-        if let Some(lack) = self.lack() {
-            return Err(lack);
+        if let Some(lack) = self.lack.get() {
+            return Err(*lack);
         }
         let indexed = (&mut self.index).await.map_err(|_| Lack::Lost)?;
         if let Some(body) = &mut self.body {
             body.await.map_err(|_| Lack::Lost)?;
         }
-        self.lack().map_or(Ok(indexed), Err)
+        self.lack.get().map_or(Ok(indexed), |lack| Err(*lack))
     }
 
-    /// What is known so far of bytes that were not seen.
-    pub(super) fn lack(&self) -> Option<Lack> {
-        self.lack.get().copied()
+    /// Why not every byte is seen, once that is so.
+    pub(super) fn lack(&self) -> Arc<OnceLock<Lack>> {
+        Arc::clone(&self.lack)
     }
 }
 
@@ -238,7 +238,10 @@ mod tests {
         tap.queues.push(full);
         tap.patience = Duration::from_millis(20);
         tap.send(&Bytes::from_static(&[0; 512])).await;
-        assert_eq!((tap.queues.len(), threads.lack()), (0, Some(Lack::Lost)));
+        assert_eq!(
+            (tap.queues.len(), threads.lack().get()),
+            (0, Some(&Lack::Lost))
+        );
     }
 
     #[tokio::test]
