@@ -10,8 +10,8 @@
 #   target/images/values.yaml              for Helm: -f target/images/values.yaml
 #   target/images/kustomization.yaml       for kustomize: components: [.../target/images]
 #
-# The programs also carry what they are made of themselves (cargo auditable), so that `cargo audit bin` and image
-# scanners see it. deploy/Dockerfile builds the same with Docker alone.
+# deploy/build-programs.sh says what the programs carry. deploy/Dockerfile builds the same with Docker alone. An image of
+# more than 30 MB is an error.
 #
 # Usage: deploy/build-images.sh [--registry REGISTRY] [--load] [--pin]
 #   --registry REGISTRY   name of the images is REGISTRY/agent and REGISTRY/controller (default: impound)
@@ -40,10 +40,6 @@ done
 need_packages jq=jq
 [ -s /etc/ssl/certs/ca-certificates.crt ] || apt_install ca-certificates
 need_rust "$REPOSITORY"
-if ! cargo auditable --version >/dev/null 2>&1; then
-    say "Installing cargo-auditable"
-    cargo install --locked -q cargo-auditable
-fi
 
 VERSION=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 HOST=$(rustc -vV | sed -n 's/^host: //p')
@@ -56,17 +52,11 @@ OUT=$REPOSITORY/target/images
 rm -rf "$OUT"
 mkdir -p "$OUT"
 
-say "Building static programs for $HOST"
-# With a target named, the flags are for the programs alone and not for what builds them.
-RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$REPOSITORY=/src --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" \
-    cargo auditable build -q --release --locked --target "$HOST" --target-dir "$REPOSITORY/target/static" \
-    -p impound-agent -p impound-controller
-PROGRAMS=$REPOSITORY/target/static/$HOST/release
+PROGRAMS=$OUT/programs
+"$HERE/build-programs.sh" "$PROGRAMS"
 
-METADATA=$OUT/metadata
-cargo metadata --format-version 1 --locked --filter-platform "$HOST" >"$METADATA"
-CHECKSUMS=$(awk '/^name = /{n=$3} /^version = /{v=$3} /^checksum = /{print n, v, $3}' Cargo.lock |
-    jq -cRn '[inputs | gsub("\""; "") | split(" ") | {key: "\(.[0]) \(.[1])", value: .[2]}] | from_entries')
+# Largest image, in bytes as unpacked: nodes pull the agent's while there is an incident.
+LARGEST=$((30 * 1000 * 1000))
 
 sha256() { sha256sum "$1" | cut -d' ' -f1; }
 # Adds a file to an OCI layout and prints its descriptor's digest and size as JSON.
@@ -82,11 +72,9 @@ pack() { tar -c --format=gnu --sort=name --mtime=@0 --numeric-owner --owner=0 --
 image() {
     local name=$1 program=impound-$1 root=$OUT/$1.root layout=$OUT/$1.layout layer config manifest image=$REGISTRY/$1:$VERSION
     mkdir -p "$root/etc/ssl/certs" "$layout/blobs/sha256"
-    # A program that needs a loader would not start FROM scratch.
-    if readelf -lW "$PROGRAMS/$program" | grep -q INTERP; then fail "$program is not static"; fi
     install -m 0555 "$PROGRAMS/$program" "$root/$program"
-    jq --arg package "$program" --argjson checksums "$CHECKSUMS" -f "$HERE/sbom.jq" "$METADATA" >"$OUT/$program.cdx.json"
-    install -m 0444 "$OUT/$program.cdx.json" "$root/sbom.cdx.json"
+    install -m 0444 "$PROGRAMS/$program.cdx.json" "$root/sbom.cdx.json"
+    cp "$PROGRAMS/$program.cdx.json" "$OUT/"
     if [ "$name" = controller ]; then
         # For an object store whose certificate is a public one.
         install -m 0444 /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
@@ -94,6 +82,8 @@ image() {
         rm -r "$root/etc"
     fi
     pack "$root" >"$OUT/layer.tar"
+    [ "$(stat -c %s "$OUT/layer.tar")" -le "$LARGEST" ] ||
+        fail "the image of $program has $(stat -c %s "$OUT/layer.tar") bytes, more than $LARGEST"
     gzip -n -9 -c "$OUT/layer.tar" >"$OUT/layer.tar.gz"
     layer=$(blob "$layout" "$OUT/layer.tar.gz")
     jq -cn --arg arch "$ARCH" --arg entry "/$program" --arg diff "sha256:$(sha256 "$OUT/layer.tar")" --arg version "$VERSION" --arg name "$program" '{
@@ -118,13 +108,13 @@ image() {
         [{Config: ($config | path), RepoTags: [$image], Layers: [$layer | path]}]' >"$layout/manifest.json"
     pack "$layout" >"$OUT/$program.tar"
     printf '%s %s@%s\n' "$name" "$REGISTRY/$name:$VERSION" "$(jq -r .digest <<<"$manifest")" >>"$OUT/digests"
-    say "$program: program $(stat -c %s "$root/$program" | numfmt --to=iec --suffix=B), image $(stat -c %s "$OUT/layer.tar.gz" | numfmt --to=iec --suffix=B) compressed, $(jq '.components | length' "$OUT/$program.cdx.json") components, $(jq -r .digest <<<"$manifest")"
+    say "$program: image $(stat -c %s "$OUT/layer.tar" | numfmt --to=si --suffix=B), $(stat -c %s "$OUT/layer.tar.gz" | numfmt --to=si --suffix=B) compressed, $(jq -r .digest <<<"$manifest")"
     rm -rf "$root" "$layout" "$OUT"/{layer.tar,layer.tar.gz,config,manifest}
 }
 
 image agent
 image controller
-rm -f "$METADATA"
+rm -rf "$PROGRAMS"
 
 digest() { sed -n "s/^$1 .*@//p" "$OUT/digests"; }
 {

@@ -230,6 +230,65 @@ def refused(chart):
     check("every value that there is by default is described in the schema", list(unknown(known, default)))
 
 
+def pinned(chart):
+    """Images named by the digests that deploy/build-images.sh writes, with Helm and with kustomize."""
+    digests = {name: "sha256:" + character * 64 for name, character in (("agent", "a"), ("controller", "c"))}
+    given = {"images": {name: {"repository": f"registry.example/{name}", "digest": digest} for name, digest in digests.items()}}
+    component = {
+        "apiVersion": "kustomize.config.k8s.io/v1alpha1",
+        "kind": "Component",
+        "images": [{"name": f"impound/{name}", "newName": f"registry.example/{name}", "digest": digest} for name, digest in digests.items()],
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        copy = pathlib.Path(directory) / "kustomize"
+        shutil.copytree(KUSTOMIZE, copy)
+        for name, text in (("images", component), ("pinned", {"resources": ["../base"], "components": ["../images"]})):
+            (copy / name).mkdir()
+            (copy / name / "kustomization.yaml").write_text(yaml.safe_dump(text))
+        for tool, found in (("Helm", objects(chart, given)), ("kustomize", kustomized(copy / "pinned"))):
+            images = [container["image"] for _, _, container in containers(found)]
+            problems = [image for image in images if not any(image.startswith(f"registry.example/{name}") and image.endswith(f"@{digest}") for name, digest in digests.items())]
+            check(f"with the digests that deploy/build-images.sh writes, {tool} names all {len(images)} images by digest", problems if images else ["there are none"])
+
+
+def dockerfile():
+    """deploy/Dockerfile makes what deploy/build-images.sh makes: the same programs, in images with nothing else."""
+    stages, problems = {}, []
+    defaults = {}
+    for line in (ROOT / "deploy/Dockerfile").read_text().splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "ARG" and not stages:
+            name, _, value = rest.partition("=")
+            defaults["${" + name + "}"] = value
+        elif word == "FROM":
+            base, _, name = rest.partition(" AS ")
+            stages[name] = [("FROM", defaults.get(base, base))]
+        elif word and not word.startswith("#") and stages:
+            stages[name].append((word, rest))
+
+    def want(is_so, what):
+        if not is_so:
+            problems.append(what)
+
+    channel = next(line.split('"')[1] for line in (ROOT / "rust-toolchain.toml").read_text().splitlines() if line.startswith("channel"))
+    want(list(stages) == ["build", "agent", "controller"], f"stages {list(stages)}")
+    build = stages.get("build", [])
+    want(build[:1] == [("FROM", f"rust:{channel}-bookworm")], f"built from {build[:1]}, and rust-toolchain.toml says {channel}")
+    want(("RUN", "deploy/build-programs.sh /out") in build, "the programs come from elsewhere than deploy/build-programs.sh")
+    for name in ("agent", "controller"):
+        stage = dict(stages.get(name, []))
+        want(stage.get("FROM") == "scratch", f"{name}: FROM {stage.get('FROM')}")
+        want(stage.get("USER") == "65532:65532", f"{name}: USER {stage.get('USER')}")
+        want(stage.get("ENTRYPOINT") == f'["/impound-{name}"]', f"{name}: ENTRYPOINT {stage.get('ENTRYPOINT')}")
+        copied = [rest.split()[-1] for word, rest in stages.get(name, []) if word == "COPY"]
+        certificates = ["/etc/ssl/certs/ca-certificates.crt"] if name == "controller" else []
+        want(copied == [f"/impound-{name}", "/sbom.cdx.json"] + certificates, f"{name}: holds {copied}")
+        want(set(stage) <= {"FROM", "COPY", "USER", "ENTRYPOINT"}, f"{name}: {sorted(stage)}")
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    want({"target", ".git"} <= set(ignored), f".dockerignore names {ignored}: builds and history would go along")
+    check("deploy/Dockerfile makes images FROM scratch, without root, of what deploy/build-programs.sh builds", problems)
+
+
 def stands_alone(found):
     """Names that objects refer to each other by."""
     problems = []
@@ -266,6 +325,8 @@ def main():
     stale = [f"deploy/kustomize/base/{name}: run tests/manifests.sh --write" for name, text in files.items() if (KUSTOMIZE / "base" / name).read_text() != text]
     check("deploy/kustomize/base is what the chart renders to", stale)
     refused(chart)
+    pinned(chart)
+    dockerfile()
     with tempfile.TemporaryDirectory() as directory:
         copy = pathlib.Path(directory) / "kustomize"
         shutil.copytree(KUSTOMIZE, copy)
