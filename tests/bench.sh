@@ -1,5 +1,7 @@
 #!/bin/bash
 # Measures what the design promises, on real containers over mutual TLS; medians, each side in turn:
+#   idle         what an agent (all its processes together) takes while nothing is asked of it: resident size, and
+#                processor time over two minutes (limits 20 MiB, 0.5 % of a core)
 #   memory       the highest resident size of agent (front and collector together) and controller while a
 #                container of 2 GiB is collected (limit 64 MiB each)
 #   speed        wall time of the export into the store against `docker export CONTAINER > file && sync file`
@@ -10,6 +12,7 @@
 #                does the same three (limit 1: faster than the script)
 #
 # Usage: tests/bench.sh [ROUNDS]     as root on Debian; default 5 rounds
+#        tests/bench.sh --idle       the first of these alone; needs no disk
 # Needs about 20 GiB of disk: the container, its image, and for each round a copy that is removed after.
 set -Eeuo pipefail
 # Bash reads a script while it runs it; the braces make it read the whole first, so that a change of the file
@@ -19,9 +22,12 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../deploy/machine.sh"
 . "$HERE/../deploy/cluster.sh"
 
+IDLE_ONLY=
+[ "${1:-}" != --idle ] || { IDLE_ONLY=yes && shift; }
 ROUNDS=${1:-5}
 SIZE_MIB=2048
 MEMORY_LIMIT_KIB=$((64 * 1024))
+IDLE_LIMIT_KIB=$((20 * 1024)) IDLE_SECONDS=120 IDLE_LIMIT_PERCENT=0.5
 RATIO_LIMIT=1.25
 SUSPECT_NODE=k8s-worker2
 
@@ -53,9 +59,33 @@ need_rust "$REPOSITORY"
 "$REPOSITORY/deploy/images.sh" pause
 cluster_build
 DIR=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/impound-bench.XXXXXX")
-[ "$(df --output=avail -k "$DIR" | tail -n 1)" -gt $((20 * 1024 * 1024)) ] || fail "$DIR has less than 20 GiB free" "Give another place with BENCH_DIR."
+[ -n "$IDLE_ONLY" ] || [ "$(df --output=avail -k "$DIR" | tail -n 1)" -gt $((20 * 1024 * 1024)) ] || fail "$DIR has less than 20 GiB free" "Give another place with BENCH_DIR."
 cluster_start "$DIR"
 PATH=$BIN:$PATH
+
+step "An idle agent, $IDLE_SECONDS s"
+# The processes of one node's agent.
+agent_pids() { awk -v node="$SUSPECT_NODE" '$3 ~ "^(agent|collector|isolator)-" node "$" { print $1 }' "$CLUSTER_DIR/processes"; }
+# Ticks of processor time of all of them so far.
+ticks() { for pid in $(agent_pids); do sed 's/.*) //' "/proc/$pid/stat"; done | awk '{ n += $12 + $13 } END { print n }'; }
+# KiB of one field of their memory.
+kib() { for pid in $(agent_pids); do cat "/proc/$pid/smaps_rollup"; done | awk -v field="$1:" '$1 == field { n += $2 } END { print n }'; }
+# What starting costs is no idling.
+sleep 10
+before=$(ticks)
+sleep $IDLE_SECONDS
+IDLE_PERCENT=$(jq -n "($(ticks) - $before) / $(getconf CLK_TCK) / $IDLE_SECONDS * 10000 | round / 100")
+IDLE_KIB=$(kib Rss)
+say "  $(agent_pids | wc -l) processes: resident $IDLE_KIB KiB together ($(kib Pss) KiB if what they share is counted once), $IDLE_PERCENT % of a core"
+idle_within_limits() {
+    [ "$IDLE_KIB" -le $IDLE_LIMIT_KIB ] || fail "an idle agent takes $IDLE_KIB KiB of memory, more than $IDLE_LIMIT_KIB"
+    jq -en "$IDLE_PERCENT <= $IDLE_LIMIT_PERCENT" >/dev/null || fail "an idle agent takes $IDLE_PERCENT % of a core, more than $IDLE_LIMIT_PERCENT"
+}
+if [ -n "$IDLE_ONLY" ]; then
+    idle_within_limits
+    say "bench: an idle agent is within its limits"
+    exit 0
+fi
 
 step "A container with $SIZE_MIB MiB of its own data"
 kubectl apply --validate=false -f - >/dev/null <<END
@@ -160,6 +190,8 @@ RATIO=$(jq -n "$OURS / $BY_HAND * 100 | round / 100")
 LISTINGS=$(median "$DIR/listings")
 AGENT=$(($(peak_kib "$(pid_of agent-$SUSPECT_NODE)") + $(peak_kib "$(pid_of collector-$SUSPECT_NODE)"))) CONTROLLER_PEAK=$(peak_kib "$(pid_of controller)")
 printf '  %-46s %10s   limit %s\n' \
+    "idle agent, resident size" "$IDLE_KIB KiB" "$IDLE_LIMIT_KIB KiB" \
+    "idle agent, share of a core" "$IDLE_PERCENT %" "$IDLE_LIMIT_PERCENT %" \
     "docker export > file && sync file (median)" "$BY_HAND ms" "-" \
     "export into the store (median)" "$OURS ms" "-" \
     "ratio" "$RATIO" "$RATIO_LIMIT" \
@@ -169,6 +201,7 @@ printf '  %-46s %10s   limit %s\n' \
     "controller, highest resident size" "$((CONTROLLER_PEAK / 1024)) MiB" "$((MEMORY_LIMIT_KIB / 1024)) MiB" \
     "policy, label and strip by a script (median)" "$(median "$DIR/script") ms" "-" \
     "the same from the request to us (median)" "$(median "$DIR/contained") ms" "the script"
+idle_within_limits
 jq -en "$RATIO <= $RATIO_LIMIT" >/dev/null || fail "the export takes longer than $RATIO_LIMIT times docker's own"
 [ "$AGENT" -le $MEMORY_LIMIT_KIB ] || fail "the agent took more memory than $((MEMORY_LIMIT_KIB / 1024)) MiB"
 [ "$CONTROLLER_PEAK" -le $MEMORY_LIMIT_KIB ] || fail "the controller took more memory than $((MEMORY_LIMIT_KIB / 1024)) MiB"

@@ -92,15 +92,19 @@ if [ -n "${IMPOUND_BIN:-}" ]; then
     installs() {
         local images=(--agent-image registry.example/agent@sha256:1 --controller-image registry.example/controller@sha256:2)
         local code=0 quarantine='{"apiVersion":"impound.dev/v1alpha1","kind":"Quarantine","metadata":{"name":"web","namespace":"default"},"spec":{"pod":"web","case":"INC-7","reason":"shell"}}'
+        local collection='{"apiVersion":"impound.dev/v1alpha1","kind":"Collection","metadata":{"name":"db","namespace":"default"},"spec":{"pod":"db","case":"INC-8","reason":"baseline"}}'
         serve api-of-installation
         # 3: applied, and the Secrets are not there yet.
         "$IMPOUND_BIN/impound" install "${images[@]}" >"$RENDERED/installed" 2>&1 || code=$?
         [ "$code" = 3 ] && ! grep -qi warning "$RENDERED/installed" || { cat "$RENDERED/installed"; return 1; }
         kubectl -n impound get deployment,daemonset -o yaml | grep -c 'image: registry.example' | grep -qx 3 || return 1
+        [ "$(kubectl get crd -o name | grep -c 'impound.dev$')" = 4 ] || return 1
         kubectl create --validate=false -f - <<<"$quarantine" >/dev/null || return 1
+        kubectl create --validate=false -f - <<<"$collection" >/dev/null || return 1
         code=0
         "$IMPOUND_BIN/impound" uninstall >"$RENDERED/refused" 2>&1 || code=$?
-        [ "$code" = 1 ] && grep -q 'default/web (case INC-7)' "$RENDERED/refused" || { cat "$RENDERED/refused"; return 1; }
+        [ "$code" = 1 ] && grep -q 'quarantine default/web (case INC-7)' "$RENDERED/refused" || { cat "$RENDERED/refused"; return 1; }
+        grep -q 'collection default/db (case INC-8)' "$RENDERED/refused" || { cat "$RENDERED/refused"; return 1; }
         kubectl -n impound get deployment impound-controller >/dev/null || return 1
         "$IMPOUND_BIN/impound" uninstall --force >"$RENDERED/taken" 2>&1 || { cat "$RENDERED/taken"; return 1; }
         [ -z "$(kubectl get deployments,daemonsets,clusterroles,validatingadmissionpolicies -A -l app.kubernetes.io/part-of=impound -o name)" ] || return 1
@@ -108,7 +112,7 @@ if [ -n "${IMPOUND_BIN:-}" ]; then
         kubectl -n impound get pvc impound-evidence >/dev/null && kubectl get quarantine web -n default >/dev/null
     }
     if installs; then
-        say "manifests: impound install and uninstall: applied, refused while a quarantine is in force, evidence and records kept"
+        say "manifests: impound install and uninstall: applied, refused while something is in force or under way, evidence and records kept"
     else
         say "  NOT SO  impound install and uninstall"
         FAILED=yes

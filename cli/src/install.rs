@@ -64,13 +64,10 @@ pub(crate) fn install(wanted: &Install) -> Result<Exit, Failure> {
     }
     let kubectl = Kubectl(&wanted.cluster);
     kubectl.apply(DEFINITIONS)?;
-    kubectl.run(&[
-        "wait",
-        "--for=condition=Established",
-        "--timeout=60s",
-        "crd/quarantines.impound.dev",
-        "crd/collections.impound.dev",
-    ])?;
+    let definitions: Vec<String> = defined().map(|name| format!("crd/{name}")).collect();
+    let mut wait = vec!["wait", "--for=condition=Established", "--timeout=60s"];
+    wait.extend(definitions.iter().map(String::as_str));
+    kubectl.run(&wait)?;
     kubectl.apply(&manifests)?;
     let mut missing = Vec::new();
     for (kind, name, how) in NEEDED {
@@ -106,23 +103,27 @@ pub(crate) fn install(wanted: &Install) -> Result<Exit, Failure> {
 
 pub(crate) fn uninstall(wanted: &Uninstall) -> Result<Exit, Failure> {
     let kubectl = Kubectl(&wanted.cluster);
-    let definition = kubectl.read(&[
-        "get",
-        "crd",
-        "quarantines.impound.dev",
-        "--ignore-not-found",
-        "-o",
-        "name",
-    ])?;
-    let in_force = match definition.trim() {
-        "" => Vec::new(),
-        _ => in_force(&kubectl.read(&["get", "quarantines.impound.dev", "-A", "-o", "json"])?)?,
-    };
-    if !in_force.is_empty() && !wanted.force {
+    let mut running = Vec::new();
+    for kind in &RUNNING {
+        let definition = kubectl.read(&[
+            "get",
+            "crd",
+            kind.definition,
+            "--ignore-not-found",
+            "-o",
+            "name",
+        ])?;
+        if !definition.trim().is_empty() {
+            let list = kubectl.read(&["get", kind.definition, "-A", "-o", "json"])?;
+            running.extend(kind.running(&list)?);
+        }
+    }
+    if !running.is_empty() && !wanted.force {
         return Err(Failure::Failed(format!(
-            "in force still, and nobody could release them without a controller:\n{}\nrelease them (`impound release POD -n \
-             NAMESPACE --reason TEXT`), or say --force: then pods keep their labels and nodes stay cordoned",
-            in_force.join("\n")
+            "without a controller nobody could end what is in force or under way still:\n{}\nrelease quarantines (`impound \
+             release POD -n NAMESPACE --reason TEXT`), wait for collections, cancel sweeps (`impound sweep cancel NAME`), \
+             or say --force: then pods keep their labels, nodes stay cordoned, and evidence that is on its way gets no seal",
+            running.join("\n")
         )));
     }
     for kinds in TAKEN_AWAY {
@@ -134,33 +135,77 @@ pub(crate) fn uninstall(wanted: &Uninstall) -> Result<Exit, Failure> {
     writeln!(
         out,
         "\nTaken away. What stays: the namespace {NAMESPACE} with the evidence's volume and the Secrets, and the records of all\n\
-         quarantines. They go with `kubectl delete namespace {NAMESPACE}` and `kubectl delete crd quarantines.impound.dev\n\
-         collections.impound.dev`."
+         quarantines. They go with `kubectl delete namespace {NAMESPACE}` and `kubectl delete crd {}`.",
+        defined().collect::<Vec<_>>().join(" ")
     )?;
     Ok(Exit::Ok)
 }
 
-/// The quarantines of a list that changed something and were not released, a line each.
-fn in_force(list: &str) -> Result<Vec<String>, Failure> {
-    let list: Value = serde_json::from_str(list)
-        .map_err(|error| Failure::failed("kubectl's list of quarantines can't be read", &error))?;
-    let text = |item: &Value, path: &str| {
-        let text = item.pointer(path).and_then(Value::as_str);
-        human::clean(text.unwrap_or_default())
-    };
-    let items = list.get("items").and_then(Value::as_array);
-    let items = items.into_iter().flatten();
-    let left =
-        items.filter(|item| !matches!(&*text(item, "/status/phase"), "Released" | "Refused"));
-    let line = |item: &Value| {
-        format!(
-            "  {}/{} (case {})",
-            text(item, "/metadata/namespace"),
-            text(item, "/metadata/name"),
-            text(item, "/spec/case")
-        )
-    };
-    Ok(left.map(line).collect())
+/// What there may be of ours that only a controller ends.
+struct Kind {
+    definition: &'static str,
+    /// In words, for a line.
+    name: &'static str,
+    /// Phases in which nothing of it is left to do.
+    over: &'static [&'static str],
+}
+
+const RUNNING: [Kind; 3] = [
+    Kind {
+        definition: "quarantines.impound.dev",
+        name: "quarantine",
+        // In all others something is changed in the cluster.
+        over: &["Released", "Refused"],
+    },
+    Kind {
+        definition: "collections.impound.dev",
+        name: "collection",
+        over: &["Sealed", "Partial", "Failed"],
+    },
+    Kind {
+        definition: "sweeps.impound.dev",
+        name: "sweep",
+        over: &["Complete", "Partial", "Cancelled", "Refused"],
+    },
+];
+
+impl Kind {
+    /// Those of a list that are not over, a line each.
+    fn running(&self, list: &str) -> Result<Vec<String>, Failure> {
+        let list: Value = serde_json::from_str(list).map_err(|error| {
+            Failure::failed(
+                &format!("kubectl's list of {} can't be read", self.definition),
+                &error,
+            )
+        })?;
+        let text = |item: &Value, path: &str| {
+            let text = item.pointer(path).and_then(Value::as_str);
+            human::clean(text.unwrap_or_default())
+        };
+        let items = list.get("items").and_then(Value::as_array);
+        let left = items
+            .into_iter()
+            .flatten()
+            .filter(|item| !self.over.contains(&&*text(item, "/status/phase")));
+        let line = |item: &Value| {
+            let (namespace, name) = (
+                text(item, "/metadata/namespace"),
+                text(item, "/metadata/name"),
+            );
+            let place = if namespace.is_empty() { "" } else { "/" };
+            let case = text(item, "/spec/case");
+            format!("  {} {namespace}{place}{name} (case {case})", self.name)
+        };
+        Ok(left.map(line).collect())
+    }
+}
+
+/// The names of our definitions, as the manifest has them.
+fn defined() -> impl Iterator<Item = &'static str> {
+    let names = DEFINITIONS
+        .lines()
+        .filter_map(|line| line.strip_prefix("  name: "));
+    names.filter(|name| name.ends_with(".impound.dev"))
 }
 
 /// kubectl, as the user's shell would run it.
@@ -250,17 +295,56 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_released_or_changed_nothing_is_not_in_force() {
+    fn all_definitions_are_waited_for() {
+        let names: Vec<&str> = defined().collect();
+        assert_eq!(
+            names.len(),
+            DEFINITIONS
+                .matches("kind: CustomResourceDefinition")
+                .count()
+        );
+        for kind in &RUNNING {
+            assert!(names.contains(&kind.definition), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_over_lets_an_installation_go() {
         let one = |name: &str, phase: &str| {
             serde_json::json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"case": "INC-7"},
                 "status": {"phase": phase}})
         };
-        let mut items: Vec<Value> = [("a", "Complete"), ("b", "Released"), ("c", "Refused")]
-            .map(|(name, phase)| one(name, phase))
-            .into();
-        items.push(serde_json::json!({"metadata": {"namespace": "shop", "name": "new"}, "spec": {"case": "INC-8"}}));
-        let list = serde_json::json!({ "items": items }).to_string();
-        let expected = ["  shop/a (case INC-7)", "  shop/new (case INC-8)"];
-        assert_eq!(in_force(&list).unwrap(), expected);
+        let new = serde_json::json!({"metadata": {"name": "new"}, "spec": {"case": "INC-8"}});
+        let [quarantine, collection, sweep] = &RUNNING;
+        for (kind, left, over) in [
+            (
+                quarantine,
+                &["Complete", "Failed", "Containing"][..],
+                &["Released", "Refused"][..],
+            ),
+            (
+                collection,
+                &["Pending", "Collecting"],
+                &["Sealed", "Partial", "Failed"],
+            ),
+            (
+                sweep,
+                &["Running", "Paused"],
+                &["Complete", "Partial", "Cancelled", "Refused"],
+            ),
+        ] {
+            let named = |phases: &[&str]| phases.iter().map(|phase| one(phase, phase)).collect();
+            let mut items: Vec<Value> = named(left);
+            let over: Vec<Value> = named(over);
+            items.extend(over);
+            items.push(new.clone());
+            let list = serde_json::json!({ "items": items }).to_string();
+            let mut expected: Vec<String> = left
+                .iter()
+                .map(|name| format!("  {} shop/{name} (case INC-7)", kind.name))
+                .collect();
+            expected.push(format!("  {} new (case INC-8)", kind.name));
+            assert_eq!(kind.running(&list).unwrap(), expected);
+        }
     }
 }

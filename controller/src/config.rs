@@ -205,6 +205,15 @@ pub struct Access {
         value_name = "CALLS"
     )]
     pub caller_calls: usize,
+    /// Seconds between two looks at whether the caller of an open stream may still have it
+    #[arg(
+        long,
+        env = "IMPOUND_CALLER_RECHECK",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u16).range(1..=600),
+        value_name = "SECONDS"
+    )]
+    pub caller_recheck: u16,
 }
 
 /// How agents get their certificates. Off by default: then they have those of a static installation.

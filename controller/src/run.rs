@@ -44,7 +44,9 @@ use crate::reconcile::{self, Context, collection::Running, isolating};
 use crate::resources::FactState;
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
-use crate::service::{self, Allowance, Cases, Diagnosed, Door, Limits, Refusals, Service, Tokens};
+use crate::service::{
+    self, Allowance, Cases, Diagnosed, Door, Limits, Refusals, Reviews, Service, Tokens,
+};
 
 /// Threads of the runtime: the work is waiting, copying and hashing, and hashing has its own.
 const WORKERS: usize = 2;
@@ -194,6 +196,11 @@ async fn run(config: Serve) -> Result<()> {
         health: health.clone(),
         cases: Cases::default(),
         verifying: Semaphore::new(1),
+        reviews: Reviews {
+            issuing: config.issuing.issuer_listen.is_some(),
+            callers: config.access.kubernetes_tokens,
+        },
+        recheck: Duration::from_secs(config.access.caller_recheck.into()),
         diagnosed: Diagnosed::default(),
     };
     let listener = TcpListener::bind(config.listen)

@@ -19,12 +19,14 @@ mod isolation;
 mod limits;
 mod quarantines;
 mod refused;
+mod standing;
 mod status;
 mod sweeps;
 mod tokens;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use impound_proto::controller::v1 as wire;
@@ -37,7 +39,7 @@ use crate::reconcile::Context;
 use crate::store::Store;
 use authorise::{Need, Scope};
 pub use cases::Cases;
-pub use diagnose::Diagnosed;
+pub use diagnose::{Diagnosed, Reviews};
 pub use door::Door;
 pub use limits::{Allowance, Limits};
 use refused::Call;
@@ -61,6 +63,10 @@ pub struct Service {
     pub cases: Cases,
     /// Whoever verifies holds the one permit.
     pub verifying: Semaphore,
+    /// What is asked about others' tokens.
+    pub reviews: Reviews,
+    /// Pause before the right behind an open stream is looked at again.
+    pub recheck: Duration,
     /// What was last found of the whole installation: each look costs some hundred calls.
     pub diagnosed: Diagnosed,
 }
@@ -130,11 +136,12 @@ impl Controller for Service {
         request: Request<wire::WatchQuarantineRequest>,
     ) -> Result<Response<Self::WatchQuarantineStream>, Status> {
         let asked = request.get_ref();
-        self.look(&request, "watch quarantine", &asked.namespace, &asked.name)
+        let call = "watch quarantine";
+        self.look(&request, call, &asked.namespace, &asked.name)
             .await?;
-        quarantines::watch(self, request.into_inner())
-            .await
-            .map(Response::new)
+        let standing = self.standing(&request, call, Need::Look, &asked.namespace, "")?;
+        let answers = quarantines::watch(self, request.into_inner()).await?;
+        Ok(Response::new(standing.over(answers)))
     }
 
     async fn release_quarantine(
@@ -209,11 +216,12 @@ impl Controller for Service {
         request: Request<wire::WatchCollectionRequest>,
     ) -> Result<Response<Self::WatchCollectionStream>, Status> {
         let asked = request.get_ref();
-        self.look(&request, "watch collection", &asked.namespace, &asked.name)
+        let call = "watch collection";
+        self.look(&request, call, &asked.namespace, &asked.name)
             .await?;
-        collections::watch(self, request.into_inner())
-            .await
-            .map(Response::new)
+        let standing = self.standing(&request, call, Need::Look, &asked.namespace, "")?;
+        let answers = collections::watch(self, request.into_inner()).await?;
+        Ok(Response::new(standing.over(answers)))
     }
 
     async fn create_sweep(
@@ -265,11 +273,12 @@ impl Controller for Service {
         &self,
         request: Request<wire::WatchSweepRequest>,
     ) -> Result<Response<Self::WatchSweepStream>, Status> {
-        self.look(&request, "watch sweep", "", &request.get_ref().name)
+        let call = "watch sweep";
+        self.look(&request, call, "", &request.get_ref().name)
             .await?;
-        sweeps::watch(self, request.into_inner())
-            .await
-            .map(Response::new)
+        let standing = self.standing(&request, call, Need::Look, "", "")?;
+        let answers = sweeps::watch(self, request.into_inner()).await?;
+        Ok(Response::new(standing.over(answers)))
     }
 
     async fn set_sweep(
@@ -296,16 +305,12 @@ impl Controller for Service {
         &self,
         request: Request<wire::ListSweepTargetsRequest>,
     ) -> Result<Response<Self::ListSweepTargetsStream>, Status> {
-        self.look(
-            &request,
-            "list sweep's targets",
-            "",
-            &request.get_ref().name,
-        )
-        .await?;
-        sweeps::targets(self, request.into_inner())
-            .await
-            .map(Response::new)
+        let call = "list sweep's targets";
+        self.look(&request, call, "", &request.get_ref().name)
+            .await?;
+        let standing = self.standing(&request, call, Need::Look, "", "")?;
+        let answers = sweeps::targets(self, request.into_inner()).await?;
+        Ok(Response::new(standing.over(answers)))
     }
 
     async fn list_evidence(
@@ -330,11 +335,12 @@ impl Controller for Service {
         let asked = request.get_ref();
         let case = asked.case_id.clone();
         let at = [&*asked.case_id, &*asked.collection, &*asked.path];
-        let who = self
-            .admit_evidence(&request, Need::Keep, "read evidence", &at)
-            .await?;
+        let call = "read evidence";
+        let who = self.admit_evidence(&request, Need::Keep, call, &at).await?;
+        let standing = self.standing(&request, call, Need::Keep, "", &case)?;
         let answer = evidence::read(self, &who, request.into_inner()).await;
-        self.noted(&who, "read evidence", &case, answer).await
+        let answer = answer.map(|answers| standing.over(answers));
+        self.noted(&who, call, &case, answer).await
     }
 
     async fn verify_evidence(

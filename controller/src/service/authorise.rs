@@ -2,13 +2,14 @@
 //! Kubernetes token; the [`door`](super::door) found it out.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use impound_evidence::Sha256;
 use impound_proto::{Namespaces, Role};
 use tonic::{Request, Status};
 
 use super::status;
-use super::tokens::{Tokens, User};
+use super::tokens::{Token, Tokens, User};
 
 /// What a call needs; the roles are those of [`Role`], each with the rights of the ones before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +73,18 @@ pub(super) struct Caller {
 #[derive(Clone)]
 pub(super) enum Rights {
     /// The certificate itself.
-    Certificate { role: Role, namespaces: Namespaces },
+    Certificate {
+        role: Role,
+        namespaces: Namespaces,
+        /// When it stops to count.
+        expires: SystemTime,
+    },
     /// The Kubernetes API.
     Token {
         user: Arc<User>,
         tokens: Arc<Tokens>,
+        /// For a stream: its holder is asked for again.
+        token: Token,
     },
 }
 
@@ -121,7 +129,7 @@ impl Caller {
                     ),
                 }
             }
-            Rights::Token { user, tokens } => {
+            Rights::Token { user, tokens, .. } => {
                 if tokens.may(user, needed, &scope).await? {
                     return Ok(());
                 }
@@ -137,21 +145,88 @@ impl Caller {
         };
         Err(Status::permission_denied(format!("{}: {why}", self.who.id)))
     }
+
+    /// Whether the caller, who was let in and admitted some time ago, is still who that was and may still do that.
+    ///
+    /// # Errors
+    /// As [`Caller::may`]; `UNAUTHENTICATED` if the certificate has expired or the token is not accepted any more.
+    pub(super) async fn still_may(&self, need: Need, scope: Scope<'_>) -> Result<(), Status> {
+        let mut now = self.clone();
+        match &mut now.rights {
+            Rights::Certificate { expires, .. } => unexpired(*expires)?,
+            Rights::Token {
+                user,
+                tokens,
+                token,
+            } => {
+                // With the groups that it has now.
+                *user = tokens.again(token).await?;
+                if user.id != self.who.id {
+                    return Err(Status::unauthenticated(format!(
+                        "the token was that of {}, and is now of {}",
+                        self.who.id, user.id
+                    )));
+                }
+            }
+        }
+        now.may(need, scope).await
+    }
+}
+
+/// A connection outlives its certificate, and what the certificate says does not.
+///
+/// # Errors
+/// `UNAUTHENTICATED` if it has expired.
+pub(super) fn unexpired(expires: SystemTime) -> Result<(), Status> {
+    match SystemTime::now() < expires {
+        true => Ok(()),
+        false => Err(Status::unauthenticated(
+            "the client certificate of this connection has expired: connect again with a new one",
+        )),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    async fn may(role: Role, namespaces: Namespaces, need: Need, scope: Scope<'_>) -> bool {
-        let caller = Caller {
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn caller(role: Role, namespaces: Namespaces, expires: SystemTime) -> Caller {
+        Caller {
             who: Requester {
                 id: "alice".to_owned(),
                 certificate: None,
             },
-            rights: Rights::Certificate { role, namespaces },
-        };
-        caller.may(need, scope).await.is_ok()
+            rights: Rights::Certificate {
+                role,
+                namespaces,
+                expires,
+            },
+        }
+    }
+
+    async fn may(role: Role, namespaces: Namespaces, need: Need, scope: Scope<'_>) -> bool {
+        let caller = caller(role, namespaces, SystemTime::now() + HOUR);
+        let (may, still) = futures::join!(caller.may(need, scope), caller.still_may(need, scope));
+        assert_eq!(may.is_ok(), still.is_ok());
+        may.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_with_the_certificate_that_it_was_opened_with() {
+        for (expires, goes_on) in [
+            (SystemTime::now() + HOUR, true),
+            (SystemTime::now() - HOUR, false),
+        ] {
+            let caller = caller(Role::Custodian, Namespaces::All, expires);
+            let still = caller.still_may(Need::Look, Scope::Everything).await;
+            let code = still.map_err(|status| status.code());
+            assert_eq!(code.is_ok(), goes_on);
+            assert!(goes_on || code == Err(tonic::Code::Unauthenticated));
+        }
     }
 
     #[tokio::test]

@@ -29,6 +29,27 @@ use crate::store::WriteOnce;
 /// The roles that an installation has: what they grant is what is asked about.
 const INSTALLED: &str = include_str!("../../../deploy/kustomize/base/impound.yaml");
 const ROLE: &str = "impound-controller";
+/// The one for what only some installations do.
+const REVIEWS: &str = "impound-reviews";
+
+/// What is asked about others' tokens here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reviews {
+    /// Agents show theirs for a certificate.
+    pub issuing: bool,
+    /// Callers show theirs with each call.
+    pub callers: bool,
+}
+
+impl Reviews {
+    /// Whether reviews of this kind are made.
+    fn made(self, resource: &str) -> bool {
+        match resource {
+            "tokenreviews" => self.issuing || self.callers,
+            _ => self.callers,
+        }
+    }
+}
 
 /// Oldest minor version of Kubernetes 1 that serves what is needed (tokens that name their node).
 const OLDEST: u32 = 30;
@@ -79,7 +100,7 @@ async fn diagnose(service: &Service) -> wire::DiagnoseResponse {
     let client = &service.context.client;
     let (api, rights, guard, lease, store, nodes) = tokio::join!(
         kubernetes(client),
-        rights(client),
+        rights(client, service.reviews),
         guard(service),
         lease(client),
         store(service),
@@ -139,9 +160,9 @@ async fn kubernetes(client: &Client) -> wire::Check {
 }
 
 /// Whether the controller has the rights that deploy/ gives it.
-async fn rights(client: &Client) -> wire::Check {
+async fn rights(client: &Client, reviews: Reviews) -> wire::Check {
     let about = "controller's rights";
-    let wanted = match wanted(client.default_namespace()) {
+    let wanted = match wanted(client.default_namespace(), reviews) {
         Ok(wanted) => wanted,
         Err(why) => return failed(about, why, "this build is broken"),
     };
@@ -190,8 +211,8 @@ async fn rights(client: &Client) -> wire::Check {
     )
 }
 
-/// Every right of the installed roles; those of the Role in our own namespace.
-fn wanted(namespace: &str) -> Result<Vec<ResourceAttributes>, String> {
+/// Every right of the installed roles that is needed here; those of the Role in our own namespace.
+fn wanted(namespace: &str, reviews: Reviews) -> Result<Vec<ResourceAttributes>, String> {
     let mut wanted = Vec::new();
     for document in INSTALLED.split("\n---\n") {
         let object: Value = serde_saphyr::from_str(document).map_err(|error| error.to_string())?;
@@ -201,9 +222,11 @@ fn wanted(namespace: &str) -> Result<Vec<ResourceAttributes>, String> {
             Some("Role") => Some(namespace.to_owned()),
             _ => continue,
         };
-        if field("/metadata/name") != Some(ROLE) {
-            continue;
-        }
+        let needed = |resource: &str| match field("/metadata/name") {
+            Some(ROLE) => true,
+            Some(REVIEWS) => reviews.made(resource),
+            _ => false,
+        };
         let rules = object.get("rules").cloned().unwrap_or_default();
         let rules: Vec<PolicyRule> =
             serde_json::from_value(rules).map_err(|error| error.to_string())?;
@@ -213,7 +236,8 @@ fn wanted(namespace: &str) -> Result<Vec<ResourceAttributes>, String> {
                 None => vec![None],
             };
             for group in rule.api_groups.iter().flatten() {
-                for resource in rule.resources.iter().flatten() {
+                let resources = rule.resources.iter().flatten();
+                for resource in resources.filter(|resource| needed(resource)) {
                     let (resource, subresource) = match resource.split_once('/') {
                         Some((resource, sub)) => (resource.to_owned(), Some(sub.to_owned())),
                         None => (resource.clone(), None),
@@ -483,7 +507,12 @@ mod tests {
 
     #[test]
     fn the_rights_that_are_asked_about_are_those_of_the_installed_roles() {
-        let wanted = wanted("impound").unwrap();
+        let all = Reviews {
+            issuing: true,
+            callers: true,
+        };
+        let all_wanted = wanted("impound", all).unwrap();
+        let wanted = &all_wanted;
         let has = |verb: &str, resource: &str, namespace: Option<&str>| {
             wanted.iter().any(|right| {
                 right.verb.as_deref() == Some(verb)
@@ -494,6 +523,20 @@ mod tests {
         assert!(has("patch", "pods", None) && has("create", "pods", None));
         assert!(has("update", "leases", Some("impound")) && !has("delete", "pods", None));
         assert!(wanted.len() > 60, "{}", wanted.len());
+        // And of the reviews, those that are made.
+        let reviews = |issuing, callers| {
+            let made = super::wanted("impound", Reviews { issuing, callers }).unwrap();
+            let resources = made.into_iter().filter_map(|right| right.resource);
+            resources
+                .filter(|resource| ["tokenreviews", "subjectaccessreviews"].contains(&&**resource))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(reviews(false, false), [""; 0]);
+        assert_eq!(reviews(true, false), ["tokenreviews"]);
+        for issuing in [true, false] {
+            let both = ["tokenreviews", "subjectaccessreviews"];
+            assert_eq!(reviews(issuing, true), both);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response, header};
@@ -19,9 +19,9 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use super::authorise::{Caller, Requester, Rights};
+use super::authorise::{Caller, Requester, Rights, unexpired};
 use super::limits::{Limits, Running};
-use super::tokens::{Tokens, network};
+use super::tokens::{Token, Tokens, network};
 use crate::metrics::Metrics;
 
 /// Longest text of a caller's making that is logged, in characters.
@@ -155,6 +155,9 @@ impl Door {
                         peer.id
                     )));
                 };
+                // There is one where there is a certificate.
+                let expires = from.expires.unwrap_or(SystemTime::UNIX_EPOCH);
+                unexpired(expires)?;
                 Ok(Caller {
                     who: Requester {
                         id: peer.id.to_string(),
@@ -163,11 +166,13 @@ impl Door {
                     rights: Rights::Certificate {
                         role: *role,
                         namespaces: namespaces.clone(),
+                        expires,
                     },
                 })
             }
             (None, Some(token), Some(tokens)) => {
-                let user = tokens.user(token, from.remote.ip()).await?;
+                let token = Token::from(token);
+                let user = tokens.user(&token, from.remote.ip()).await?;
                 Ok(Caller {
                     who: Requester {
                         id: user.id.clone(),
@@ -176,6 +181,7 @@ impl Door {
                     rights: Rights::Token {
                         user,
                         tokens: tokens.clone(),
+                        token,
                     },
                 })
             }

@@ -57,12 +57,14 @@ struct Repeated {
 }
 
 /// A refusal.
-struct Refusal<'a> {
-    who: &'a str,
-    certificate: Option<Sha256>,
-    call: &'static str,
-    case: &'a str,
-    why: &'a str,
+pub(super) struct Refusal<'a> {
+    pub(super) who: &'a str,
+    pub(super) certificate: Option<Sha256>,
+    /// For the custody log, e.g. "read evidence".
+    pub(super) call: &'static str,
+    /// Empty if it belongs to none.
+    pub(super) case: &'a str,
+    pub(super) why: &'a str,
 }
 
 /// What a call is and what it is about.
@@ -162,7 +164,8 @@ impl Refusals {
         }
     }
 
-    async fn note(self: &Arc<Self>, refusal: Refusal<'_>) {
+    /// Writes a refusal down, or counts it with its like.
+    pub(super) async fn note(self: &Arc<Self>, refusal: Refusal<'_>) {
         let Ok(case) = refusal.case.parse::<CaseId>() else {
             return;
         };

@@ -4,10 +4,10 @@
 //! The right is `use` of `roles.impound.dev` with the role's name, in a namespace or, by a ClusterRoleBinding, in all
 //! of them. It is a right of its own: what somebody may do to our objects with kubectl says nothing about evidence.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+mod answers;
+
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use impound_proto::Role;
@@ -16,26 +16,21 @@ use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
 use kube::Client;
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::api::{ObjectMeta, PostParams};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tonic::Status;
+use zeroize::Zeroizing;
 
 use super::authorise::Scope;
-use super::limits::{Allowance, Limits};
+use super::limits::{Allowance, Limits, Running};
 use super::status;
 use crate::kubernetes::token;
 use crate::resources::GROUP;
+use answers::Answers;
 
 /// Audience that tokens must be for. One for the API server is not accepted, and this one is of no use there.
 pub const AUDIENCE: &str = "impound.dev/controller";
-
-/// How long an answer of the API server is believed: it believes its own for about ten seconds, too.
-const BELIEVED: Duration = Duration::from_secs(10);
-
-/// Answers that are kept, of each kind.
-const KEPT: usize = 4096;
 
 /// Largest token. Kubernetes' are about 1 KiB.
 const LARGEST: usize = 15 << 10;
@@ -57,12 +52,28 @@ const REVIEWS: Allowance = Allowance {
 
 /// Asks the API server who holds a token and what they may do.
 pub struct Tokens {
-    client: Client,
-    users: Mutex<Recent<[u8; 32], Reviewed>>,
-    rights: Mutex<Recent<Right, bool>>,
+    api: Arc<Api>,
+    /// By the token's SHA-256.
+    users: Arc<Answers<[u8; 32], Reviewed>>,
+    rights: Arc<Answers<Right, bool>>,
     reviews: Arc<Limits>,
+}
+
+/// The API server, and how much it is asked.
+struct Api {
+    client: Client,
     /// Questions to the API server at the same time, of all callers: the reconcilers ask it, too.
     asking: Semaphore,
+}
+
+/// A caller's token, for as long as its call lasts.
+#[derive(Clone)]
+pub(super) struct Token(Arc<Zeroizing<String>>);
+
+impl From<&str> for Token {
+    fn from(token: &str) -> Self {
+        Self(Arc::new(Zeroizing::new(token.to_owned())))
+    }
 }
 
 /// What the API server said of the token with a SHA-256: whose it is, or why it is nobody's.
@@ -86,40 +97,58 @@ impl Tokens {
     #[must_use]
     pub fn new(client: Client) -> Arc<Self> {
         Arc::new(Self {
-            client,
-            users: Mutex::default(),
-            rights: Mutex::default(),
+            api: Arc::new(Api {
+                client,
+                asking: Semaphore::new(QUESTIONS),
+            }),
+            users: Answers::new(),
+            rights: Answers::new(),
             reviews: Limits::new(REVIEWS),
-            asking: Semaphore::new(QUESTIONS),
         })
     }
 
-    /// The user that holds `token`, which came from `remote`.
+    /// The user that holds `token`, which came from `remote`. Calls with the same token wait for one review.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` if the API server does not accept it for [`AUDIENCE`], `RESOURCE_EXHAUSTED` if too many
     /// unknown tokens come from there, `UNAVAILABLE` if it does not answer.
-    pub(super) async fn user(&self, token: &str, remote: IpAddr) -> Result<Arc<User>, Status> {
-        if !(1..=LARGEST).contains(&token.len()) {
+    pub(super) async fn user(&self, token: &Token, remote: IpAddr) -> Result<Arc<User>, Status> {
+        let running = || {
+            let running = self.reviews.begin(&network(remote));
+            running.map(Some).map_err(|much| much.status())
+        };
+        self.reviewed(token, running).await
+    }
+
+    /// The user that holds `token`, which was accepted before, as the API server says now.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` if it is not accepted any more, `UNAVAILABLE` if the API server does not answer.
+    pub(super) async fn again(&self, token: &Token) -> Result<Arc<User>, Status> {
+        self.reviewed(token, || Ok(None)).await
+    }
+
+    async fn reviewed(
+        &self,
+        token: &Token,
+        running: impl FnOnce() -> Result<Option<Running>, Status>,
+    ) -> Result<Arc<User>, Status> {
+        let length = token.0.len();
+        if !(1..=LARGEST).contains(&length) {
             return Err(Status::unauthenticated(format!(
-                "expected a token of 1 to {LARGEST} bytes, came {}",
-                token.len()
+                "expected a token of 1 to {LARGEST} bytes, came {length}"
             )));
         }
-        let key: [u8; 32] = Sha256::digest(token).into();
-        let known = lock(&self.users).get(&key);
-        let reviewed = match known {
-            Some(reviewed) => reviewed,
-            None => {
-                let _running = self
-                    .reviews
-                    .begin(&network(remote))
-                    .map_err(|much| much.status())?;
-                let reviewed = self.review(token).await?;
-                lock(&self.users).put(key, reviewed.clone());
+        let key: [u8; 32] = Sha256::digest(token.0.as_bytes()).into();
+        let begin = || {
+            let (running, api, token) = (running()?, self.api.clone(), token.clone());
+            Ok(async move {
+                let reviewed = api.review(&token).await;
+                drop(running);
                 reviewed
-            }
+            })
         };
+        let reviewed = self.users.of(key, begin).await?;
         reviewed.map_err(Status::unauthenticated)
     }
 
@@ -129,7 +158,7 @@ impl Tokens {
     /// `UNAVAILABLE` if the API server does not answer.
     pub(super) async fn may(
         &self,
-        user: &User,
+        user: &Arc<User>,
         role: Role,
         scope: &Scope<'_>,
     ) -> Result<bool, Status> {
@@ -140,25 +169,22 @@ impl Tokens {
                 Scope::Namespace(namespace) => Some((*namespace).to_owned()),
                 Scope::Everything => None,
             };
-            let key = (user.key, role, namespace.clone());
-            let known = lock(&self.rights).get(&key);
-            let allowed = match known {
-                Some(allowed) => allowed,
-                None => {
-                    let allowed = self.access(user, role, namespace).await?;
-                    lock(&self.rights).put(key, allowed);
-                    allowed
-                }
+            let begin = || {
+                let (api, user, namespace) = (self.api.clone(), user.clone(), namespace.clone());
+                Ok(async move { api.access(&user, role, namespace).await })
             };
-            if allowed {
+            let key = (user.key, role, namespace.clone());
+            if self.rights.of(key, begin).await? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
+}
 
-    async fn review(&self, token: &str) -> Result<Reviewed, Status> {
-        let asked = token::review(&self.client, token, AUDIENCE);
+impl Api {
+    async fn review(&self, token: &Token) -> Result<Reviewed, Status> {
+        let asked = token::review(&self.client, &token.0, AUDIENCE);
         let status = self.answered("tokenreviews", asked).await?;
         let info = match token::holder(status, AUDIENCE) {
             Ok(info) => info,
@@ -209,7 +235,7 @@ impl Tokens {
             },
             status: None,
         };
-        let api = Api::<SubjectAccessReview>::all(self.client.clone());
+        let api = kube::Api::<SubjectAccessReview>::all(self.client.clone());
         let options = PostParams::default();
         let reviewed = self
             .answered("subjectaccessreviews", api.create(&options, &review))
@@ -259,49 +285,9 @@ pub(super) fn network(address: IpAddr) -> String {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What was said lately.
-struct Recent<K, V>(HashMap<K, (Instant, V)>);
-
-impl<K, V> Default for Recent<K, V> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<K: Eq + Hash, V: Clone> Recent<K, V> {
-    fn get(&self, key: &K) -> Option<V> {
-        let (then, value) = self.0.get(key)?;
-        (then.elapsed() < BELIEVED).then(|| value.clone())
-    }
-
-    fn put(&mut self, key: K, value: V) {
-        // Also long before that, or what nobody asks about again would stay.
-        if self.0.len().is_power_of_two() || self.0.len() >= KEPT {
-            self.0.retain(|_, (then, _)| then.elapsed() < BELIEVED);
-        }
-        if self.0.len() >= KEPT {
-            self.0.clear();
-        }
-        self.0.insert(key, (Instant::now(), value));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_is_believed_for_some_seconds_only() {
-        let mut recent = Recent::default();
-        recent.put("ada", true);
-        assert_eq!(recent.get(&"ada"), Some(true));
-        tokio::time::advance(BELIEVED).await;
-        assert_eq!(recent.get(&"ada"), None);
-    }
 
     #[test]
     fn addresses_of_one_machine_are_one_network() {

@@ -4,6 +4,7 @@
 
 mod scene;
 mod stranger;
+mod tokens;
 
 use std::time::Duration;
 
@@ -319,6 +320,24 @@ async fn calls_outside_of_what_was_granted(scene: &mut Scene) {
             "read evidence, which is of several namespaces",
             bob.read_evidence(),
         ),
+        ("list evidence", bob.list_evidence()),
+        ("have evidence verified", bob.verify_evidence()),
+        ("put a hold on evidence", bob.hold(false)),
+        ("lift a hold", bob.hold(true)),
+        ("begin a sweep of the granted namespace", bob.sweep("shop")),
+        ("list sweeps", bob.list_sweeps()),
+        ("see a sweep", bob.get_sweep()),
+        ("follow a sweep", bob.watch_sweep()),
+        ("list a sweep's pods", bob.list_sweep_targets()),
+        ("cancel a sweep", bob.set_sweep()),
+        (
+            "quarantine in the granted namespace, and end others' pods for good",
+            bob.quarantine_and_evict_unmanaged("shop"),
+        ),
+        (
+            "quarantine there, and let others' data go",
+            bob.quarantine_and_delete_data("shop"),
+        ),
     ] {
         scene.denies(what, denied, "granted are", attempt).await;
     }
@@ -330,6 +349,9 @@ async fn calls_outside_of_what_was_granted(scene: &mut Scene) {
         .await;
     let soar = scene
         .stranger(&format!("Bearer {}", scene.token_of("soar", AUDIENCE)))
+        .await;
+    let warden = scene
+        .stranger(&format!("Bearer {}", scene.token_of("warden", AUDIENCE)))
         .await;
     for (what, attempt) in [
         (
@@ -352,6 +374,13 @@ async fn calls_outside_of_what_was_granted(scene: &mut Scene) {
             "a token of a responder reads evidence",
             soar.read_evidence(),
         ),
+        (
+            "a token of a custodian in one namespace reads evidence",
+            warden.read_evidence(),
+        ),
+        ("and lists it", warden.list_evidence()),
+        ("and puts a hold on it", warden.hold(false)),
+        ("and lists a node's containers", warden.list_containers()),
     ] {
         scene
             .denies(what, denied, "roles.impound.dev", attempt)

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
 use sha2::{Digest, Sha256};
@@ -22,6 +22,7 @@ use tokio::task::{Id, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::reload::Credentials;
 use super::verify::reason;
@@ -70,6 +71,8 @@ impl Peer {
 pub struct Caller {
     /// Whoever showed a certificate, which was verified. Without one, what proves the caller is in each request.
     pub peer: Option<Peer>,
+    /// When that certificate stops to be valid, to the second. The connection may last longer.
+    pub expires: Option<SystemTime>,
     /// Remote address.
     pub remote: SocketAddr,
 }
@@ -287,13 +290,18 @@ fn known_or_not(
 ) -> Result<CallerStream, String> {
     usable(&io)?;
     let peer = peer(&io, remote)?;
+    let expires = expires(&io)?;
     let place = match peer {
         Some(_) => None,
         None => Some(places.take(remote.ip())?),
     };
     Ok(Accepted {
         io,
-        who: Caller { peer, remote },
+        who: Caller {
+            peer,
+            expires,
+            remote,
+        },
         _place: place,
     })
 }
@@ -333,6 +341,19 @@ fn peer(io: &TlsStream<TcpStream>, remote: SocketAddr) -> Result<Option<Peer>, S
         certificate_sha256: Sha256::digest(certificate).into(),
         remote,
     }))
+}
+
+/// When the peer's certificate ends; none if there is none.
+fn expires(io: &TlsStream<TcpStream>) -> Result<Option<SystemTime>, String> {
+    let (_, session) = io.get_ref();
+    let chain = session.peer_certificates();
+    let Some(certificate) = chain.and_then(|chain| chain.first()) else {
+        return Ok(None);
+    };
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+    // One that ended before 1970 was not let in.
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
+    Ok(Some(UNIX_EPOCH + Duration::from_secs(seconds)))
 }
 
 fn usable(io: &TlsStream<TcpStream>) -> Result<(), String> {

@@ -45,7 +45,7 @@ pub(super) enum Port {
 }
 
 pub(super) struct Scene {
-    world: World,
+    pub(super) world: World,
     agent: SocketAddr,
     issuer: SocketAddr,
     agent_log: Log,
@@ -57,6 +57,11 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With further arguments of the controller.
+    pub(super) async fn start_with(arguments: &[&str]) -> Self {
         let agent_log = Log::start();
         let mut world = World::in_memory_without_controller().await;
         let issuer = SocketAddr::from(([127, 0, 0, 1], free_port()));
@@ -76,6 +81,16 @@ impl Scene {
             format!("--agent-ca-dir={}", agent_ca.display()),
             format!("--agent-namespace={namespace}"),
         ]
+        .to_vec();
+        let further = arguments.iter().map(|argument| (*argument).to_owned());
+        world.arguments.extend(further);
+        // No agent is there, and what waits for one goes on to wait.
+        world.about_agents = [
+            "--agent-port=1",
+            "--agent-patience=600",
+            "--no-node-isolation",
+        ]
+        .map(String::from)
         .to_vec();
         world.start_controller().await;
         let engine = Arc::new(Mutex::new(Vec::new()));
@@ -135,7 +150,14 @@ impl Scene {
             "impound-access-custodian",
             "auditor",
         );
+        let warden = binding(
+            "RoleBinding",
+            "warden",
+            "impound-access-custodian",
+            "warden",
+        );
         self.post(&here, soar).await;
+        self.post(&here, warden).await;
         self.post(&here, looker).await;
         self.post(&format!("{rbac}/clusterrolebindings"), auditor)
             .await;
@@ -425,7 +447,7 @@ impl Scene {
         self.pod("rogue", "impound-agent").await
     }
 
-    async fn pod(&self, name: &str, account: &str) -> Value {
+    pub(super) async fn pod(&self, name: &str, account: &str) -> Value {
         let path = format!("/api/v1/namespaces/{}/pods", self.world.namespace);
         let pod = json!({"metadata": {"name": name}, "spec": {"serviceAccountName": account, "nodeName": NODE,
             "containers": [{"name": "c", "image": "busybox:1"}]}});
@@ -488,11 +510,11 @@ impl Scene {
         }
     }
 
-    async fn post(&self, path: &str, body: Value) -> Value {
+    pub(super) async fn post(&self, path: &str, body: Value) -> Value {
         self.ask("POST", path, Some(body)).await
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+    pub(super) async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Value {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
@@ -529,7 +551,11 @@ impl Caller {
         }
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(super) fn client(&self) -> ControllerClient<Channel> {
+        ControllerClient::new(self.channel.clone())
+    }
+
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if !self.authorization.is_empty() {
             let value = self.authorization.parse().unwrap();
@@ -637,6 +663,94 @@ impl Caller {
         };
         self.call(message, |mut to, asked| async move {
             to.read_evidence(asked).await
+        })
+    }
+
+    pub(super) fn list_evidence(&self) -> Attempt {
+        let message = wire::ListEvidenceRequest {
+            case_id: "INC-1".into(),
+            collection: "nginx".into(),
+        };
+        self.call(message, |mut to, asked| async move {
+            to.list_evidence(asked).await
+        })
+    }
+
+    pub(super) fn sweep(&self, namespace: &str) -> Attempt {
+        let message = wire::CreateSweepRequest {
+            name: "inc-1".into(),
+            select: Some(wire::PodSelection {
+                namespaces: vec![namespace.into()],
+                ..Default::default()
+            }),
+            case_id: "INC-1".into(),
+            reason: "baseline".into(),
+            ..Default::default()
+        };
+        self.call(message, |mut to, asked| async move {
+            to.create_sweep(asked).await
+        })
+    }
+
+    pub(super) fn list_sweeps(&self) -> Attempt {
+        let message = wire::ListSweepsRequest::default();
+        self.call(message, |mut to, asked| async move {
+            to.list_sweeps(asked).await
+        })
+    }
+
+    pub(super) fn get_sweep(&self) -> Attempt {
+        let name = "inc-1".into();
+        self.call(wire::GetSweepRequest { name }, |mut to, asked| async move {
+            to.get_sweep(asked).await
+        })
+    }
+
+    pub(super) fn watch_sweep(&self) -> Attempt {
+        let name = "inc-1".into();
+        self.call(
+            wire::WatchSweepRequest { name },
+            |mut to, asked| async move { to.watch_sweep(asked).await },
+        )
+    }
+
+    pub(super) fn list_sweep_targets(&self) -> Attempt {
+        let name = "inc-1".into();
+        self.call(
+            wire::ListSweepTargetsRequest { name },
+            |mut to, asked| async move { to.list_sweep_targets(asked).await },
+        )
+    }
+
+    pub(super) fn set_sweep(&self) -> Attempt {
+        let message = wire::SetSweepRequest {
+            name: "inc-1".into(),
+            state: "Cancelled".into(),
+            reason: "enough".into(),
+        };
+        self.call(
+            message,
+            |mut to, asked| async move { to.set_sweep(asked).await },
+        )
+    }
+
+    pub(super) fn quarantine_and_evict_unmanaged(&self, namespace: &str) -> Attempt {
+        let message = wire::CreateQuarantineRequest {
+            evict_unmanaged: true,
+            ..quarantine(namespace, "beaconing".into(), false)
+        };
+        self.call(message, |mut to, asked| async move {
+            to.create_quarantine(asked).await
+        })
+    }
+
+    pub(super) fn quarantine_and_delete_data(&self, namespace: &str) -> Attempt {
+        let message = wire::CreateQuarantineRequest {
+            delete_empty_dir_data: true,
+            ..quarantine(namespace, "beaconing".into(), false)
+        };
+        self.call(message, |mut to, asked| async move {
+            to.create_quarantine(asked).await
         })
     }
 

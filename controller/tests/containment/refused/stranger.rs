@@ -2,17 +2,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use impound_proto::PeerId;
-use impound_proto::pki::{Ca, Issued};
+use impound_proto::pki::{Ca, Issued, LEAF_LIFE, Validity};
 use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// What somebody shows in a handshake.
 pub(super) struct Shown {
@@ -96,14 +100,86 @@ pub(super) async fn resume(
     roots: Vec<u8>,
     good: Issued,
 ) -> impl Future<Output = Result<(), String>> + use<> {
-    let first = Shown::certificate(good).config(roots.clone());
-    let mut second = Shown::nothing().config(roots);
-    second.resumption = first.resumption.clone();
-    shake(at, dns.to_owned(), Arc::new(first))
-        .await
-        .expect("the good certificate is let in");
-    let dns = dns.to_owned();
-    async move { shake(at, dns, Arc::new(second)).await }
+    // One configuration: rustls takes up no session of another. So it is the certificate that goes.
+    let mut config = Shown::certificate(good).config(roots);
+    let once = Arc::new(Once {
+        good: config.client_auth_cert_resolver.clone(),
+        shown: AtomicBool::new(false),
+    });
+    config.client_auth_cert_resolver = once;
+    let (config, dns) = (Arc::new(config), dns.to_owned());
+    let first = shake(at, dns.clone(), config.clone()).await;
+    first.expect("the good certificate is let in");
+    async move { shake(at, dns, config).await }
+}
+
+/// Has a certificate for the first who asks.
+#[derive(Debug)]
+struct Once {
+    good: Arc<dyn ResolvesClientCert>,
+    shown: AtomicBool,
+}
+
+impl ResolvesClientCert for Once {
+    fn resolve(
+        &self,
+        hints: &[&[u8]],
+        schemes: &[rustls::SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        match self.shown.swap(true, Ordering::Relaxed) {
+            true => None,
+            false => self.good.resolve(hints, schemes),
+        }
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// A server that gives tickets, unlike ours, and says in a byte whether a session was resumed.
+#[tokio::test]
+async fn a_client_that_resumes_a_session_gets_past_a_server_that_lets_it() {
+    let controller = PeerId::Controller;
+    let now = Validity::from_now(LEAF_LIFE);
+    let ca = Ca::generate("test", now).unwrap();
+    let issued = ca.issue(&controller, &[], now).unwrap();
+    let roots = ca.certificate().as_bytes().to_vec();
+    let mut store = RootCertStore::empty();
+    store
+        .add(CertificateDer::from_pem_slice(&roots).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(store.into(), provider.clone());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap(),
+        )
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let server = tokio::spawn(async move {
+        let mut kinds = Vec::new();
+        for _ in 0..2 {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut tls = acceptor.accept(tcp).await.unwrap();
+            kinds.push(tls.get_ref().1.handshake_kind().unwrap());
+            tls.write_all(b"x").await.unwrap();
+            tls.shutdown().await.unwrap();
+        }
+        kinds
+    });
+    let dns = controller.dns_name().unwrap();
+    let second = resume(at, &dns, roots, issued).await;
+    second.await.expect("it is let in without a certificate");
+    let kinds = server.await.unwrap();
+    assert_eq!(kinds, [HandshakeKind::Full, HandshakeKind::Resumed]);
 }
 
 async fn shake(at: SocketAddr, dns: String, config: Arc<ClientConfig>) -> Result<(), String> {
