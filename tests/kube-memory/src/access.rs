@@ -36,25 +36,6 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// What somebody asks about themselves.
-    pub(crate) fn of_self(review: &'a Value, user: &'a str, groups: &'a [String]) -> Self {
-        Self {
-            user,
-            groups: groups.iter().map(String::as_str).collect(),
-            ..Self::of(review)
-        }
-    }
-
-    /// Whether any binding names the user, wherever it holds.
-    pub(crate) fn is_bound_at_all(&self, state: &State) -> bool {
-        let kinds = [
-            "clusterrolebindings.rbac.authorization.k8s.io",
-            "rolebindings.rbac.authorization.k8s.io",
-        ];
-        let mut all = kinds.iter().flat_map(|kind| state.store.list(kind, ""));
-        all.any(|binding| self.bound(&binding))
-    }
-
     /// Whether a binding that holds there gives the right.
     pub(crate) fn allowed(&self, state: &State) -> bool {
         if self.groups.contains(&"system:masters") {
