@@ -34,8 +34,22 @@ pub(crate) struct Quarantine {
     neighbours: Vec<Neighbour>,
     #[serde(skip_serializing_if = "String::is_empty")]
     collection: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    later_collections: Vec<LaterCollection>,
     #[serde(skip_serializing_if = "Option::is_none")]
     created: Option<String>,
+}
+
+/// A collection of what a container was restarted to.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LaterCollection {
+    name: String,
+    reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    phase: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
 }
 
 /// Another pod of the suspect's node.
@@ -236,8 +250,18 @@ impl From<&wire::Quarantine> for Quarantine {
             warnings: q.warnings.clone(),
             neighbours: q.evictions.iter().map(Neighbour::from).collect(),
             collection: q.collection.clone(),
+            later_collections: q.later_collections.iter().map(later).collect(),
             created: exact(q.created.as_ref()),
         }
+    }
+}
+
+fn later(later: &wire::LaterCollection) -> LaterCollection {
+    LaterCollection {
+        name: later.name.clone(),
+        reason: later.reason.clone(),
+        phase: later.phase.clone(),
+        message: later.message.clone(),
     }
 }
 

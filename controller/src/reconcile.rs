@@ -15,6 +15,7 @@ pub mod pace;
 pub mod quarantine;
 pub mod record;
 pub mod releasing;
+pub mod restarts;
 pub mod sweep;
 pub mod verifying;
 

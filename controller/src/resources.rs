@@ -16,8 +16,8 @@ pub use isolation::{
 };
 pub use quarantine::{
     ApiCall, Before, Credential, DenyUndo, Drift, EvictionState, EvictionStatus, Fact, FactState,
-    NodeUndo, PodUndo, PolicyUndo, Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus,
-    ReleaseSpec, StepName, StepState, StepStatus, TaintRecord, Undo,
+    LaterCollection, NodeUndo, PodUndo, PolicyUndo, Quarantine, QuarantinePhase, QuarantineSpec,
+    QuarantineStatus, ReleaseSpec, StepName, StepState, StepStatus, TaintRecord, Undo,
 };
 pub use sweep::{
     Selection, Sweep, SweepCounts, SweepException, SweepPhase, SweepRoster, SweepRosterSpec,

@@ -159,6 +159,28 @@ pub(super) fn status(quarantine: &wire::Quarantine, program: &str) -> String {
             clean(&q.collection),
             clean(&q.namespace)
         );
+        text.push_str(&later(q, program));
+    }
+    text
+}
+
+/// What was collected again, and why.
+fn later(q: &wire::Quarantine, program: &str) -> String {
+    let mut text = String::new();
+    for later in &q.later_collections {
+        let stands = match (later.phase.as_str(), later.message.as_str()) {
+            ("", _) => "not made yet",
+            (phase, "") => phase,
+            (_, message) => message,
+        };
+        let _ = writeln!(
+            text,
+            "  {program} status collection/{} -n {}\n    {}\n    {}",
+            clean(&later.name),
+            clean(&q.namespace),
+            clean(&later.reason),
+            clean(stands)
+        );
     }
     text
 }

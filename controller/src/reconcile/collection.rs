@@ -29,7 +29,7 @@ use crate::collect::{
     CollectError, CollectionJob, Containment, ContainmentSource, SealedCollection, TargetPod,
 };
 use crate::contain::observe::{self, ObserveError};
-use crate::contain::owner::runtime_uid;
+use crate::contain::owner::{is_same, runtime_uid};
 use crate::contain::standstill;
 use crate::describe::describe;
 use crate::kubernetes::{from_kube, read};
@@ -220,6 +220,10 @@ async fn report(
 }
 
 fn take_over(status: &mut CollectionStatus, progress: &CollectionProgress) {
+    // One that turns out to be sealed already, by a process that could not say so, is not gone through again.
+    if progress.artifacts.is_empty() {
+        return;
+    }
     status.artifacts = artifacts(progress);
     status.bytes = progress
         .artifacts
@@ -376,11 +380,15 @@ async fn prepare(
         )));
     }
     let cluster = cluster_uid(context).await?;
+    let own = spec.quarantine.as_deref() == Some(&*object.name_any());
     let (before, uid, node) = match quarantine(object, context).await? {
         // As it was before containment, and also when the pod is gone meanwhile.
         Some(quarantine) => {
             let status = quarantine.status.unwrap_or_default();
-            let before = status.before.unwrap_or_default();
+            let mut before = status.before.unwrap_or_default();
+            if !own && let Some(now) = restarted(&before, &namespace, &spec.pod, context).await? {
+                before = now;
+            }
             (
                 before,
                 status.pod_uid.unwrap_or_default(),
@@ -425,7 +433,8 @@ async fn prepare(
             spec.pod
         )));
     }
-    let neighbours = if spec.quarantine.is_some() {
+    // Those that a later collection finds were described by the first.
+    let neighbours = if own {
         neighbours(context, &node, &uid).await?
     } else {
         Vec::new()
@@ -436,13 +445,13 @@ async fn prepare(
         case: at.case,
         name: at.name,
         requested_by: spec.requested_by.clone(),
-        request: custody::request_id(object).and_then(|id| {
+        request: custody::request_id(object).map(|id| {
             let pod = (spec.pod.as_str(), spec.pod_uid.as_deref());
             let of = |kind, name: &str| custody::request(kind, &namespace, name, pod, id);
-            match &spec.quarantine {
-                None => Some(of("collection", &object.name_any())),
-                // Its own collection has its name; what others are made for, nobody authorised.
-                Some(name) => (*name == object.name_any()).then(|| of("quarantine", name)),
+            // Its first collection is what a quarantine was asked for; later ones have requests of their own.
+            match own {
+                true => of("quarantine", &object.name_any()),
+                false => of("collection", &object.name_any()),
             }
         }),
         reason: spec.reason.clone(),
@@ -482,6 +491,26 @@ async fn prepare(
     })
 }
 
+/// The objects of a suspect that was contained, as they are now, for a later collection: what a container was restarted
+/// to is in the pod's status. `None` if the pod is gone or another has its name.
+async fn restarted(
+    before: &Before,
+    namespace: &str,
+    pod: &str,
+    context: &Context,
+) -> Result<Option<Before>, Unready> {
+    let contained: Pod = serde_json::from_value(before.pod.clone()).unwrap_or_default();
+    match observe::observe(&context.client, namespace, pod).await {
+        Ok(seen) if is_same(&contained, &seen.pod) => Ok(Some(Before {
+            pod: seen.pod_raw,
+            node: seen.node_raw,
+            owner: seen.owner.and_then(|owner| owner.raw),
+        })),
+        Ok(_) | Err(ObserveError::Refused(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The node's other pods that have containers there: they are to be evicted, and with them goes what
 /// they would have told. A pod that never had a container (evicted before, image not pulled) has
 /// nothing to tell and is not missed.
@@ -494,7 +523,7 @@ async fn neighbours(
     let others = pods
         .into_iter()
         .filter(|pod| pod.metadata.uid.as_deref() != Some(suspect));
-    let others = others.filter(|pod| !super::guarding::container_ids(pod).is_empty());
+    let others = others.filter(|pod| !super::restarts::container_ids(pod).is_empty());
     Ok(others.map(|pod| target(pod, node)).collect())
 }
 

@@ -1,20 +1,19 @@
-//! Keeps a contained pod contained: what somebody takes away again is put back and written down,
-//! and a restarted container is reported as the loss of evidence that it is.
+//! Keeps a contained pod contained: what somebody takes away again is put back and written down, and a restarted
+//! container is seen to ([`restarts`]).
 //!
 //! Each look asks the same pure functions as containment did: a call that they still want made is
 //! something that has drifted.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::jiff::Timestamp;
 
 use super::containing::mend_denies;
 use super::next_step::ended;
 use super::record::Record;
-use super::{Context, ReconcileError, isolating, verifying};
+use super::{Context, ReconcileError, isolating, restarts, verifying};
 use crate::contain::facts::Seen;
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::owner::is_same;
@@ -27,9 +26,6 @@ use crate::resources::{ApiCall, Drift, QuarantinePhase, StepName, now};
 /// Entries kept in the status: enough to see a pattern, far below any size limit. Every one is
 /// also an Event and a line in the log.
 const KEPT: usize = 50;
-
-/// Reason of a restart.
-const EVIDENCE_LOSS: &str = "EvidenceLoss";
 
 /// Reason of what was put back.
 pub(super) const RESTORED: &str = "Restored";
@@ -121,7 +117,7 @@ pub async fn look(
         );
         note(record, "MirrorMadeAnew", what);
     }
-    restarts(record, &suspect);
+    restarts::look(record, &suspect);
     let mut again = None;
     let Missing {
         calls,
@@ -263,71 +259,6 @@ async fn missing(
         node,
         policies,
     })
-}
-
-/// Compares the containers with those that ran when the pod was contained.
-fn restarts(record: &mut Record, suspect: &Pod) {
-    let before = container_ids(&record.suspect_before());
-    for (name, (id, restarts)) in container_ids(suspect) {
-        let Some((old, _)) = before.get(&name).filter(|(old, _)| *old != id) else {
-            continue;
-        };
-        let what =
-            format!("container {name} was restarted (restart {restarts}): {old} is now {id}");
-        // What became of the old one was said as it was when the restart was seen.
-        let mut drift = record.status.drift.iter();
-        if !drift.any(|drift| drift.reason == EVIDENCE_LOSS && drift.what.starts_with(&what)) {
-            let became = became(record, old, &id);
-            note(record, EVIDENCE_LOSS, format!("{what}; {became}"));
-        }
-    }
-}
-
-/// What the collection has, or will have, of a container that is not there any more, and of the one that took
-/// its place.
-fn became(record: &Record, old: &str, new: &str) -> String {
-    let spec = &record.object.spec;
-    let collect = format!(
-        "impound collect {} -n {} --case {} --reason 'a container was restarted'",
-        spec.pod,
-        record.namespace(),
-        spec.case
-    );
-    let step = record.status.steps.iter();
-    let step = step.clone().find(|step| step.name == StepName::Collect);
-    match step.filter(|step| step.state.is_final()) {
-        _ if spec.skip_collection => format!(
-            "nothing was to be collected: what {old} changed is lost as soon as the kubelet removes it. To collect \
-             what is there now: {collect}"
-        ),
-        None => format!(
-            "what {old} changed is lost as soon as the kubelet removes it; the collection, which has not ended, takes \
-             it if it still exists then"
-        ),
-        Some(step) => format!(
-            "the collection had ended by then ({}): it holds {old} only as it was when it was read, and nothing of \
-             {new}. To collect what is there now: {collect}",
-            step.message
-        ),
-    }
-}
-
-/// Id and restarts of each container that the API knows, by container name.
-#[must_use]
-pub fn container_ids(pod: &Pod) -> BTreeMap<String, (String, i32)> {
-    let statuses = pod.status.iter().flat_map(|status| {
-        let all = [
-            &status.init_container_statuses,
-            &status.container_statuses,
-            &status.ephemeral_container_statuses,
-        ];
-        all.into_iter().flatten().flatten()
-    });
-    let known = |status: &ContainerStatus| {
-        let id = status.container_id.clone()?;
-        Some((status.name.clone(), (id, status.restart_count)))
-    };
-    statuses.filter_map(known).collect()
 }
 
 /// Records what happened. A state that lasts is recorded once; each restoration is a new event.

@@ -27,7 +27,7 @@ use super::containing::{StepError, backoff, in_force};
 use super::guarding::{self, RESTORED};
 use super::record::Record;
 use super::releasing::{Stop, Undone, unanswered};
-use super::{Context, ReconcileError};
+use super::{Context, ReconcileError, restarts};
 use crate::contain::isolation::{self, hindrance, is_wanted};
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::owner::is_same;
@@ -371,7 +371,7 @@ fn lose(record: &mut Record, state: TableState, problem: String) {
 fn is_due(record: &Record, context: &Context, pod: &Pod) -> bool {
     let seen = format!(
         "{:?} {:?}",
-        guarding::container_ids(pod),
+        restarts::container_ids(pod),
         isolation::addresses(pod)
     );
     let mut looks = locked(&context.isolation.looks);

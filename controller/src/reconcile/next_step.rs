@@ -66,6 +66,8 @@ pub enum Next {
     AwaitCollection,
     /// Wait until the step that is refused again and again succeeds.
     AwaitContainment,
+    /// Everything else has ended; a collection of what a container was restarted to has not.
+    AwaitLater,
     /// Everything is done or has failed: say which.
     Finish,
     /// Carry out a release step.
@@ -102,11 +104,18 @@ pub fn next(
     work
 }
 
-/// Whether evidence is safe enough for a release: sealed and complete, or not wanted at all.
+/// Whether evidence is safe enough for a release: sealed and complete, all of it, or not wanted at all.
 #[must_use]
-pub fn evidence_is_safe(spec: &QuarantineSpec, collection: Option<&CollectionStatus>) -> bool {
+pub fn evidence_is_safe(
+    spec: &QuarantineSpec,
+    status: &QuarantineStatus,
+    collection: Option<&CollectionStatus>,
+) -> bool {
+    let sealed = Some(CollectionPhase::Sealed);
+    let mut later = status.later_collections.iter();
     spec.skip_collection
-        || collection.is_some_and(|collection| collection.phase == CollectionPhase::Sealed)
+        || (collection.map(|collection| collection.phase) == sealed
+            && later.all(|later| later.phase == sealed))
 }
 
 /// Whether the facts say that the pod is contained.
@@ -182,7 +191,7 @@ fn release_is_due(
 ) -> bool {
     spec.release.as_ref().is_some_and(|release| {
         // Before the plan is stored nothing is changed, so there is nothing to undo.
-        status.undo.is_some() && (release.force || evidence_is_safe(spec, collection))
+        status.undo.is_some() && (release.force || evidence_is_safe(spec, status, collection))
     })
 }
 
@@ -239,6 +248,9 @@ fn work(
     }
     if blocked.is_some_and(|step| step.attempts < CALLED_FAILED_AFTER) {
         return Next::AwaitContainment;
+    }
+    if state(status, StepName::CollectAgain).is_some_and(|state| !state.is_final()) {
+        return Next::AwaitLater;
     }
     if !status.phase.is_final() {
         return Next::Finish;
@@ -309,7 +321,7 @@ pub fn state(status: &QuarantineStatus, step: StepName) -> Option<StepState> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::{DenyUndo, Fact, PolicyUndo, ReleaseSpec};
+    use crate::resources::{DenyUndo, Fact, LaterCollection, PolicyUndo, ReleaseSpec};
 
     /// A quarantine whose plan has every step.
     fn status(done: &[StepName]) -> QuarantineStatus {
@@ -540,6 +552,59 @@ mod tests {
             next(&spec, &status, None),
             Next::Undo(StepName::UndoIsolate)
         );
+    }
+
+    #[test]
+    fn a_later_collection_keeps_only_the_last_word_and_an_unforced_release_waiting() {
+        let mut spec = QuarantineSpec::default();
+        let mut status = status(&CONTAINMENT);
+        for name in [StepName::Isolate, StepName::Verify, StepName::Neighbours] {
+            status.steps.push(step(name, StepState::Done));
+        }
+        status.steps.push(step(StepName::Prove, StepState::Running));
+        status.steps.push(step(StepName::Collect, StepState::Done));
+        let waiting = step(StepName::CollectAgain, StepState::Waiting);
+        status.steps.push(waiting);
+        status.later_collections = vec![LaterCollection {
+            name: "q-0123456789ab".into(),
+            container: String::new(),
+            reason: String::new(),
+            request: String::new(),
+            phase: None,
+            message: String::new(),
+        }];
+        assert_eq!(next(&spec, &status, None), Next::Evict);
+        status.steps.push(step(StepName::Evict, StepState::Done));
+        assert_eq!(next(&spec, &status, None), Next::AwaitProof);
+        status.steps.retain(|step| step.name != StepName::Prove);
+        status.steps.push(step(StepName::Prove, StepState::Done));
+        let sealed = sealed();
+        for (phase, expected) in [
+            (None, Next::AwaitLater),
+            (Some(CollectionPhase::Collecting), Next::AwaitLater),
+            (
+                Some(CollectionPhase::Sealed),
+                Next::Undo(StepName::UndoIsolate),
+            ),
+        ] {
+            status.later_collections[0].phase = phase;
+            spec.release = None;
+            assert_eq!(next(&spec, &status, Some(&sealed)), Next::AwaitLater);
+            spec.release = Some(ReleaseSpec::default());
+            assert_eq!(next(&spec, &status, Some(&sealed)), expected);
+        }
+        // As the first one does.
+        status.later_collections[0].phase = Some(CollectionPhase::Partial);
+        status.phase = QuarantinePhase::Incomplete;
+        let again = |step: &&mut StepStatus| step.name == StepName::CollectAgain;
+        status.steps.iter_mut().find(again).unwrap().state = StepState::Failed;
+        assert_eq!(next(&spec, &status, Some(&sealed)), Next::RefuseRelease);
+        spec.release = Some(ReleaseSpec {
+            force: true,
+            ..Default::default()
+        });
+        let undo = Next::Undo(StepName::UndoIsolate);
+        assert_eq!(next(&spec, &status, Some(&sealed)), undo);
     }
 
     #[test]

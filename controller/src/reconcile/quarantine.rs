@@ -17,7 +17,7 @@ use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;
 use super::{
     Context, ReconcileError, blocking, containing, custody, evicting, guarding, isolating,
-    releasing, verifying,
+    releasing, restarts, verifying,
 };
 use crate::contain::facts::is_gone;
 use crate::kubernetes::{from_kube, pace};
@@ -54,6 +54,7 @@ pub async fn reconcile(
     };
     let mut record = Record::new(object, context.clone());
     withdraw(&mut record);
+    restarts::follow(&mut record, &context).await?;
     let mut planned = false;
     loop {
         let collection = collection(&record, &context).await?;
@@ -67,6 +68,16 @@ pub async fn reconcile(
         }
         if blocking::is_due(&record, &context, next) {
             blocking::try_again(&mut record, &context).await?;
+            record.save().await?;
+            continue;
+        }
+        if restarts::is_due(&record, &context) {
+            restarts::make(&mut record, &context).await?;
+            record.save().await?;
+            continue;
+        }
+        let undoing = matches!(next, Next::Undo(_));
+        if undoing && restarts::look_before_release(&mut record, &context).await? {
             record.save().await?;
             continue;
         }
@@ -177,7 +188,7 @@ async fn work(
                 }
             }
         }
-        Next::Rest | Next::RefuseRelease => Then::Rest,
+        Next::AwaitLater | Next::Rest | Next::RefuseRelease => Then::Rest,
     })
 }
 
@@ -194,7 +205,11 @@ async fn wait(
         record.status.message = why;
     }
     record.save().await?;
-    let pauses = [look, blocking::left(record, context)];
+    let pauses = [
+        look,
+        blocking::left(record, context),
+        restarts::left(record, context),
+    ];
     Ok(again_in(
         pauses.into_iter().flatten().fold(pause, Duration::min),
     ))
@@ -217,13 +232,17 @@ async fn rest(
         let looked = guarding::look(record, context).await?;
         let evicting = evicting::again(record, context).await?;
         let blocking = blocking::left(record, context);
-        again = [looked, evicting, blocking, Some(WATCH_OVER)]
+        let later = restarts::left(record, context);
+        again = [looked, evicting, blocking, later, Some(WATCH_OVER)]
             .into_iter()
             .flatten()
             .min();
         // What is called contained, complete or failed follows the facts of now.
         finish(record);
         withdraw(record);
+    }
+    if let Some(why) = releasing::waits_for(record).filter(|_| next == Next::AwaitLater) {
+        record.status.message = why;
     }
     if next == Next::RefuseRelease {
         record.status.message = releasing::refusal();
@@ -386,6 +405,7 @@ fn collected(record: &mut Record, collection: Option<&Collection>) {
         );
         return;
     };
+    restarts::hold(record, status);
     let location = status.location.clone().unwrap_or_default();
     match status.phase {
         CollectionPhase::Sealed => {
@@ -425,6 +445,10 @@ fn finish(record: &mut Record) {
         open => format!("; not proved: {open}"),
     };
     let proved = verifying::standing(record);
+    let mut steps = record.status.steps.iter();
+    let later = steps.find(|step| step.name == StepName::CollectAgain);
+    let later = later.filter(|step| !step.state.is_final());
+    let later = later.map(|step| step.message.clone());
     if is_gone(&record.status.facts) {
         let gone = verifying::sentences(&record.status.facts, FactState::False);
         let message = [gone, failed]
@@ -449,6 +473,15 @@ fn finish(record: &mut Record) {
             .collect::<Vec<_>>()
             .join("; ");
         record.enter(QuarantinePhase::Failed, format!("NOT contained: {message}"));
+    } else if let Some(later) = later {
+        let failed = match failed {
+            failed if failed.is_empty() => failed,
+            failed => format!("; not all is done: {failed}"),
+        };
+        record.enter(
+            QuarantinePhase::Contained,
+            format!("{proved}; {later}{failed}{unproved}"),
+        );
     } else if failed.is_empty() {
         let location = if record.object.spec.skip_collection {
             "; no evidence was wanted"

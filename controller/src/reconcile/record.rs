@@ -143,7 +143,8 @@ impl Record {
     /// Sets the phase and announces it when it is another one.
     pub fn enter(&mut self, phase: QuarantinePhase, message: impl Into<String>) {
         let message = message.into();
-        let entered = self.status.phase != phase;
+        let before = self.status.phase;
+        let entered = before != phase;
         self.status.phase = phase;
         self.status.message.clone_from(&message);
         if entered {
@@ -155,7 +156,7 @@ impl Record {
                 message,
                 "quarantine entered a phase"
             );
-            self.count(phase);
+            self.count(before, phase);
             let bad = matches!(
                 phase,
                 QuarantinePhase::Refused | QuarantinePhase::Failed | QuarantinePhase::Incomplete
@@ -205,11 +206,13 @@ impl Record {
         Ok(())
     }
 
-    fn count(&self, phase: QuarantinePhase) {
+    fn count(&self, before: QuarantinePhase, phase: QuarantinePhase) {
         let metrics = &self.context.metrics;
         metrics.phase_entered(&format!("{phase:?}"));
+        // One that is collected from again was contained before.
+        let contained = phase == QuarantinePhase::Contained && !before.is_final();
         let created = self.object.metadata.creation_timestamp.as_ref();
-        if let Some(created) = created.filter(|_| phase == QuarantinePhase::Contained) {
+        if let Some(created) = created.filter(|_| contained) {
             // The API server's clock, in whole seconds, against ours: good to a second.
             let since = Timestamp::now().duration_since(created.0).as_secs_f64();
             metrics.contained_after(since.max(0.0));

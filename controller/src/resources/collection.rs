@@ -73,8 +73,9 @@ pub struct CollectionSpec {
     /// Pause the pod's containers while they are exported, for no longer than their probes stand.
     #[serde(default)]
     pub freeze: bool,
-    /// Name of the Quarantine in the same namespace that it belongs to. Its recorded objects are
-    /// stored, and the node's other pods get a quick inspect and diff.
+    /// Name of the Quarantine in the same namespace that it belongs to. The first one has the
+    /// Quarantine's name: the recorded objects are stored with it, and the node's other pods get a
+    /// quick inspect and diff. Later ones are of what containers were restarted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<String>,
 }

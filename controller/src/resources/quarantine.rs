@@ -16,6 +16,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::collection::CollectionPhase;
 use super::isolation::{AttemptStatus, IsolationSpec, IsolationStatus, Verdict};
 use super::{CASE_PATTERN, NAME_PATTERN, TEXT_PATTERN, any_object};
 
@@ -172,6 +173,14 @@ pub struct QuarantineStatus {
     /// Name of the Collection in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collection: Option<String>,
+    /// Collections that are made because a container was started or restarted after the first one had ended, oldest
+    /// first. At most 5.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later_collections: Vec<LaterCollection>,
+    /// First 12 digits of the id of each of the pod's containers of which a collection that has ended holds a complete
+    /// export.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exported: Vec<String>,
     /// What the suspect could act with, and the commands that revoke it.
     #[serde(default)]
     pub credentials: Vec<Credential>,
@@ -187,6 +196,26 @@ pub struct QuarantineStatus {
     /// Connections that are tried before and after the isolation.
     #[serde(default)]
     pub attempts: Vec<AttemptStatus>,
+}
+
+/// A collection of what a container was restarted to. Recorded before its object is made.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LaterCollection {
+    /// Name of the Collection in the same namespace.
+    pub name: String,
+    /// Id of the container that it is made for, as the pod's status has it. It takes the pod's others too.
+    pub container: String,
+    /// Why it is made, for people.
+    pub reason: String,
+    /// Id of the request in the custody log, a random UUID.
+    pub request: String,
+    /// Where it stands, as last seen; none as long as its object is not known to be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<CollectionPhase>,
+    /// How it ended, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
 }
 
 /// Something that the suspect could act with.
@@ -307,6 +336,8 @@ pub enum StepName {
     Evict,
     /// Full collection sealed.
     Collect,
+    /// What containers were restarted to since then collected too.
+    CollectAgain,
     /// Isolation at the node lifted.
     UndoIsolate,
     /// Node labels taken off.

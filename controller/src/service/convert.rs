@@ -56,6 +56,18 @@ pub(super) fn quarantine(object: &Quarantine) -> wire::Quarantine {
         isolation: status.isolation.as_ref().map(isolation::in_force),
         attempts: status.attempts.iter().map(isolation::attempt).collect(),
         collection: status.collection.unwrap_or_default(),
+        later_collections: status
+            .later_collections
+            .into_iter()
+            .map(|later| wire::LaterCollection {
+                name: later.name,
+                reason: later.reason,
+                phase: later
+                    .phase
+                    .map_or_else(String::new, |phase| format!("{phase:?}")),
+                message: later.message,
+            })
+            .collect(),
         created: metadata.creation_timestamp.as_ref().map(second),
         resource_version: metadata.resource_version.clone().unwrap_or_default(),
         credentials: status

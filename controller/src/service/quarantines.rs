@@ -299,7 +299,7 @@ async fn refuse_release(
         .map_err(|error| status::of_kube("GET", name, error))?
         .filter(|collection| collection.spec.quarantine.as_deref() == Some(name))
         .and_then(|collection| collection.status);
-    if force || evidence_is_safe(&found.spec, collection.as_ref()) {
+    if force || evidence_is_safe(&found.spec, recorded, collection.as_ref()) {
         return Ok(());
     }
     Err(Status::failed_precondition(releasing::refusal()))

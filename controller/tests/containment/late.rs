@@ -1,7 +1,6 @@
-//! What comes late or can't be put back: a table that is set after the proof, a restart after the seal, a right
-//! that is missing, a node that is gone.
+//! What comes late or can't be put back: a table that is set after the proof, a right that is missing, a node that is
+//! gone.
 
-use impound_proto::controller::v1::{CreateCollectionRequest, GetCollectionRequest};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
@@ -42,74 +41,6 @@ async fn a_table_that_is_set_only_later_is_proved_then() {
         "{late:#?}"
     );
     assert_eq!(late.verdict, "Isolated", "{late:#?}");
-}
-
-#[tokio::test]
-async fn a_restart_after_the_seal_says_what_is_not_collected_and_the_command_that_collects_it() {
-    let stage = Stage::new().await;
-    let quarantine = stage.ask().await;
-    let done = stage.world.settled(&quarantine).await;
-    assert_eq!(done.phase, "Complete", "{done:#?}");
-    let pods = Api::<Pod>::namespaced(stage.world.client.clone(), &stage.world.namespace);
-    let suspect = pods.get(&name(&stage.suspect)).await.unwrap();
-    let uid = suspect.metadata.uid.clone().unwrap();
-    let pod = (stage.world.namespace.as_str(), &*name(&suspect), &*uid);
-    let restarted = stage.agent.add(pod, "nginx", 1, 2_000);
-    let mut statuses = json!(suspect.status.as_ref().unwrap().container_statuses);
-    statuses[0]["restartCount"] = json!(1);
-    statuses[0]["containerID"] = json!(format!("docker://{restarted}"));
-    let patch = Patch::Merge(json!({ "status": { "containerStatuses": statuses } }));
-    pods.patch_status(&name(&suspect), &PatchParams::default(), &patch)
-        .await
-        .unwrap();
-    let now = stage
-        .becomes(&quarantine, "the restart is noticed", |now| {
-            now.drift.iter().any(|drift| drift.reason == "EvidenceLoss")
-        })
-        .await;
-    let losses: Vec<_> = now
-        .drift
-        .iter()
-        .filter(|drift| drift.reason == "EvidenceLoss")
-        .collect();
-    assert_eq!(losses.len(), 1, "{losses:#?}");
-    let reason = "a container was restarted";
-    let command = format!(
-        "impound collect {} -n {} --case INC-1 --reason '{reason}'",
-        name(&suspect),
-        stage.world.namespace
-    );
-    let said = &losses[0].what;
-    assert!(
-        said.contains("the collection had ended by then (sealed at ") && said.ends_with(&command),
-        "{said}"
-    );
-
-    let mut alice = stage.world.responder("alice").await;
-    let asked = CreateCollectionRequest {
-        namespace: stage.world.namespace.clone(),
-        pod: name(&suspect),
-        case_id: "INC-1".into(),
-        reason: reason.into(),
-        ..Default::default()
-    };
-    let collection = alice.create_collection(asked).await.unwrap().into_inner();
-    let sealed = eventually("the second collection ends", || async {
-        let asked = GetCollectionRequest {
-            namespace: stage.world.namespace.clone(),
-            name: collection.name.clone(),
-        };
-        let mut alice = stage.world.responder("alice").await;
-        let now = alice.get_collection(asked).await.unwrap().into_inner();
-        match now.phase.as_str() {
-            "Sealed" | "Partial" | "Failed" => Ok(now),
-            phase => Err(phase.to_owned()),
-        }
-    })
-    .await;
-    assert_eq!(sealed.phase, "Sealed", "{sealed:#?}");
-    let calls = stage.agent.calls();
-    assert!(calls.contains(&format!("export {restarted}")), "{calls:#?}");
 }
 
 #[tokio::test]

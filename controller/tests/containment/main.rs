@@ -40,6 +40,7 @@ mod refusals;
 mod refused;
 mod release;
 mod replicas;
+mod restarts;
 mod rotation;
 mod sweeps;
 mod waiting;

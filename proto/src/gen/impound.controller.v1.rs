@@ -180,6 +180,25 @@ pub struct Quarantine {
     /// Connections that were tried before and after the isolation.
     #[prost(message, repeated, tag = "21")]
     pub attempts: ::prost::alloc::vec::Vec<ConnectionAttempt>,
+    /// What containers were started or restarted to after that collection had ended is collected by these, oldest
+    /// first, at most 5.
+    #[prost(message, repeated, tag = "31")]
+    pub later_collections: ::prost::alloc::vec::Vec<LaterCollection>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LaterCollection {
+    /// Name of the Collection object in the same namespace.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Why it is made, for people.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// As a Collection's, as last seen; empty: it is not made yet.
+    #[prost(string, tag = "3")]
+    pub phase: ::prost::alloc::string::String,
+    /// How it ended, for people.
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
 }
 /// The table in the pod's network namespace, as the node's agent last saw it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -281,8 +300,8 @@ pub struct Drift {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Step {
-    /// Cordon, Protect, Policy, Exclude, Strip, Deny, LabelNode, Isolate, Verify, Prove, Neighbours, Evict, Collect; Release ones
-    /// have the prefix "Undo".
+    /// Cordon, Protect, Policy, Exclude, Strip, Deny, LabelNode, Isolate, Verify, Prove, Neighbours, Evict, Collect,
+    /// CollectAgain; Release ones have the prefix "Undo".
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     /// Pending, Running, Waiting, Done, Failed, Skipped

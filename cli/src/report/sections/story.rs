@@ -37,7 +37,7 @@ fn steps(status: &Status) -> impl Iterator<Item = Row> {
     status
         .steps
         .iter()
-        .filter(|step| step.name != "Collect")
+        .filter(|step| !step.name.starts_with("Collect"))
         .filter_map(|step| {
             Some(Row {
                 group: Group::Containment,
@@ -347,6 +347,7 @@ fn step_name(name: &str) -> &str {
         "Neighbours" => "Other containers described",
         "Evict" => "Other pods evicted",
         "Collect" => "Evidence collected",
+        "CollectAgain" => "Restarted containers collected",
         other => other,
     }
 }
