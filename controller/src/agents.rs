@@ -215,6 +215,33 @@ impl AgentConnector {
     /// [`AgentError`]; a failed channel is forgotten, so the next attempt begins afresh.
     pub async fn connect(&self, node: &str) -> Result<AgentConnection, AgentError> {
         let address = self.nodes.address(node).await?;
+        self.connect_at(address).await
+    }
+
+    /// The same, if the agent has answered within `limit`; how long Kubernetes takes to say where it is does not count.
+    ///
+    /// # Errors
+    /// As [`AgentConnector::connect`].
+    pub async fn connect_within(
+        &self,
+        node: &str,
+        limit: Duration,
+    ) -> Result<AgentConnection, AgentError> {
+        let address = self.nodes.address(node).await?;
+        match timeout(limit, self.connect_at(address.clone())).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.forget(&address).await;
+                Err(AgentError::Info {
+                    node: node.into(),
+                    reason: format!("no answer within {} s", limit.as_secs()),
+                })
+            }
+        }
+    }
+
+    async fn connect_at(&self, address: NodeAddress) -> Result<AgentConnection, AgentError> {
+        let node = address.name.as_str();
         if let Some(reason) = self.revoked.reason(&address.uid) {
             return Err(AgentError::Revoked {
                 node: node.into(),

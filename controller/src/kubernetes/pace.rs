@@ -121,6 +121,17 @@ pub fn came_on() {
     });
 }
 
+/// Makes what is spawned a part of the current reconciliation: its requests are slowed down like the others.
+pub fn of_this_work<F: Future>(task: F) -> impl Future<Output = F::Output> {
+    let work = WORK.try_with(Arc::clone).ok();
+    async move {
+        match work {
+            Some(work) => WORK.scope(work, task).await,
+            None => task.await,
+        }
+    }
+}
+
 /// The current object is looked at again after this pause.
 pub fn due_in(pause: Duration) {
     with_state(|state| state.due = (pause >= SHORT).then(|| Instant::now() + pause));

@@ -79,6 +79,12 @@ pub fn request_of_sweep(name: &str, selection: &str, id: Uuid) -> String {
     format!("sweep {name} of {selection}{}", suffix(id))
 }
 
+/// What is wished of a sweep that is there: `pause`, `resume`, `cancel` or `delete`.
+#[must_use]
+pub fn wish_of_sweep(wish: &str, name: &str, uid: &str) -> String {
+    format!("{wish} sweep {name} (uid {uid})")
+}
+
 /// The id of the request that an object says it was made for; none if it says nothing of the kind.
 #[must_use]
 pub fn request_id(object: &impl Resource) -> Option<Uuid> {

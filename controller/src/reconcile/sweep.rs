@@ -2,9 +2,12 @@
 //! what becomes of each target, until every one has ended.
 //!
 //! ```text
+//! keep        it is not gone before its end
 //! next_step   what is to be done, out of what is recorded
 //! expand      the list, in rosters
 //! memory      the list and its states in this process
+//! look        whether a target's pod is there and its agent answers
+//! turns       whose turn it is
 //! begin       collections of targets whose turn it is
 //! logged      what the custody logs say of it
 //! ```
@@ -14,11 +17,13 @@
 
 mod begin;
 mod expand;
+mod keep;
 mod logged;
+mod look;
 mod memory;
 pub mod next_step;
+mod turns;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,12 +42,13 @@ use super::{Context, ReconcileError};
 use crate::kubernetes::{ApiError, from_kube, pace};
 use crate::resources::sweep::SWEEP_LABEL;
 use crate::resources::{
-    Collection, Sweep, SweepPhase, SweepRoster, SweepRosterStatus, SweepStatus, TargetState,
-    TargetStatus, now,
+    Collection, Sweep, SweepPhase, SweepRoster, SweepRosterStatus, SweepState, SweepStatus,
+    TargetState, TargetStatus, now,
 };
 use memory::{Part, Target, Work, is_ours};
 pub use memory::{Sweeps, slim, waiting_for};
-use next_step::{Hold, Step, hold, next_step, phase, to_begin, words};
+use next_step::{Hold, Step, hold, next_step, phase, words};
+use turns::{chosen, give_up_silent_nodes};
 
 /// How often at most the status is written while only numbers change, and each roster.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -50,6 +56,9 @@ const ROSTERS_EVERY: Duration = Duration::from_secs(5);
 
 /// A look without being woken.
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
+
+/// A look for what those targets show that were passed over.
+const LATE: Duration = Duration::from_secs(1);
 
 /// A look after somebody else wrote the sweep meanwhile, or when more can be begun at once.
 const AT_ONCE: Duration = Duration::from_millis(50);
@@ -67,21 +76,31 @@ pub async fn reconcile(
     let read = read.map_err(|error| from_kube("GET", "sweep", error))?;
     let uid = cached.uid().unwrap_or_default();
     let there = |sweep: &Sweep| {
-        sweep.uid().as_deref() == Some(&uid) && sweep.metadata.deletion_timestamp.is_none()
+        let deleted = sweep.metadata.deletion_timestamp.is_some();
+        sweep.uid().as_deref() == Some(&uid) && (!deleted || keep::is_kept(sweep))
     };
-    let Some(sweep) = read.filter(there) else {
+    let Some(mut sweep) = read.filter(there) else {
         context.sweeps.take(&uid);
         return Ok(Action::await_change());
     };
+    let deleted = sweep.metadata.deletion_timestamp.is_some();
+    if deleted {
+        sweep.spec.state = SweepState::Cancelled;
+    }
     let status = sweep.status.clone().unwrap_or_default();
+    if !status.phase.is_final() {
+        sweep = keep::keep(sweep, &context).await?;
+    }
     match next_step(&sweep.spec, &status, Timestamp::now()) {
         Step::Rest => {
             context.sweeps.take(&uid);
+            keep::let_go(&sweep, &context).await?;
             Ok(Action::await_change())
         }
         Step::Drop(hold) => {
             let why = match hold {
                 Hold::Expired => "it expired before its pods were listed: nothing was collected",
+                _ if deleted => "it was deleted before its pods were listed: nothing was collected",
                 Hold::Cancelled | Hold::Paused => {
                     "it was cancelled before its pods were listed: nothing was collected"
                 }
@@ -113,6 +132,12 @@ async fn work(
     let before = status.clone();
     work.problem = None;
     let held = hold(&sweep.spec, Timestamp::now());
+    if status.state != sweep.spec.state {
+        match logged::changed(sweep, context).await {
+            Ok(()) => status.state = sweep.spec.state,
+            Err(problem) => work.problem = Some(problem),
+        }
+    }
     if let Err(error) = refresh(&mut work, held, context).await {
         context.sweeps.keep(&uid, work);
         return Err(error);
@@ -121,13 +146,15 @@ async fn work(
     match held {
         Some(Hold::Paused) => work.is_held(),
         Some(Hold::Expired) => settle(&mut work, TargetState::Expired, "it was not begun in time"),
-        Some(Hold::Cancelled) => settle(
-            &mut work,
-            TargetState::Cancelled,
-            "it was cancelled before its turn",
-        ),
+        Some(Hold::Cancelled) => {
+            let why = match sweep.metadata.deletion_timestamp {
+                Some(_) => "the sweep was deleted before its turn",
+                None => "it was cancelled before its turn",
+            };
+            settle(&mut work, TargetState::Cancelled, why);
+        }
         None => {
-            let chosen = chosen(sweep, &work);
+            let chosen = (chosen(sweep, &work), work.probes());
             let more = begin::begin(sweep, &mut work, chosen, context).await;
             give_up_silent_nodes(&mut work, context);
             if more {
@@ -149,7 +176,9 @@ async fn work(
     }
     if over {
         // Those without a collection are in no other log. Said as it is recorded, so that it is said once.
-        if let Err(problem) = logged::ended(sweep, &work, context).await {
+        if status.state != sweep.spec.state {
+            status.phase = before.phase;
+        } else if let Err(problem) = logged::ended(sweep, &work, context).await {
             work.problem = Some(problem);
             status.phase = before.phase;
         } else {
@@ -176,13 +205,16 @@ async fn work(
     }
     if over {
         ended(context, sweep, &status);
-        return Ok(Action::await_change());
+        return Ok(Action::requeue(Duration::ZERO));
     }
     if changed && !due {
         again = again.min(STATUS_EVERY);
     }
     if work.parts.iter().any(|part| part.unsaved) {
         again = again.min(ROSTERS_EVERY);
+    }
+    if !work.looks.is_empty() {
+        again = again.min(LATE);
     }
     if let Some(due) = work.due().filter(|_| held.is_none()) {
         let left = due.saturating_duration_since(Instant::now());
@@ -212,7 +244,7 @@ async fn give_up(
     ));
     save(sweep, &mut status, context).await?;
     ended(context, sweep, &status);
-    Ok(Action::await_change())
+    Ok(Action::requeue(Duration::ZERO))
 }
 
 /// The list as it is recorded, with the collections that are there.
@@ -320,64 +352,11 @@ async fn read(context: &Context, target: &Target) -> Result<Option<Collection>, 
     read.map_err(|error| from_kube("GET", "collection", error))
 }
 
-/// Whose turn it is.
-fn chosen(sweep: &Sweep, work: &Work) -> Vec<Target> {
-    let now = Instant::now();
-    let states = work.states();
-    let places: Vec<_> = states.clone().map(|(place, ..)| place).collect();
-    let barred = |at: usize, node: &str| {
-        work.silent.get(node).is_some_and(|silent| silent.due > now)
-            || places.get(at).is_some_and(|place| work.is_barred(place))
-    };
-    let targets = states.map(|(_, target, status)| (&*target.node, status.state));
-    let chosen = to_begin(targets, (sweep.spec.at_once, sweep.spec.per_node), barred);
-    let chosen: Vec<_> = chosen
-        .into_iter()
-        .filter_map(|at| places.get(at).copied())
-        .collect();
-    work.targets(&chosen)
-}
-
 /// Nothing more is begun: whoever waits has ended.
 fn settle(work: &mut Work, state: TargetState, why: &str) {
     work.is_held();
     for target in work.of(TargetState::Waiting) {
         work.set(target.place, state, why, 0);
-    }
-}
-
-/// Nodes whose agents don't answer are tried as long as there is other work, and at least for as long as a
-/// collection waits for its agent.
-fn give_up_silent_nodes(work: &mut Work, context: &Context) {
-    let patience = context.agent_patience();
-    let waiting = work.of(TargetState::Waiting);
-    work.silent
-        .retain(|node, _| waiting.iter().any(|target| target.pod.node == *node));
-    let places: HashSet<_> = waiting.iter().map(|target| target.place).collect();
-    work.refused.retain(|place, _| places.contains(place));
-    let given_up = |target: &Target| {
-        let silent = work.silent.get(&target.pod.node)?;
-        (silent.since.elapsed() >= patience).then(|| {
-            format!(
-                "no agent answered on node {} for {} s: {}",
-                target.pod.node,
-                patience.as_secs(),
-                silent.why
-            )
-        })
-    };
-    let (counts, ..) = work.summary();
-    let silent = |target: &Target| work.silent.contains_key(&target.pod.node);
-    if counts.running > 0 || !waiting.iter().all(silent) {
-        return;
-    }
-    let ended: Vec<_> = waiting
-        .iter()
-        .filter(|target| !work.uncertain.contains(&target.place))
-        .filter_map(|target| Some((target.place, given_up(target)?)))
-        .collect();
-    for (place, why) in ended {
-        work.set(place, TargetState::Failed, &why, 0);
     }
 }
 

@@ -35,6 +35,9 @@ use super::{CASE_PATTERN, NAME_PATTERN, TEXT_PATTERN};
 /// Label of a Collection that belongs to a sweep: the sweep's name.
 pub const SWEEP_LABEL: &str = "impound.dev/sweep";
 
+/// Finalizer that keeps a Sweep under way from being gone before its end.
+pub const SWEEP_FINALIZER: &str = "impound.dev/sweep";
+
 /// Most pods of one sweep. More than that is a selection that went wrong, or several sweeps.
 pub const MOST_TARGETS: usize = 10_000;
 /// Targets in one roster.
@@ -187,6 +190,18 @@ pub enum SweepState {
     Cancelled,
 }
 
+impl SweepState {
+    /// What somebody wishes who sets it.
+    #[must_use]
+    pub fn wish(self) -> &'static str {
+        match self {
+            Self::Running => "resume",
+            Self::Paused => "pause",
+            Self::Cancelled => "cancel",
+        }
+    }
+}
+
 /// What became of it. Written by the controller only.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -200,6 +215,9 @@ pub struct SweepStatus {
     /// metadata.generation that the status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// The state that it was last seen to be wished in; each other one is in the custody log before.
+    #[serde(default)]
+    pub state: SweepState,
     /// When the list was made. It doesn't change any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expanded: Option<MicroTime>,

@@ -174,10 +174,10 @@ pub(super) async fn set(
     request: wire::SetSweepRequest,
 ) -> Result<wire::Sweep, Status> {
     status::checked_text("reason", &request.reason, REASON_LIMIT)?;
-    let (state, wish) = match request.state.as_str() {
-        "Running" => (SweepState::Running, "resume"),
-        "Paused" => (SweepState::Paused, "pause"),
-        "Cancelled" => (SweepState::Cancelled, "cancel"),
+    let state = match request.state.as_str() {
+        "Running" => SweepState::Running,
+        "Paused" => SweepState::Paused,
+        "Cancelled" => SweepState::Cancelled,
         other => {
             return Err(Status::invalid_argument(format!(
                 "state is {other:?}, expected Running, Paused or Cancelled"
@@ -204,7 +204,7 @@ pub(super) async fn set(
         .parse()
         .map_err(|error: NameError| status::of_name(&error))?;
     let uid = found.metadata.uid.clone().unwrap_or_default();
-    let subject = format!("{wish} sweep {} (uid {uid})", request.name);
+    let subject = custody::wish_of_sweep(state.wish(), &request.name, &uid);
     let by = (who.id.as_str(), who.certificate);
     custody::authorised(&service.context, &case, by, &subject, &request.reason)
         .await

@@ -29,6 +29,8 @@ use super::agent::FakeAgent;
 use super::world::{CONTROLLER, World, container, eventually, free_port};
 
 mod faults;
+mod silent;
+mod wishes;
 
 const NODES: [(&str, &str); 3] = [
     ("worker1", "127.0.0.1"),
@@ -48,13 +50,17 @@ struct Fleet {
 impl Fleet {
     /// With so many pods on each node, and no controller yet.
     async fn new(pods: usize) -> Self {
+        Self::beside(&[], free_port(), pods).await
+    }
+
+    /// The same with further nodes, `name=ip`, which have no agents at this port.
+    async fn beside(further: &[String], port: u16, pods: usize) -> Self {
         let nodes = NODES.map(|(node, ip)| format!("{node}={ip}"));
         let mut world = World::in_memory_of(ClusterConfig {
-            nodes: nodes.to_vec(),
+            nodes: [&nodes, further].concat(),
             ..ClusterConfig::default()
         })
         .await;
-        let port = free_port();
         let (mut agents, mut servers) = (Vec::new(), Vec::new());
         for (node, ip) in NODES {
             let agent = FakeAgent::new(node);
@@ -231,10 +237,12 @@ impl Fleet {
             assert_eq!(one.owner_references()[0].name, "hunt");
         }
         let requested = self.log();
-        let requested: Vec<_> = requested
-            .iter()
-            .filter(|entry| entry["event"] == "requested")
-            .collect();
+        let begun = |entry: &&Value| {
+            let what = entry["what"].as_str().unwrap();
+            let wish = what.contains(" sweep hunt (uid ");
+            entry["event"] == "requested" && !wish
+        };
+        let requested: Vec<_> = requested.iter().filter(begun).collect();
         assert_eq!(requested.len(), self.pods.len() + 1, "and of the sweep");
         for entry in requested {
             assert!(entry["claimed"] != true, "{entry:#}");
@@ -420,7 +428,9 @@ async fn a_paused_sweep_begins_nothing_and_a_cancelled_one_names_what_it_did_not
     };
     for wish in ["pause sweep hunt", "resume sweep hunt", "cancel sweep hunt"] {
         assert_eq!(said("authorised", wish), 1, "{wish}");
+        assert_eq!(said("requested", wish), 1, "{wish}");
     }
+    assert!(log.iter().all(|entry| entry["claimed"] != true), "{log:#?}");
     assert_eq!(said("failed", "sweep hunt: pod"), 4);
     let again = SetSweepRequest {
         name: "hunt".into(),
@@ -767,7 +777,8 @@ async fn a_sweep_that_is_made_with_kubectl_is_checked_and_its_requester_only_cla
         .iter()
         .filter(|entry| entry["event"] == "requested")
         .collect();
-    assert_eq!(requested.len(), 4, "{requested:#?}");
+    // Of the sweep, that it begins paused, that it goes on, and of each pod.
+    assert_eq!(requested.len(), 6, "{requested:#?}");
     assert!(
         requested.iter().all(|entry| entry["claimed"] == true),
         "{requested:#?}"

@@ -1,10 +1,10 @@
 //! Begins the collections of targets whose turn it is.
 //!
-//! Each pod is looked at first, and its node's agent: a pod that is gone is named as that, and a node whose agent does
-//! not answer takes up no place of those that do. Then the custody logs say that the collections are authorised, if
-//! the sweep is; then they are made.
+//! Each is looked at first (`look`): a pod that is gone is named as that, and a node whose agent does not answer takes
+//! up no place of those that do. Then the custody logs say that the collections are authorised, if the sweep is; then
+//! they are made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -12,46 +12,32 @@ use futures::stream;
 use impound_evidence::{CaseId, Entry, Event};
 use kube::ResourceExt;
 use kube::api::{Api, ObjectMeta, PostParams};
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::expand::owned_by;
 use super::logged;
+use super::look::{Looked, Seen};
 use super::memory::{Target, Work, is_ours};
+use super::turns::turns;
 use crate::describe::describe;
-use crate::kubernetes::{ApiError, from_kube, pace, read};
+use crate::kubernetes::{ApiError, from_kube, pace};
 use crate::reconcile::Context;
 use crate::reconcile::custody::{self, AT_LEISURE, within};
 use crate::resources::sweep::SWEEP_LABEL;
 use crate::resources::{Collection, CollectionSpec, CollectionStatus, Sweep, TargetState};
 
-/// Pods that are looked at, and collections that are made, at the same time.
+/// Collections that are made at the same time.
 const SIDE_BY_SIDE: usize = 16;
 
-/// How long an agent's answer is waited for. One that takes longer is asked again later: nobody else should wait.
-const ANSWER: Duration = Duration::from_secs(3);
-
-/// What a look at a target shows.
-enum Seen {
-    Ready,
-    /// There is nothing to collect.
-    Absent(String),
-    /// Its node's agent does not answer now.
-    Silent(String),
-    /// It never will.
-    NoAgent(String),
-    /// The Kubernetes API does not say.
-    Unknown(ApiError),
-}
-
-/// Begins those that can be; says whether others may have their turn at once.
+/// Looks at those that are chosen, and at those by which silent nodes are tried again; makes the collections of those
+/// that are seen to be ready, within the bounds. Says whether others may have their turn at once.
 pub(super) async fn begin(
     sweep: &Sweep,
     work: &mut Work,
-    chosen: Vec<Target>,
+    (chosen, probes): (Vec<Target>, Vec<Target>),
     context: &Context,
 ) -> bool {
-    if chosen.is_empty() {
+    if chosen.is_empty() && probes.is_empty() && work.looks.is_empty() {
         return false;
     }
     // Before anything is made, the logs say who asked for it.
@@ -62,17 +48,18 @@ pub(super) async fn begin(
             return false;
         }
     };
-    let looks = chosen.into_iter().map(|target| async {
-        let seen = look(&target, context).await;
-        (target, seen)
-    });
-    let seen: Vec<_> = stream::iter(looks)
-        .buffer_unordered(SIDE_BY_SIDE)
-        .collect()
-        .await;
+    if !chosen.is_empty() && work.refused.is_empty() {
+        // They have their turn for the first time, so this is nobody's retry.
+        pace::came_on();
+    }
+    work.looks.begin(chosen, false, context);
+    work.looks.begin(probes, true, context);
     let mut more = false;
     let mut ready = Vec::new();
-    for (target, seen) in seen {
+    for Looked { target, seen, late } in work.looks.ended().await {
+        if !work.is_waiting(target.place) {
+            continue;
+        }
         let node = &target.pod.node;
         match seen {
             Seen::Ready => {
@@ -86,7 +73,8 @@ pub(super) async fn begin(
             Seen::Silent(why) => {
                 context.metrics.agent_failed();
                 work.is_silent(node, why);
-                more = true;
+                // Whoever was looked at late took up no place.
+                more |= !late;
             }
             Seen::NoAgent(why) => {
                 let waiting = work.of(TargetState::Waiting);
@@ -104,6 +92,9 @@ pub(super) async fn begin(
             }
         }
     }
+    // Of those that were passed over others may have their turn meanwhile.
+    more |= work.looks.pass_over() > 0;
+    let ready = within_bounds(sweep, work, &ready);
     if let Err(problem) = authorise(sweep, authorised.as_ref(), &ready, work, context).await {
         work.problem = Some(problem);
         return false;
@@ -152,6 +143,12 @@ pub(super) async fn begin(
     more
 }
 
+/// Of those that are ready the ones whose turn it is. The others are looked at again when it is theirs.
+fn within_bounds(sweep: &Sweep, work: &Work, ready: &[Target]) -> Vec<Target> {
+    let places: HashSet<_> = ready.iter().map(|target| target.place).collect();
+    turns(sweep, work, |place, _| !places.contains(place))
+}
+
 /// The Kubernetes API is in the way of a target, for how long.
 fn wait(work: &mut Work, target: &Target, error: &ApiError) -> Duration {
     tracing::warn!(
@@ -162,45 +159,6 @@ fn wait(work: &mut Work, target: &Target, error: &ApiError) -> Duration {
         "a collection could not be begun"
     );
     work.is_refused(target.place, error)
-}
-
-async fn look(target: &Target, context: &Context) -> Seen {
-    let pod = &target.pod;
-    let path = format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.pod);
-    let now = match read(&context.client, &path).await {
-        Ok(now) => now,
-        Err(error) => return Seen::Unknown(error),
-    };
-    let uid = now
-        .as_ref()
-        .and_then(|now| now.pointer("/metadata/uid")?.as_str());
-    match uid {
-        None => return Seen::Absent("the pod was gone before its turn".into()),
-        Some(uid) if uid != pod.uid => {
-            return Seen::Absent(format!(
-                "the pod was gone before its turn, and another has its name (uid {uid}, expected {})",
-                pod.uid
-            ));
-        }
-        Some(_) => {}
-    }
-    if pod.node.is_empty() {
-        let now = now
-            .as_ref()
-            .and_then(|now| now.pointer("/spec/nodeName")?.as_str());
-        let since = now.map_or_else(String::new, |node| {
-            format!(", and is on node {node} now: it was not collected")
-        });
-        return Seen::Absent(format!(
-            "it was on no node when the pods were listed{since}"
-        ));
-    }
-    match timeout(ANSWER, context.agents.connect(&pod.node)).await {
-        Ok(Ok(_)) => Seen::Ready,
-        Ok(Err(error)) if error.is_transient() => Seen::Silent(describe(&error)),
-        Ok(Err(error)) => Seen::NoAgent(describe(&error)),
-        Err(_) => Seen::Silent(format!("no answer within {} s", ANSWER.as_secs())),
-    }
 }
 
 /// Writes into the custody logs that each collection is authorised, as the sweep is; once for each, however often it

@@ -175,17 +175,25 @@ pub(super) async fn refuse(
     context: &Context,
     why: String,
 ) -> Result<Action, ReconcileError> {
-    if let Err(problem) = logged::refused(sweep, &why, context).await {
+    let known = sweep.status.clone().unwrap_or_default().state == sweep.spec.state;
+    let logging = async {
+        if !known && logged::is_of_a_case(sweep) {
+            logged::changed(sweep, context).await?;
+        }
+        logged::refused(sweep, &why, context).await
+    };
+    if let Err(problem) = logging.await {
         not_yet(sweep, context, problem).await?;
         return Ok(Action::requeue(LOOK_AGAIN));
     }
     let mut status = SweepStatus {
         phase: SweepPhase::Refused,
         message: why,
+        state: sweep.spec.state,
         finished: Some(now()),
         ..SweepStatus::default()
     };
     save(sweep, &mut status, context).await?;
     ended(context, sweep, &status);
-    Ok(Action::await_change())
+    Ok(Action::requeue(std::time::Duration::ZERO))
 }

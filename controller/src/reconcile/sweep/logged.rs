@@ -9,9 +9,10 @@ use kube::ResourceExt;
 use uuid::Uuid;
 
 use super::memory::{Part, Target, Work};
+use crate::contain::settings::FIELD_MANAGER;
 use crate::describe::describe;
 use crate::reconcile::Context;
-use crate::reconcile::custody::{self, AT_LEISURE, Asked, within};
+use crate::reconcile::custody::{self, AT_LEISURE, AT_ONCE, Asked, within};
 use crate::resources::{Sweep, TargetState};
 use crate::sweep::matching;
 
@@ -77,10 +78,81 @@ pub(super) async fn requested(
     Ok(authorised)
 }
 
+/// Writes that a sweep's state has changed. By whom is known if it was over gRPC; of others the API server tells no
+/// more than the program, in `managedFields`, which is what anybody may write there.
+pub(super) async fn changed(sweep: &Sweep, context: &Context) -> Result<(), String> {
+    let uid = sweep.uid().unwrap_or_default();
+    let deleted = sweep.metadata.deletion_timestamp.as_ref();
+    let wish = deleted.map_or(sweep.spec.state.wish(), |_| "delete");
+    let asked = custody::wish_of_sweep(wish, &sweep.name_any(), &uid);
+    let what = format!(
+        "{asked}, generation {}",
+        sweep.metadata.generation.unwrap_or_default()
+    );
+    let writing = async {
+        let case = parse(&sweep.spec.case)?;
+        let entries = context.custody.of_case(&case).await;
+        let entries = entries.map_err(|error| describe(&error))?;
+        let of = |event| entries.iter().filter(move |entry| entry.event == event);
+        if of(Event::Requested).any(|entry| entry.what == what) {
+            return Ok(());
+        }
+        let taken = of(Event::Requested)
+            .filter(|entry| !entry.claimed && entry.what.starts_with(&asked))
+            .count();
+        let (manager, time) = writer_of_state(sweep);
+        let ours = manager == FIELD_MANAGER && deleted.is_none();
+        let mut authorised = of(Event::Authorised).filter(|entry| entry.what == asked);
+        let entry = match authorised.nth(taken).filter(|_| ours) {
+            Some(authorised) => {
+                let mut entry = Entry::new(Event::Requested, authorised.who.clone(), what);
+                entry.why = authorised.why.clone();
+                entry.certificate_sha256 = authorised.certificate_sha256;
+                entry
+            }
+            None => {
+                let (who, time) = match deleted {
+                    Some(time) => ("not known".to_owned(), time.0.to_string()),
+                    None => (format!("not known, with {manager}"), time),
+                };
+                let why = format!(
+                    "through the Kubernetes API at {time}: the API server's audit log says who"
+                );
+                let mut entry = Entry::new(Event::Requested, who, what).because(why);
+                entry.claimed = true;
+                entry
+            }
+        };
+        custody::append(context, &case, vec![entry]).await
+    };
+    within(AT_ONCE, writing).await
+}
+
+/// The program that wrote `spec.state` last, and when.
+fn writer_of_state(sweep: &Sweep) -> (String, String) {
+    let all = sweep.metadata.managed_fields.iter().flatten();
+    let mut writers = all.filter(|entry| {
+        let fields = entry.fields_v1.as_ref();
+        fields.is_some_and(|fields| fields.0.pointer("/f:spec/f:state").is_some())
+    });
+    let writer = writers.next_back();
+    let manager = writer.and_then(|entry| entry.manager.clone());
+    let time = writer.and_then(|entry| Some(entry.time.as_ref()?.0.to_string()));
+    (
+        manager.unwrap_or_else(|| "a program without a name".into()),
+        time.unwrap_or_else(|| "a time that is not known".into()),
+    )
+}
+
+/// Whether there is a log for what is said of it.
+pub(super) fn is_of_a_case(sweep: &Sweep) -> bool {
+    parse(&sweep.spec.case).is_ok()
+}
+
 /// Takes back what was authorised: nothing is collected.
 pub(super) async fn refused(sweep: &Sweep, why: &str, context: &Context) -> Result<(), String> {
     // Without a request, or of what is no case, nobody was authorised.
-    let Some(id) = custody::request_id(sweep).filter(|_| parse(&sweep.spec.case).is_ok()) else {
+    let Some(id) = custody::request_id(sweep).filter(|_| is_of_a_case(sweep)) else {
         return Ok(());
     };
     let wanted = matching::words(&sweep.spec.select);

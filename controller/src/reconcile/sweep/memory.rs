@@ -12,6 +12,7 @@ use kube::runtime::watcher::Event;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::look::Looks;
 use crate::describe::describe;
 use crate::kubernetes::ApiError;
 use crate::resources::sweep::{EXCEPTIONS, TARGET_MESSAGE};
@@ -24,6 +25,13 @@ use crate::sweep::list::collection_name;
 /// Pauses between attempts to reach a node's agent.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Silent nodes are tried again one by one, and so many at once: a thousand of them must not keep the API server busy.
+const PROBE_EVERY: Duration = Duration::from_millis(250);
+const PROBES: usize = 4;
+
+/// Times that a node's agent has to be silent before it is given up.
+const TRIES: u32 = 2;
 
 /// The sweeps of this process, and the collections that its watch shows.
 #[derive(Default)]
@@ -107,6 +115,10 @@ pub(super) struct Work {
     pub(super) parts: Vec<Part>,
     /// Nodes whose agents could not be reached.
     pub(super) silent: HashMap<String, Retried>,
+    /// When such nodes were last tried again.
+    probed: Instant,
+    /// At targets whose turn it is.
+    pub(super) looks: Looks,
     /// Targets that the Kubernetes API did not let begin.
     pub(super) refused: HashMap<Place, Retried>,
     /// Waiting targets whose collections may be there all the same: the answer to their creation was none.
@@ -154,6 +166,7 @@ pub(super) struct Retried {
     pub(super) since: Instant,
     pub(super) due: Instant,
     pause: Duration,
+    times: u32,
     pub(super) why: String,
 }
 
@@ -164,6 +177,7 @@ impl Retried {
             since: now,
             due: now,
             pause: FIRST_PAUSE / 2,
+            times: 0,
             why: String::new(),
         }
     }
@@ -172,6 +186,7 @@ impl Retried {
     fn failed(&mut self, why: String, at_least: Duration) {
         let now = Instant::now();
         if self.due <= now {
+            self.times = self.times.saturating_add(1);
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             self.due = now + self.pause.max(at_least);
         }
@@ -185,6 +200,8 @@ impl Work {
             uid: uid.to_owned(),
             parts,
             silent: HashMap::new(),
+            probed: Instant::now(),
+            looks: Looks::default(),
             refused: HashMap::new(),
             uncertain: HashSet::new(),
             requests: HashMap::new(),
@@ -224,6 +241,13 @@ impl Work {
             })
         };
         places.iter().filter_map(target).collect()
+    }
+
+    /// Whether the target is not begun.
+    pub(super) fn is_waiting(&self, (part, at): Place) -> bool {
+        let part = self.parts.get(part);
+        let status = part.and_then(|part| part.states.get(at));
+        status.is_some_and(|status| status.state == TargetState::Waiting)
     }
 
     /// Sets the state of a target, to be written.
@@ -298,6 +322,30 @@ impl Work {
             .failed(why, Duration::ZERO);
     }
 
+    /// A target on each of the silent nodes that are to be tried again now, those first that have waited longest.
+    pub(super) fn probes(&mut self) -> Vec<Target> {
+        let now = Instant::now();
+        let gained = now.duration_since(self.probed).as_millis() / PROBE_EVERY.as_millis();
+        let room = usize::try_from(gained).map_or(PROBES, |gained| gained.min(PROBES));
+        let (_, asked) = self.looks.held();
+        let due = |(node, silent): &(&String, &Retried)| {
+            silent.due <= now && !asked.contains(node.as_str())
+        };
+        let mut due: Vec<_> = self.silent.iter().filter(due).collect();
+        due.sort_by_key(|(_, silent)| silent.due);
+        let nodes = due.into_iter().take(room).map(|(node, _)| node.as_str());
+        let mut nodes: HashSet<_> = nodes.collect();
+        let waiting = |status: &TargetStatus| status.state == TargetState::Waiting;
+        let of_each = |(_, target, status): &(Place, &SweepTarget, &TargetStatus)| {
+            waiting(status) && nodes.remove(target.node.as_str())
+        };
+        let places: Vec<_> = self.states().filter(of_each).map(|(at, ..)| at).collect();
+        if !places.is_empty() {
+            self.probed = now;
+        }
+        self.targets(&places)
+    }
+
     /// The Kubernetes API did not let the target begin: the others have their turn first. Says for how long it has
     /// been so.
     pub(super) fn is_refused(&mut self, place: Place, error: &ApiError) -> Duration {
@@ -312,16 +360,29 @@ impl Work {
         refused.is_some_and(|refused| refused.due > Instant::now())
     }
 
+    /// Why a node is given up, whose agent was silent for this long and has been tried again.
+    pub(super) fn given_up(&self, node: &str, patience: Duration) -> Option<&str> {
+        let silent = self.silent.get(node)?;
+        let enough = silent.times >= TRIES && silent.since.elapsed() >= patience;
+        enough.then_some(silent.why.as_str())
+    }
+
     /// Nothing is begun now: how long it has not worked is counted anew.
     pub(super) fn is_held(&mut self) {
         self.silent.clear();
         self.refused.clear();
+        self.looks = Looks::default();
     }
 
     /// When the next of what failed is tried again.
     pub(super) fn due(&self) -> Option<Instant> {
-        let all = self.silent.values().chain(self.refused.values());
-        all.map(|retried| retried.due).min()
+        let (_, asked) = self.looks.held();
+        let silent = self.silent.iter();
+        let silent = silent.filter(|(node, _)| !asked.contains(node.as_str()));
+        let silent = silent.map(|(_, silent)| silent.due.max(self.probed + PROBE_EVERY));
+        silent
+            .chain(self.refused.values().map(|refused| refused.due))
+            .min()
     }
 }
 
