@@ -45,9 +45,16 @@ async fn ls(client: &Client, output: &mut Output, wanted: EvidenceLs) -> Result<
         if files.is_empty() {
             return format!("no evidence of case {}", wanted.case);
         }
+        // A sweep of many pods has more cases than the one that it was asked for.
+        let cases = files
+            .iter()
+            .any(|file| file.case_id != wanted.case.as_str());
         let mut head = vec!["COLLECTION", "SIZE", "STATE", "PATH"];
         if wide {
             head.insert(3, "SHA-256");
+        }
+        if cases {
+            head.insert(0, "CASE");
         }
         let mut table = Table::new(&head);
         for file in &files {
@@ -65,6 +72,9 @@ async fn ls(client: &Client, output: &mut Output, wanted: EvidenceLs) -> Result<
                 row.push(file.sha256.clone());
             }
             row.push(file.path.clone());
+            if cases {
+                row.insert(0, file.case_id.clone());
+            }
             table.row(row);
         }
         table.to_string()

@@ -195,6 +195,7 @@ struct Call {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EvidenceFile {
+    case: String,
     collection: String,
     path: String,
     size: u64,
@@ -393,6 +394,7 @@ impl From<&wire::Plan> for Plan {
 impl From<&wire::EvidenceFile> for EvidenceFile {
     fn from(file: &wire::EvidenceFile) -> Self {
         Self {
+            case: file.case_id.clone(),
             collection: file.collection.clone(),
             path: file.path.clone(),
             size: file.size,

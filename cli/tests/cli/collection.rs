@@ -190,6 +190,7 @@ impl Collection {
         names
             .chain([CHECKPOINT, CUSTODY, MANIFEST, BUNDLE])
             .map(|path| EvidenceFile {
+                case_id: self.manifest.case.to_string(),
                 collection: self.manifest.collection.to_string(),
                 path: path.to_owned(),
                 size: self.read(path).unwrap().len() as u64,

@@ -308,6 +308,14 @@ fn evidence_is_listed() {
         .map(|line| format!("{line}\n"))
         .collect();
     compare("evidence-ls.txt", &stable);
+    // Further cases of a sweep's come behind it, and then the case is told.
+    let ran = fake.run(&["evidence", "ls", "INC-9"]);
+    let column = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    let cases: std::collections::BTreeSet<_> = ran.out.lines().filter_map(column).collect();
+    assert_eq!(
+        cases,
+        ["CASE", "INC-9", "INC-9.part-2"].map(String::from).into()
+    );
     assert_eq!(
         fake.run(&["evidence", "ls", "INC-8"]).out,
         "no evidence of case INC-8\n"

@@ -389,6 +389,14 @@ impl Controller for State {
         let asked = request.into_inner();
         let files = match asked.case_id.as_str() {
             "INC-7" => self.evidence.lock().unwrap().files(),
+            "INC-9" => ["INC-9", "INC-9.part-2"]
+                .map(|case| EvidenceFile {
+                    case_id: case.to_owned(),
+                    collection: "web".to_owned(),
+                    path: "manifest.json".to_owned(),
+                    ..EvidenceFile::default()
+                })
+                .to_vec(),
             _ => Vec::new(),
         };
         Ok(Response::new(ListEvidenceResponse { files }))

@@ -13,7 +13,9 @@ use wire::read_evidence_response::Message;
 use super::authorise::Requester;
 use super::{Answers, Service, status};
 use crate::describe::describe;
+use crate::resources::sweep::{CASE_TARGETS, MOST_TARGETS};
 use crate::store::{CollectionId, StoredFile};
+use crate::sweep::list::case_of;
 
 pub(super) async fn list(
     service: &Service,
@@ -23,19 +25,41 @@ pub(super) async fn list(
         .case_id
         .parse()
         .map_err(|error| status::of_name(&error))?;
-    let mut names = service
-        .store
-        .collections(&case)
-        .await
-        .map_err(|error| status::of_store(&error))?;
-    if !request.collection.is_empty() {
-        let wanted: CollectionName = request
-            .collection
-            .parse()
-            .map_err(|error| status::of_name(&error))?;
-        names.retain(|name| *name == wanted);
+    let wanted = match request.collection.as_str() {
+        "" => None,
+        name => Some(
+            name.parse::<CollectionName>()
+                .map_err(|error| status::of_name(&error))?,
+        ),
+    };
+    let further = match wanted {
+        None => further_cases(&case),
+        Some(_) => Vec::new(),
+    };
+    let mut files = Vec::new();
+    for case in std::iter::once(case.clone()).chain(further) {
+        let mut names = service
+            .store
+            .collections(&case)
+            .await
+            .map_err(|error| status::of_store(&error))?;
+        names.retain(|name| wanted.as_ref().is_none_or(|wanted| wanted == name));
+        names.sort();
+        for name in names {
+            let at = CollectionId {
+                case: case.clone(),
+                name,
+            };
+            let manifest = manifest(service, &at).await?;
+            let stored = service.store.list(&at).await;
+            let stored = stored.map_err(|error| status::of_store(&error))?;
+            let described = stored
+                .iter()
+                .map(|file| described(&at, file, manifest.as_ref()));
+            files.extend(described);
+        }
     }
-    if names.is_empty() {
+    if files.is_empty() {
         return Err(Status::not_found(format!(
             "no evidence of case {case}{} is in the store: see `impound list collections`",
             if request.collection.is_empty() {
@@ -45,26 +69,15 @@ pub(super) async fn list(
             }
         )));
     }
-    names.sort();
-    let mut files = Vec::new();
-    for name in names {
-        let at = CollectionId {
-            case: case.clone(),
-            name,
-        };
-        let manifest = manifest(service, &at).await?;
-        let stored = service
-            .store
-            .list(&at)
-            .await
-            .map_err(|error| status::of_store(&error))?;
-        files.extend(
-            stored
-                .iter()
-                .map(|file| described(&at, file, manifest.as_ref())),
-        );
-    }
     Ok(wire::ListEvidenceResponse { files })
+}
+
+/// The cases that a sweep of this case may have made besides.
+fn further_cases(case: &CaseId) -> Vec<CaseId> {
+    let firsts = (1..=MOST_TARGETS).step_by(CASE_TARGETS).skip(1);
+    // One that is too long for a sweep has none.
+    let cases = firsts.filter_map(|first| case_of(case.as_str(), first).parse().ok());
+    cases.collect()
 }
 
 pub(super) async fn read(
@@ -229,6 +242,7 @@ fn described(
 ) -> wire::EvidenceFile {
     let record = manifest.and_then(|manifest| manifest.artifact(&file.path));
     wire::EvidenceFile {
+        case_id: at.case.to_string(),
         collection: at.name.to_string(),
         path: file.path.to_string(),
         size: file.size,

@@ -724,13 +724,14 @@ pub struct ListSweepTargetsResponse {
 pub struct ListEvidenceRequest {
     #[prost(string, tag = "1")]
     pub case_id: ::prost::alloc::string::String,
-    /// Empty: every collection of the case.
+    /// Empty: every collection of the case, and of the cases that a sweep of more than a thousand pods has made besides:
+    /// `<case>.part-2` and so on.
     #[prost(string, tag = "2")]
     pub collection: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListEvidenceResponse {
-    /// Ordered by collection, then path.
+    /// Ordered by case, collection, then path.
     #[prost(message, repeated, tag = "1")]
     pub files: ::prost::alloc::vec::Vec<EvidenceFile>,
 }
@@ -750,6 +751,9 @@ pub struct EvidenceFile {
     /// complete, incomplete; empty as for sha256.
     #[prost(string, tag = "5")]
     pub completeness: ::prost::alloc::string::String,
+    /// The case that the collection is of.
+    #[prost(string, tag = "6")]
+    pub case_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadEvidenceRequest {

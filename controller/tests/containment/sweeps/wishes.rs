@@ -1,5 +1,6 @@
 //! What is wished of a sweep that is under way, and by whom: in the custody log, with what can be known of it.
 
+use impound_proto::controller::v1::ListEvidenceRequest;
 use kube::api::PropagationPolicy;
 
 use super::*;
@@ -131,4 +132,45 @@ async fn a_sweep_that_has_ended_is_held_by_nothing_of_ours() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_evidence_of_a_case_is_listed_with_that_of_the_further_cases_of_its_sweeps() {
+    let fleet = Fleet::started(1).await;
+    fleet.start(fleet.request()).await;
+    let ended = fleet.ended().await;
+    fleet.all_is_sealed(&ended).await;
+    let api = Api::<Collection>::namespaced(fleet.world.client.clone(), &fleet.world.namespace);
+    let pod = fleet.pods.keys().next().unwrap();
+    // As the second thousand of a sweep, and as a case that only begins alike.
+    for case in ["INC-1.part-2", "INC-10"] {
+        let name = case.to_lowercase();
+        let one: Collection = serde_json::from_value(json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Collection", "metadata": { "name": name },
+            "spec": { "pod": pod, "case": case, "reason": "x" },
+        }))
+        .unwrap();
+        api.create(&PostParams::default(), &one).await.unwrap();
+        eventually("it is sealed", || async {
+            let status = api.get(&name).await.unwrap().status.unwrap_or_default();
+            match status.phase {
+                CollectionPhase::Sealed => Ok(()),
+                _ => Err(format!("{status:?}")),
+            }
+        })
+        .await;
+    }
+    let mut custodian = fleet.world.responder("carol").await;
+    let mut cases = async |collection: &str| -> Vec<String> {
+        let request = ListEvidenceRequest {
+            case_id: "INC-1".into(),
+            collection: collection.into(),
+        };
+        let listed = custodian.list_evidence(request).await.unwrap().into_inner();
+        let cases: BTreeSet<_> = listed.files.into_iter().map(|file| file.case_id).collect();
+        cases.into_iter().collect()
+    };
+    assert_eq!(cases("").await, ["INC-1", "INC-1.part-2"]);
+    let first = fleet.targets().await.remove(0).collection;
+    assert_eq!(cases(&first).await, ["INC-1"]);
 }
