@@ -22,6 +22,7 @@ mod log;
 mod objects;
 mod proxy;
 mod races;
+mod sealed;
 
 const MIB: usize = 1 << 20;
 /// A bucket that was made with Object Lock, and one without.

@@ -6,20 +6,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use impound_controller::progress::CollectionProgress;
 use impound_controller::store::s3::S3Config;
 use impound_controller::store::s3::config::Timing;
 use impound_controller::store::{CollectionId, Content, Receipt, Store, StoreError};
-use impound_evidence::verify;
 
 use super::proxy::{Fault, Proxy};
 use super::{MIB, PLAIN, at, bytes, config, endpoint, id, lock, open};
-use crate::fixture::Fixture;
 
 const RUNS: usize = 200;
 /// Runs at the same time: most of a run is waiting for the next try.
 const PARALLEL: usize = 16;
-/// Of the patience of a real installation, a thirtieth.
+/// Of the patience of a real installation, a thirtieth and a fifteenth: a server that stalls for longer than the client
+/// waits is the same to it in 2 s as in 60 s.
 const TIMING: Timing = Timing {
     connect: Duration::from_secs(2),
     stall: Duration::from_secs(2),
@@ -189,57 +187,4 @@ async fn a_server_that_is_gone_ends_a_write_within_its_budget() {
         "{error}"
     );
     assert_eq!(direct.size(&id(), &at("a")).await.unwrap(), None);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_collection_is_sealed_intact_or_visibly_not_sealed() {
-    const COLLECTIONS: usize = 24;
-    let proxy = Proxy::start(&endpoint()).await;
-    let (direct, through, _) = both(&proxy).await;
-    proxy.fail(0.3, 11, &Fault::OF_A_SERVER);
-    let sealed = AtomicUsize::new(0);
-    let runs = futures::stream::iter(0..COLLECTIONS).map(|number| {
-        let (direct, through, sealed) = (&direct, &through, &sealed);
-        async move {
-            let fixture = Fixture::small().await;
-            let mut job = fixture.job();
-            // A case has one log, and these are many processes.
-            job.case = format!("INC-{number}").parse().unwrap();
-            job.name = format!("run-{number}").parse().unwrap();
-            let of = CollectionId {
-                case: job.case.clone(),
-                name: job.name.clone(),
-            };
-            let collector = fixture.collector(Arc::clone(through));
-            let progress = tokio::sync::watch::Sender::new(CollectionProgress::default());
-            let ended = collector.run(job, &progress).await;
-            let key = fixture.key.verifying_key().clone();
-            let source = direct.evidence(&of);
-            let verdict = tokio::task::spawn_blocking(move || verify(&source, &[key]));
-            let verdict = verdict.await.unwrap();
-            match ended {
-                Ok(_) => {
-                    assert!(verdict.intact(), "run {number}: {:#?}", verdict.problems);
-                    sealed.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) => {
-                    eprintln!(
-                        "run {number}: {error}: {:?}",
-                        std::error::Error::source(&error)
-                    );
-                    let bundle = at(impound_evidence::BUNDLE);
-                    let signed = direct.size(&of, &bundle).await;
-                    assert!(
-                        verdict.intact() || !matches!(signed, Ok(Some(_))),
-                        "run {number}"
-                    );
-                }
-            }
-        }
-    });
-    runs.buffer_unordered(8).collect::<Vec<_>>().await;
-    let (sealed, faults) = (sealed.into_inner(), proxy.faults.load(Ordering::Relaxed));
-    eprintln!("{sealed} of {COLLECTIONS} sealed, {faults} faults");
-    // How many get through depends on the machine; that none is sealed wrongly does not.
-    assert!(sealed > 0 && faults > 10 * COLLECTIONS);
 }

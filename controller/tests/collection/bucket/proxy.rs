@@ -19,12 +19,20 @@ pub(super) enum Fault {
     SlowDown,
     /// No answer until the client gives up.
     Stall,
+    /// Done, and no answer until the client gives up.
+    DoneAndStall,
+    /// Done, and after half of the answer nothing comes until the client gives up.
+    StallInAnswer,
     /// Done, and only half of the answer comes.
     Cut,
     /// Done, and the connection ends without an answer.
     LostReply,
     /// Done, and the answer is 500.
     DoneAndInternal,
+    /// 400 instead of doing it: what came has not the checksum that was announced. Of requests that bring something.
+    BadDigest,
+    /// Done, and the answer's headers and documents name other checksums.
+    WrongChecksum,
     /// A bit of the request's body is changed on the way.
     SpoiledRequest,
     /// A bit of the answer's body is changed on the way. Without TLS nothing tells a spoiled listing
@@ -34,23 +42,31 @@ pub(super) enum Fault {
 
 impl Fault {
     /// All that TLS lets through.
-    pub(super) const OF_A_SERVER: [Self; 7] = [
+    pub(super) const OF_A_SERVER: [Self; 11] = [
         Self::Internal,
         Self::Unavailable,
         Self::SlowDown,
         Self::Stall,
+        Self::DoneAndStall,
+        Self::StallInAnswer,
         Self::Cut,
         Self::LostReply,
         Self::DoneAndInternal,
+        Self::BadDigest,
+        Self::WrongChecksum,
     ];
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Internal,
         Self::Unavailable,
         Self::SlowDown,
         Self::Stall,
+        Self::DoneAndStall,
+        Self::StallInAnswer,
         Self::Cut,
         Self::LostReply,
         Self::DoneAndInternal,
+        Self::BadDigest,
+        Self::WrongChecksum,
         Self::SpoiledRequest,
         Self::SpoiledAnswer,
     ];
@@ -148,11 +164,11 @@ async fn exchange(
             let answer = says("503 Slow Down", "SlowDown");
             return client.write_all(answer.as_bytes()).await;
         }
-        Some(Fault::Stall) => {
-            let mut rest = Vec::new();
-            client.read_to_end(&mut rest).await?;
-            return Ok(());
+        Some(Fault::BadDigest) if !body.is_empty() => {
+            let answer = says("400 Bad Request", "BadDigest");
+            return client.write_all(answer.as_bytes()).await;
         }
+        Some(Fault::Stall) => return until_given_up(&mut client).await,
         Some(Fault::SpoiledRequest) => {
             if let Some(byte) = body.last_mut() {
                 *byte ^= 4;
@@ -172,6 +188,16 @@ async fn exchange(
             client.write_all(&answer[..half]).await
         }
         Some(Fault::LostReply) => Ok(()),
+        Some(Fault::DoneAndStall) => until_given_up(&mut client).await,
+        Some(Fault::StallInAnswer) => {
+            let half = answer.len() / 2;
+            client.write_all(&answer[..half]).await?;
+            until_given_up(&mut client).await
+        }
+        Some(Fault::WrongChecksum) => {
+            change_checksums(&mut answer);
+            client.write_all(&answer).await
+        }
         Some(Fault::DoneAndInternal) => {
             let answer = says("500 Internal Server Error", "InternalError");
             client.write_all(answer.as_bytes()).await
@@ -186,6 +212,32 @@ async fn exchange(
             client.write_all(&answer).await
         }
         _ => client.write_all(&answer).await,
+    }
+}
+
+async fn until_given_up(client: &mut TcpStream) -> std::io::Result<()> {
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.map(drop)
+}
+
+/// Each checksum that an answer names, in a header or in a document, becomes another one.
+fn change_checksums(answer: &mut [u8]) {
+    let lower = answer.to_ascii_lowercase();
+    for name in [
+        "etag: \"",
+        "x-amz-checksum-sha256: ",
+        "<etag>",
+        "<checksumsha256>",
+    ] {
+        let found = lower.windows(name.len()).enumerate();
+        let found = found.filter(|(_, at)| *at == name.as_bytes());
+        for (at, _) in found {
+            // Behind what may be a quoted quotation mark.
+            let value = answer[at + name.len()..].iter_mut();
+            let value = value.take_while(|byte| !b"\r<".contains(byte));
+            let digits = value.filter(|byte| byte.is_ascii_digit()).take(1);
+            digits.for_each(|byte| *byte = b'0' + (*byte - b'0' + 1) % 10);
+        }
     }
 }
 
