@@ -132,9 +132,14 @@ async fn work(
     let before = status.clone();
     work.problem = None;
     let held = hold(&sweep.spec, Timestamp::now());
+    // What is logged may not be in the status yet: somebody else wrote the sweep meanwhile.
+    status.state = work.wished.unwrap_or(status.state);
     if status.state != sweep.spec.state {
         match logged::changed(sweep, context).await {
-            Ok(()) => status.state = sweep.spec.state,
+            Ok(()) => {
+                status.state = sweep.spec.state;
+                work.wished = Some(sweep.spec.state);
+            }
             Err(problem) => work.problem = Some(problem),
         }
     }

@@ -17,8 +17,8 @@ use crate::describe::describe;
 use crate::kubernetes::ApiError;
 use crate::resources::sweep::{EXCEPTIONS, TARGET_MESSAGE};
 use crate::resources::{
-    Collection, CollectionPhase, CollectionStatus, Sweep, SweepCounts, SweepException, SweepTarget,
-    TargetState, TargetStatus,
+    Collection, CollectionPhase, CollectionStatus, Sweep, SweepCounts, SweepException, SweepState,
+    SweepTarget, TargetState, TargetStatus,
 };
 use crate::sweep::list::collection_name;
 
@@ -127,6 +127,8 @@ pub(super) struct Work {
     pub(super) requests: HashMap<Place, Uuid>,
     /// Whether the custody logs have who asked for it, and the entry that authorised that.
     pub(super) logged: Option<Option<Entry>>,
+    /// The state that the custody log has last, if this process wrote it.
+    pub(super) wished: Option<SweepState>,
     /// What keeps it from coming on, for people.
     pub(super) problem: Option<String>,
     /// When rosters and status were last written.
@@ -206,6 +208,7 @@ impl Work {
             uncertain: HashSet::new(),
             requests: HashMap::new(),
             logged: None,
+            wished: None,
             problem: None,
             rosters_saved: Instant::now(),
             status_saved: None,
