@@ -143,8 +143,7 @@ async fn the_evidence_of_a_case_is_listed_with_that_of_the_further_cases_of_its_
     let api = Api::<Collection>::namespaced(fleet.world.client.clone(), &fleet.world.namespace);
     let pod = fleet.pods.keys().next().unwrap();
     // As the second thousand of a sweep, and as a case that only begins alike.
-    for case in ["INC-1.part-2", "INC-10"] {
-        let name = case.to_lowercase();
+    for (name, case) in [("second", "INC-1.part-2"), ("other", "INC-10")] {
         let one: Collection = serde_json::from_value(json!({
             "apiVersion": "impound.dev/v1alpha1", "kind": "Collection", "metadata": { "name": name },
             "spec": { "pod": pod, "case": case, "reason": "x" },
@@ -152,7 +151,8 @@ async fn the_evidence_of_a_case_is_listed_with_that_of_the_further_cases_of_its_
         .unwrap();
         api.create(&PostParams::default(), &one).await.unwrap();
         eventually("it is sealed", || async {
-            let status = api.get(&name).await.unwrap().status.unwrap_or_default();
+            let status = api.get(name).await.unwrap().status.unwrap_or_default();
+            assert!(status.phase != CollectionPhase::Failed, "{status:?}");
             match status.phase {
                 CollectionPhase::Sealed => Ok(()),
                 _ => Err(format!("{status:?}")),
