@@ -3,6 +3,8 @@
 use impound_proto::controller::v1::{
     CreateCollectionRequest, CreateQuarantineRequest, ListContainersRequest,
 };
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use tonic::Code;
 
@@ -77,6 +79,31 @@ async fn an_unknown_pod_is_not_found() {
         .unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
     assert!(refused.message().contains("kubectl get pods"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_pod_that_has_ended_is_not_called_contained_and_its_evidence_is_pointed_to() {
+    let world = World::start_in_memory().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let pod = name(pods.first().unwrap());
+    let api = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
+    let mut alice = world.responder("alice").await;
+    for phase in ["Succeeded", "Failed"] {
+        let ended = Patch::Merge(json!({ "status": { "phase": phase } }));
+        api.patch_status(&pod, &PatchParams::default(), &ended)
+            .await
+            .unwrap();
+        for dry_run in [true, false] {
+            let mut request = world.request(&pod);
+            request.dry_run = dry_run;
+            let refused = alice.create_quarantine(request).await.unwrap_err();
+            assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+            for words in [phase, "nothing to contain", "impound collect"] {
+                assert!(refused.message().contains(words), "{refused}");
+            }
+        }
+    }
+    assert_eq!(world.effects(), Vec::<String>::new());
 }
 
 #[tokio::test]
