@@ -171,10 +171,8 @@ impl Session<'_> {
                 self.drop_deriving(deriving).await;
             }
             (Some(deriving), Some(tar)) => {
-                if let Err(failure) = self.keep_deriving(deriving, tar).await {
-                    let (why, _) = failure.reason()?;
-                    self.record_failed(&format!("listing {tar}"), &why).await?;
-                }
+                let listed = self.keep_deriving(deriving, tar).await;
+                self.record_unlisted(tar, listed).await?;
             }
             (Some(deriving), None) => self.drop_deriving(deriving).await,
             (None, _) => {}

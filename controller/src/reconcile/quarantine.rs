@@ -22,8 +22,7 @@ use super::{
 use crate::contain::facts::is_gone;
 use crate::kubernetes::{from_kube, pace};
 use crate::resources::{
-    Collection, CollectionPhase, CollectionSpec, FactState, Quarantine, QuarantinePhase, StepName,
-    StepState,
+    Collection, CollectionPhase, FactState, Quarantine, QuarantinePhase, StepName, StepState,
 };
 
 /// Looks again although nothing was heard: a lost watch event must not stop the work.
@@ -350,22 +349,9 @@ async fn neighbours(
 
 async fn create_collection(record: &Record, context: &Context) -> Result<(), ReconcileError> {
     let spec = &record.object.spec;
-    let mut collection = Collection::new(
-        &record.name(),
-        CollectionSpec {
-            pod: spec.pod.clone(),
-            pod_uid: record.status.pod_uid.clone(),
-            node: record.status.node.clone(),
-            case: spec.case.clone(),
-            reason: spec.reason.clone(),
-            requested_by: spec.requested_by.clone(),
-            pause: spec.pause,
-            freeze: spec.freeze,
-            quarantine: Some(record.name()),
-        },
-    );
     let request = custody::request_id(&record.object).map(|id| id.to_string());
-    collection.metadata.annotations = request.map(|id| [(custody::REQUEST.into(), id)].into());
+    let (name, who) = (record.name(), &spec.requested_by);
+    let collection = record.collection(&name, &spec.reason, who, request);
     let api = Api::<Collection>::namespaced(context.client.clone(), &record.namespace());
     match api.create(&PostParams::default(), &collection).await {
         Ok(_) => Ok(()),
@@ -406,22 +392,11 @@ fn collected(record: &mut Record, collection: Option<&Collection>) {
         return;
     };
     restarts::hold(record, status);
-    let location = status.location.clone().unwrap_or_default();
-    match status.phase {
-        CollectionPhase::Sealed => {
-            record.end(
-                StepName::Collect,
-                StepState::Done,
-                format!("sealed at {location}"),
-            );
-        }
-        CollectionPhase::Partial => {
-            let missing = status.missing.join("; ");
-            let message = format!("sealed at {location}, but not complete: {missing}");
-            record.end(StepName::Collect, StepState::Failed, message);
-        }
-        _ => record.end(StepName::Collect, StepState::Failed, status.message.clone()),
-    }
+    let state = match status.phase {
+        CollectionPhase::Sealed => StepState::Done,
+        _ => StepState::Failed,
+    };
+    record.end(StepName::Collect, state, status.outcome());
 }
 
 /// The last word: complete only if every step and every fact says so.

@@ -9,12 +9,14 @@ use kube::runtime::events::{Event, EventType};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
+use super::custody::REQUEST;
 use super::next_step::verdict;
 use super::{Context, ReconcileError};
 use crate::contain::settings::FIELD_MANAGER;
 use crate::kubernetes::{from_kube, pace};
 use crate::resources::{
-    Fact, Quarantine, QuarantinePhase, QuarantineStatus, StepName, StepState, StepStatus, now,
+    Collection, CollectionSpec, Fact, Quarantine, QuarantinePhase, QuarantineStatus, StepName,
+    StepState, StepStatus, now,
 };
 
 /// A quarantine under work. Changes go to memory first; [`Record::save`] makes them durable.
@@ -44,6 +46,35 @@ impl Record {
             saved,
             events: Vec::new(),
         }
+    }
+
+    /// A collection of the suspect's evidence as the quarantine asks for it, not made yet. `request` is the id of the
+    /// request for it, if there is one.
+    #[must_use]
+    pub fn collection(
+        &self,
+        name: &str,
+        reason: &str,
+        requested_by: &str,
+        request: Option<String>,
+    ) -> Collection {
+        let spec = &self.object.spec;
+        let mut collection = Collection::new(
+            name,
+            CollectionSpec {
+                pod: spec.pod.clone(),
+                pod_uid: self.status.pod_uid.clone(),
+                node: self.status.node.clone(),
+                case: spec.case.clone(),
+                reason: reason.to_owned(),
+                requested_by: requested_by.to_owned(),
+                pause: spec.pause,
+                freeze: spec.freeze,
+                quarantine: Some(self.name()),
+            },
+        );
+        collection.metadata.annotations = request.map(|id| [(REQUEST.into(), id)].into());
+        collection
     }
 
     /// Namespace of quarantine and pod.

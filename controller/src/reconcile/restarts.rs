@@ -32,8 +32,8 @@ use crate::contain::refusal::Refusal;
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube};
 use crate::resources::{
-    ArtifactState, Collection, CollectionPhase, CollectionSpec, CollectionStatus, LaterCollection,
-    QuarantinePhase, StepName, StepState,
+    ArtifactState, Collection, CollectionPhase, CollectionStatus, LaterCollection, QuarantinePhase,
+    StepName, StepState,
 };
 
 /// Later collections of one quarantine. A container in a crash loop must fill neither the store nor, with the images
@@ -356,23 +356,9 @@ async fn create(
     context: &Context,
     later: &LaterCollection,
 ) -> Result<Option<Collection>, ApiError> {
-    let spec = &record.object.spec;
-    let mut collection = Collection::new(
-        &later.name,
-        CollectionSpec {
-            pod: spec.pod.clone(),
-            pod_uid: record.status.pod_uid.clone(),
-            node: record.status.node.clone(),
-            case: spec.case.clone(),
-            reason: later.reason.clone(),
-            requested_by: PeerId::Controller.to_string(),
-            pause: spec.pause,
-            freeze: spec.freeze,
-            quarantine: Some(record.name()),
-        },
-    );
-    let request = (custody::REQUEST.to_owned(), later.request.clone());
-    collection.metadata.annotations = Some([request].into());
+    let who = PeerId::Controller.to_string();
+    let request = Some(later.request.clone());
+    let collection = record.collection(&later.name, &later.reason, &who, request);
     let api = api(record, context);
     let made = api.create(&PostParams::default(), &collection).await;
     match made.map_err(|error| from_kube("POST", "collections", error)) {
@@ -396,7 +382,7 @@ fn see(record: &mut Record, name: &str, collection: Option<&Collection>) {
         Some(collection) => {
             let status = collection.status.clone().unwrap_or_default();
             hold(record, &status);
-            (status.phase, outcome(&status))
+            (status.phase, status.outcome())
         }
     };
     let later = &mut record.status.later_collections;
@@ -421,18 +407,6 @@ fn see(record: &mut Record, name: &str, collection: Option<&Collection>) {
         StepState::Failed
     };
     record.end(StepName::CollectAgain, state, all.join("; "));
-}
-
-fn outcome(status: &CollectionStatus) -> String {
-    let location = status.location.clone().unwrap_or_default();
-    match status.phase {
-        CollectionPhase::Sealed => format!("sealed at {location}"),
-        CollectionPhase::Partial => format!(
-            "sealed at {location}, but not complete: {}",
-            status.missing.join("; ")
-        ),
-        _ => status.message.clone(),
-    }
 }
 
 fn api(record: &Record, context: &Context) -> Api<Collection> {

@@ -128,6 +128,22 @@ pub struct CollectionStatus {
     pub attempts: u32,
 }
 
+impl CollectionStatus {
+    /// What came of it, for people: where the evidence is and what it lacks, or why there is none.
+    #[must_use]
+    pub fn outcome(&self) -> String {
+        let location = self.location.clone().unwrap_or_default();
+        match self.phase {
+            CollectionPhase::Sealed => format!("sealed at {location}"),
+            CollectionPhase::Partial => format!(
+                "sealed at {location}, but not complete: {}",
+                self.missing.join("; ")
+            ),
+            _ => self.message.clone(),
+        }
+    }
+}
+
 /// Where a collection stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum CollectionPhase {

@@ -7,12 +7,10 @@
 use std::sync::Arc;
 
 use impound_controller::resources::QuarantinePhase;
-use kube_memory::{Effect, Fault, FaultHandle};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::outcome::{Owner, Scene, differences};
-use super::world::CONTROLLER;
 
 /// Runs at a time: most of a run is waiting.
 const AT_ONCE: usize = 5;
@@ -101,7 +99,7 @@ async fn run(owner: Owner, job: Job, kill_after: Option<usize>) -> End {
         }
     };
     let before = scene.writes();
-    let fault = kill_after.map(|write| hang(&scene, write));
+    let fault = kill_after.map(|write| scene.world.hang_after(write));
     match job {
         Job::Quarantine => scene.ask().await,
         Job::Release => scene.ask_for_release().await,
@@ -125,15 +123,4 @@ async fn run(owner: Owner, job: Job, kill_after: Option<usize>) -> End {
         writes: scene.writes() - before,
         killed,
     }
-}
-
-fn hang(scene: &Scene, write: usize) -> FaultHandle {
-    let fault = Fault::new(Effect::HangAfter)
-        .by(CONTROLLER)
-        .writes()
-        .but("/leases")
-        .but("/events")
-        .but("/selfsubjectreviews")
-        .nth(write);
-    scene.world.api().inject(fault)
 }

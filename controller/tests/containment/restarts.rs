@@ -7,7 +7,7 @@ use impound_controller::resources::{
 use impound_proto::controller::v1::{GetCollectionRequest, Quarantine};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams, Patch, PatchParams};
-use kube_memory::{Effect, Fault};
+use kube_memory::Fault;
 use serde_json::json;
 use tonic::Code;
 
@@ -179,14 +179,7 @@ async fn restarts_after_the_seal_are_collected_by_themselves_until_there_were_to
 async fn a_restart_is_collected_once_whichever_write_the_controller_dies_after() {
     for write in 1..=4 {
         let mut sealed = Sealed::new().await;
-        let fault = Fault::new(Effect::HangAfter)
-            .by(CONTROLLER)
-            .writes()
-            .but("/leases")
-            .but("/events")
-            .but("/selfsubjectreviews")
-            .nth(write);
-        let fault = sealed.stage.world.api().inject(fault);
+        let fault = sealed.stage.world.hang_after(write);
         let id = sealed.restart(1).await;
         fault.hung().await;
         let other = sealed.stage.world.other_replica("impound-other");

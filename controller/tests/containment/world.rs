@@ -23,7 +23,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, Config, ResourceExt};
-use kube_memory::{Cluster, ClusterConfig, RequestRecord};
+use kube_memory::{Cluster, ClusterConfig, Effect, Fault, FaultHandle, RequestRecord};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
@@ -316,6 +316,18 @@ impl World {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => panic!("{error}"),
         }
+    }
+
+    /// Lets the controller's `nth` write from now on have its effect, and never be answered.
+    pub(crate) fn hang_after(&self, nth: usize) -> FaultHandle {
+        let fault = Fault::new(Effect::HangAfter)
+            .by(CONTROLLER)
+            .writes()
+            .but("/leases")
+            .but("/events")
+            .but("/selfsubjectreviews")
+            .nth(nth);
+        self.api().inject(fault)
     }
 
     /// Ends the controller at once, as a crash does.

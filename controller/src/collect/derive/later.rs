@@ -107,10 +107,8 @@ impl Session<'_> {
         seen: &mut mpsc::Receiver<Option<Unlisted>>,
     ) -> Result<(), CollectError> {
         while let Some(Some(Unlisted { tar, deriving })) = seen.recv().await {
-            if let Err(failure) = self.finish_deriving(deriving, &tar).await {
-                let (why, _) = failure.reason()?;
-                self.record_failed(&format!("listing {tar}"), &why).await?;
-            }
+            let listed = self.finish_deriving(deriving, &tar).await;
+            self.record_unlisted(&tar, listed).await?;
         }
         Ok(())
     }
@@ -125,10 +123,8 @@ impl Session<'_> {
                 continue;
             };
             let wanted = self.listings(&tar, record.method)?;
-            if let Err(failure) = self.derive_again(&record, &tar, &wanted).await {
-                let (why, _) = failure.reason()?;
-                self.record_failed(&format!("listing {tar}"), &why).await?;
-            }
+            let listed = self.derive_again(&record, &tar, &wanted).await;
+            self.record_unlisted(&tar, listed).await?;
         }
         Ok(())
     }
@@ -153,16 +149,27 @@ impl Session<'_> {
             let Some(first) = lacking.first() else {
                 continue;
             };
-            let Err(failure) = self.derive_again(tar, &intended, &lacking).await else {
-                continue;
-            };
-            let (why, _) = failure.reason()?;
-            self.record_failed(&format!("listing {}", tar.path), &why)
-                .await?;
-            let why = format!("the tar is stored, and could not be listed: {why}");
-            self.miss(&self.listing(&tar.path, *first)?, false, why);
+            let listed = self.derive_again(tar, &intended, &lacking).await;
+            if let Some(why) = self.record_unlisted(&tar.path, listed).await? {
+                let why = format!("the tar is stored, and could not be listed: {why}");
+                self.miss(&self.listing(&tar.path, *first)?, false, why);
+            }
         }
         Ok(())
+    }
+
+    /// Records that a tar is not `listed`, and returns why; nothing if it is.
+    pub(in crate::collect) async fn record_unlisted(
+        &self,
+        tar: &EvidencePath,
+        listed: Result<(), Failure>,
+    ) -> Result<Option<String>, CollectError> {
+        let Err(failure) = listed else {
+            return Ok(None);
+        };
+        let (why, _) = failure.reason()?;
+        self.record_failed(&format!("listing {tar}"), &why).await?;
+        Ok(Some(why))
     }
 
     /// The listings that are not there of a stored tar. Of a broken one those without a line were not kept.
