@@ -5,9 +5,10 @@
 //!   session   create or resume the collection; what the custody log and the store say is there
 //!   before/*  the Kubernetes objects as they were
 //!   quick     inspect and diff of every container: the suspect's, then its neighbours'
-//!   full      of each of the suspect's containers: layer, export, then commit, save, remove the image
+//!   full      of each of the suspect's containers: layer, export, then commit and save of an image
+//!   image     removes it from the node again, beside what follows
 //!   derive    lists each tar while it arrives, and ends that while the next one does
-//!   close     no node is asked any more
+//!   close     no node is asked for evidence any more
 //!   containment.json   the Quarantine as it then stands
 //!   timeline  what happened when
 //!   finish    check, log, timestamp, manifest, signature
@@ -356,8 +357,11 @@ impl Collector {
             session.derive_missing().await?;
             session.close().await?;
         }
-        session.store_containment().await?;
-        session.store_timeline().await?;
+        let describing = async {
+            session.store_containment().await?;
+            session.store_timeline().await
+        };
+        try_join!(session.remove_images(), describing)?;
         session.begin_sealing().await?;
         session.seal().await
     }

@@ -60,7 +60,7 @@ impl Session<'_> {
                 let call = client.inspect_container(self.request(message));
                 (Method::Inspect, Some(container), within(limit, call).await?)
             }
-            Ask::Export { container } => {
+            Ask::Export { container, .. } => {
                 let message = wire::ExportRequest {
                     container_id: container.to_owned(),
                 };
@@ -136,6 +136,9 @@ impl Session<'_> {
             Either::Right(((), receiving)) => receiving.await,
         };
         let standstill = self.let_go().await?;
+        if let Ask::Export { read, .. } = wanted.ask {
+            read.notify_one();
+        }
         let (failure, reasons, finished) = match received {
             Ok(received) => match received.completeness {
                 Completeness::Complete => {

@@ -1,6 +1,7 @@
 //! Gets one artifact from the agent into the store: attempt after attempt, each recorded.
 
 use impound_evidence::EvidencePath;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -36,6 +37,8 @@ pub(super) enum Ask<'w> {
     },
     Export {
         container: &'w str,
+        /// Told when the bytes of an attempt have come, or don't come any more: nobody reads the container then.
+        read: &'w Notify,
     },
     Save {
         reference: &'w str,

@@ -2,11 +2,17 @@
 //! while it stands still) and then made into an image.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 
-use impound_evidence::{ContainerRole, export_name, image_name};
+use futures::future::{Either, select};
+use futures::try_join;
+use impound_evidence::{ContainerRole, EvidencePath, export_name};
+
+use tokio::sync::Notify;
 
 use super::CollectError;
 use super::fetch::{Ask, Fetched, Wanted};
+use super::image::ImagePaths;
 use super::note::Known;
 use super::session::Session;
 
@@ -38,70 +44,83 @@ impl Session<'_> {
             return Ok(false);
         }
         self.quick(&target.node, &containers).await?;
-        let mut paths = Vec::new();
+        let mut wanted = Vec::new();
         for known in &containers {
-            paths.push(self.full_paths(known)?);
+            wanted.push((known, self.export_path(known)?, self.image_paths(known)?));
         }
-        self.board.expect(
-            paths
-                .iter()
-                .flat_map(|paths| [paths.export.clone(), paths.image.clone()]),
-        );
-        for (known, paths) in containers.iter().zip(paths) {
-            let container = known.container.id.as_str();
-            let ask = Ask::Export { container };
-            // Before the container stands still: it has little time to.
-            let turn = self.collector.exports.acquire().await;
-            if self.stored(&paths.export).is_none() {
-                self.stand_still(known, &paths.export).await?;
-            }
-            let export = Wanted {
-                node: &target.node,
-                paths: vec![paths.export],
-                ask,
-                expected_bytes: 0,
-                deadline: None,
-            };
-            let fetched = self.fetch(&export).await;
-            // If no byte came, nobody has let go yet.
-            self.let_go().await?;
-            drop(turn);
-            let expected = match fetched? {
-                Fetched::Stored(content) => content.size,
-                Fetched::GivenUp(_) => 0,
-            };
-            self.image(known, &paths.repository, paths.image, expected)
-                .await?;
+        let paths = wanted
+            .iter()
+            .flat_map(|(_, export, image)| [export.clone(), image.path.clone()]);
+        self.board.expect(paths);
+        for (known, export, image) in wanted {
+            // The image of the container before is removed from the node meanwhile.
+            let (exported, ()) = try_join!(
+                self.export_and_make(known, export, &image),
+                self.remove_images()
+            )?;
+            let (expected, made) = exported;
+            self.save_image(known, &image, made, expected).await?;
         }
         Ok(true)
     }
 
-    fn full_paths(&self, known: &Known) -> Result<FullPaths, CollectError> {
-        let container = &known.container;
+    /// The export of a container, and its image, which is made while the store completes the export: the
+    /// export's size in bytes, and what [`Session::make_image`] says.
+    async fn export_and_make(
+        &self,
+        known: &Known,
+        path: EvidencePath,
+        image: &ImagePaths,
+    ) -> Result<(u64, Option<Result<String, String>>), CollectError> {
+        let read = Notify::new();
+        let export = pin!(self.export(known, path, &read));
+        match select(export, pin!(read.notified())).await {
+            Either::Left((exported, _)) => Ok((exported?, self.make_image(known, image).await?)),
+            Either::Right(((), export)) => try_join!(export, self.make_image(known, image)),
+        }
+    }
+
+    /// The export of a container; its size in bytes, 0 if it could not be had. `read` is told when the agent is done
+    /// with the container.
+    async fn export(
+        &self,
+        known: &Known,
+        path: EvidencePath,
+        read: &Notify,
+    ) -> Result<u64, CollectError> {
+        // Before the container stands still: it has little time to.
+        let turn = self.collector.exports.acquire().await;
+        if self.stored(&path).is_none() {
+            self.stand_still(known, &path).await?;
+        }
+        let wanted = Wanted {
+            node: &self.job.target.node,
+            paths: vec![path],
+            ask: Ask::Export {
+                container: known.container.id.as_str(),
+                read,
+            },
+            expected_bytes: 0,
+            deadline: None,
+        };
+        let fetched = self.fetch(&wanted).await;
+        // If no byte came, nobody has let go yet.
+        self.let_go().await?;
+        drop(turn);
+        Ok(match fetched? {
+            Fetched::Stored(content) => content.size,
+            Fetched::GivenUp(_) => 0,
+        })
+    }
+
+    fn export_path(&self, known: &Known) -> Result<EvidencePath, CollectError> {
         let what = "the name of a container";
-        let name = |source| CollectError::Name {
+        let name = export_name(known.file_name(), &known.container.id);
+        let name = name.map_err(|source| CollectError::Name {
             at: self.at.to_string(),
             what,
             source,
-        };
-        // The same fallback as for its directory: the agent's word may be no name.
-        let called = if export_name(&container.name, &container.id).is_ok() {
-            container.name.as_str()
-        } else {
-            "unnamed"
-        };
-        let repository = image_name(called, &container.id).map_err(name)?;
-        let export = export_name(called, &container.id).map_err(name)?;
-        Ok(FullPaths {
-            export: self.path(&format!("{}/{export}", known.directory), what)?,
-            image: self.path(&format!("{}/{repository}.tar", known.directory), what)?,
-            repository,
-        })
+        })?;
+        self.path(&format!("{}/{name}", known.directory), what)
     }
-}
-
-struct FullPaths {
-    export: impound_evidence::EvidencePath,
-    image: impound_evidence::EvidencePath,
-    repository: String,
 }

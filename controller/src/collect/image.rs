@@ -5,7 +5,7 @@
 //! container that is gone. It is never left behind silently: if it can't be saved or removed, the
 //! manifest, the custody log and a warning say that it is there.
 
-use impound_evidence::{Alteration, AlterationKind, EvidencePath};
+use impound_evidence::{Alteration, AlterationKind, EvidencePath, image_name};
 use impound_proto::agent::v1 as wire;
 use tonic::Code;
 
@@ -16,77 +16,118 @@ use super::session::Session;
 use super::{CollectError, instant};
 
 impl Session<'_> {
-    /// `repository`: the image's name. `path`: where its archive goes. `expected`: estimate of its
-    /// size in bytes.
-    pub(super) async fn image(
+    /// Makes the image of a container; none if an earlier run has, else its id or the reason why it can't be had.
+    pub(super) async fn make_image(
         &self,
         known: &Known,
-        repository: &str,
-        path: EvidencePath,
-        expected: u64,
-    ) -> Result<(), CollectError> {
-        let reference = format!("{repository}:{}", self.at.name);
-        let noted = self
-            .noted(|note| note.images.get(&reference).cloned())
-            .await;
-        if self.stored(&path).is_some() {
-            // The crash came between storing and removing.
-            return match noted {
-                Some(_) => self.remove(&reference, &path).await,
-                None => Ok(()),
-            };
+        image: &ImagePaths,
+    ) -> Result<Option<Result<String, String>>, CollectError> {
+        let made = self.made(image).await.is_some_and(|made| made.id.is_some());
+        if made || self.stored(&image.path).is_some() {
+            return Ok(None);
         }
-        if let Some(Image { id: Some(id) }) = noted {
-            // Made by a run that was interrupted. Made again only if it is surely gone.
-            match self.save(&path, &reference, Some(&id), expected).await? {
-                Fetched::Stored(_) => return self.remove(&reference, &path).await,
-                Fetched::GivenUp(Some(Code::NotFound)) => {}
-                Fetched::GivenUp(_) => return self.left_on_node(&reference).await,
-            }
-        }
-        self.board.running(&path, 1, expected);
         if let Some(why) = &self.job.unpaused {
             let what = format!("pause of container {}", known.container.name);
             let warning = format!("{what}: {why}; its image is made while it runs");
             self.warn(&what, warning).await?;
         }
-        let made = self.commit(known, repository, &reference, &path).await?;
+        self.commit(known, image).await.map(Some)
+    }
+
+    /// Saves it. `made`: what [`Session::make_image`] said. `expected`: estimate of its size in bytes.
+    pub(super) async fn save_image(
+        &self,
+        known: &Known,
+        image: &ImagePaths,
+        made: Option<Result<String, String>>,
+        expected: u64,
+    ) -> Result<(), CollectError> {
+        if self.stored(&image.path).is_some() {
+            return Ok(());
+        }
+        let made = match made {
+            Some(made) => made,
+            None => {
+                // Made by a run that was interrupted. Made again only if it is surely gone.
+                let id = self.made(image).await.and_then(|made| made.id);
+                match self.save(image, id.as_deref(), expected).await? {
+                    Fetched::Stored(_) => return Ok(()),
+                    Fetched::GivenUp(Some(Code::NotFound)) => self.commit(known, image).await?,
+                    Fetched::GivenUp(_) => return self.left_on_node(&image.reference).await,
+                }
+            }
+        };
+        self.board.running(&image.path, 1, expected);
         // Also after a commit that failed: its answer may have been lost, or an earlier run's.
         let id = made.as_ref().ok().map(String::as_str);
-        match (self.save(&path, &reference, id, expected).await?, made) {
-            (Fetched::Stored(_), Ok(_)) => self.remove(&reference, &path).await,
+        match (self.save(image, id, expected).await?, made) {
+            (Fetched::Stored(_), Ok(_)) => Ok(()),
             (Fetched::Stored(_), Err(_)) => {
-                let image = self.stored(&path).map(|record| record.source_id);
-                self.note_made(known, &reference, image.unwrap_or_default(), &path)
-                    .await?;
-                self.remove(&reference, &path).await
+                let id = self.stored(&image.path).map(|record| record.source_id);
+                self.note_made(known, image, id.unwrap_or_default()).await
             }
             (Fetched::GivenUp(Some(Code::NotFound)), Err(why)) => {
                 // There is none: the commit's reason is the one.
-                self.miss(&path, false, why);
-                self.note(|note| note.images.remove(&reference))
+                self.miss(&image.path, false, why);
+                self.note(|note| note.images.remove(&image.reference))
                     .await
                     .map(drop)
             }
-            (Fetched::GivenUp(_), Ok(_)) => self.left_on_node(&reference).await,
+            (Fetched::GivenUp(_), Ok(_)) => self.left_on_node(&image.reference).await,
             (Fetched::GivenUp(_), Err(why)) => {
-                self.miss(&path, false, why);
-                self.left_on_node(&reference).await
+                self.miss(&image.path, false, why);
+                self.left_on_node(&image.reference).await
             }
         }
     }
 
+    /// Removes the images that are stored from the node: what this run has made, and what a crash has left there
+    /// between storing and removing.
+    pub(super) async fn remove_images(&self) -> Result<(), CollectError> {
+        for known in self.noted(|note| note.containers.clone()).await {
+            let image = self.image_paths(&known)?;
+            if self.made(&image).await.is_some() && self.stored(&image.path).is_some() {
+                self.remove(&image).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the note says of an image that was made, or is being made.
+    async fn made(&self, image: &ImagePaths) -> Option<Image> {
+        self.noted(|note| note.images.get(&image.reference).cloned())
+            .await
+    }
+
+    /// The image's name, which no other container's nor collection's image has, and where its archive goes.
+    pub(super) fn image_paths(&self, known: &Known) -> Result<ImagePaths, CollectError> {
+        let what = "the name of a container";
+        let repository = image_name(known.file_name(), &known.container.id);
+        let repository = repository.map_err(|source| CollectError::Name {
+            at: self.at.to_string(),
+            what,
+            source,
+        })?;
+        Ok(ImagePaths {
+            reference: format!("{repository}:{}", self.at.name),
+            path: self.path(&format!("{}/{repository}.tar", known.directory), what)?,
+            repository,
+        })
+    }
+
     async fn save(
         &self,
-        path: &EvidencePath,
-        reference: &str,
-        image: Option<&str>,
+        image: &ImagePaths,
+        id: Option<&str>,
         expected_bytes: u64,
     ) -> Result<Fetched, CollectError> {
         let wanted = Wanted {
             node: &self.job.target.node,
-            paths: vec![path.clone()],
-            ask: Ask::Save { reference, image },
+            paths: vec![image.path.clone()],
+            ask: Ask::Save {
+                reference: &image.reference,
+                image: id,
+            },
             expected_bytes,
             deadline: None,
         };
@@ -98,19 +139,18 @@ impl Session<'_> {
     async fn commit(
         &self,
         known: &Known,
-        repository: &str,
-        reference: &str,
-        path: &EvidencePath,
+        image: &ImagePaths,
     ) -> Result<Result<String, String>, CollectError> {
-        self.note(|note| note.images.insert(reference.to_owned(), Image { id: None }))
+        let reference = &image.reference;
+        self.note(|note| note.images.insert(reference.clone(), Image { id: None }))
             .await?;
         let attempts = self.collector.retry.attempts.max(1);
         let mut attempt = 1;
         loop {
-            let failure = match self.commit_once(known, repository).await {
+            let failure = match self.commit_once(known, &image.repository).await {
                 Ok(made) => {
                     let id = made.image_id.clone();
-                    self.note_commit(known, reference, made, path).await?;
+                    self.note_commit(known, image, made).await?;
                     return Ok(Ok(id));
                 }
                 Err(failure) => failure,
@@ -156,7 +196,8 @@ impl Session<'_> {
     }
 
     /// Removes a stored image from the node; a warning if that fails.
-    async fn remove(&self, reference: &str, path: &EvidencePath) -> Result<(), CollectError> {
+    async fn remove(&self, image: &ImagePaths) -> Result<(), CollectError> {
+        let reference = &image.reference;
         let node = &self.job.target.node;
         let attempts = self.collector.retry.attempts.max(1);
         let mut attempt = 1;
@@ -164,13 +205,11 @@ impl Session<'_> {
             let failure = match self.remove_once(reference).await {
                 Ok(true) => {
                     return self
-                        .note_removal(reference, path, "the image is gone from the node")
+                        .note_removal(image, "the image is gone from the node")
                         .await;
                 }
                 Ok(false) => {
-                    return self
-                        .note_removal(reference, path, "the image was gone already")
-                        .await;
+                    return self.note_removal(image, "the image was gone already").await;
                 }
                 Err(failure) => failure,
             };
@@ -191,7 +230,10 @@ impl Session<'_> {
             &format!("removing image {reference} from node {node}"),
             warning,
         )
-        .await
+        .await?;
+        self.note(|note| note.images.remove(reference))
+            .await
+            .map(drop)
     }
 
     async fn remove_once(&self, reference: &str) -> Result<bool, Failure> {
@@ -217,10 +259,10 @@ impl Session<'_> {
     async fn note_commit(
         &self,
         known: &Known,
-        reference: &str,
+        image: &ImagePaths,
         made: wire::CommitResponse,
-        path: &EvidencePath,
     ) -> Result<(), CollectError> {
+        let reference = &image.reference;
         let id = cut(made.image_id);
         let (started, finished) = (instant(made.started), instant(made.finished));
         let done = |kind, effect: String| Alteration {
@@ -228,7 +270,7 @@ impl Session<'_> {
             source_id: known.container.id.clone(),
             api_call: self.commit_call(known),
             effect,
-            artifacts: vec![path.clone()],
+            artifacts: vec![image.path.clone()],
             started,
             finished,
         };
@@ -241,7 +283,7 @@ impl Session<'_> {
             let effect = format!("image {reference} ({id}) was made on the node's disk");
             note.alterations.push(done(AlterationKind::Commit, effect));
             note.images
-                .insert(reference.to_owned(), Image { id: Some(id) });
+                .insert(reference.clone(), Image { id: Some(id) });
         })
         .await
     }
@@ -250,10 +292,10 @@ impl Session<'_> {
     async fn note_made(
         &self,
         known: &Known,
-        reference: &str,
-        image: String,
-        path: &EvidencePath,
+        image: &ImagePaths,
+        id: String,
     ) -> Result<(), CollectError> {
+        let reference = &image.reference;
         let paused = if self.job.pause {
             "; the container stood still meanwhile"
         } else {
@@ -264,39 +306,33 @@ impl Session<'_> {
             source_id: known.container.id.clone(),
             api_call: self.commit_call(known),
             effect: format!(
-                "image {reference} ({image}) was made on the node's disk{paused}; when is not known, as the answer was lost"
+                "image {reference} ({id}) was made on the node's disk{paused}; when is not known, as the answer was lost"
             ),
-            artifacts: vec![path.clone()],
+            artifacts: vec![image.path.clone()],
             started: None,
             finished: None,
         };
         self.note(|note| {
             note.alterations.push(made);
             note.images
-                .insert(reference.to_owned(), Image { id: Some(image) });
+                .insert(reference.clone(), Image { id: Some(id) });
         })
         .await
     }
 
-    async fn note_removal(
-        &self,
-        reference: &str,
-        path: &EvidencePath,
-        effect: &str,
-    ) -> Result<(), CollectError> {
-        let removal = |image: &str| Alteration {
-            kind: AlterationKind::RemoveImage,
-            source_id: image.to_owned(),
-            api_call: format!("DELETE /images/{reference}"),
-            effect: effect.to_owned(),
-            artifacts: vec![path.clone()],
-            started: None,
-            finished: None,
-        };
+    async fn note_removal(&self, image: &ImagePaths, effect: &str) -> Result<(), CollectError> {
+        let reference = &image.reference;
         self.note(|note| {
-            let image = note.images.remove(reference).and_then(|image| image.id);
-            let removal = removal(image.as_deref().unwrap_or(reference));
-            note.alterations.push(removal);
+            let id = note.images.remove(reference).and_then(|image| image.id);
+            note.alterations.push(Alteration {
+                kind: AlterationKind::RemoveImage,
+                source_id: id.unwrap_or_else(|| reference.clone()),
+                api_call: format!("DELETE /images/{reference}"),
+                effect: effect.to_owned(),
+                artifacts: vec![image.path.clone()],
+                started: None,
+                finished: None,
+            });
         })
         .await
     }
@@ -308,4 +344,14 @@ impl Session<'_> {
             self.job.pause
         )
     }
+}
+
+/// An image of a container.
+pub(super) struct ImagePaths {
+    /// `compromised-<container>-<short id>`.
+    repository: String,
+    /// What the runtime knows it by: the repository, and the collection's name as its tag.
+    reference: String,
+    /// Its archive.
+    pub(super) path: EvidencePath,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use impound_evidence::{
     Agent, Alteration, ArtifactRecord, Build, Completeness, Consistency, Container, EvidencePath,
-    LogHead, Method, Missing, Sha256, StorageClaim, Timestamp,
+    LogHead, Method, Missing, Sha256, StorageClaim, Timestamp, export_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,18 @@ pub(super) struct Note {
 pub(super) struct Known {
     pub(super) container: Container,
     pub(super) directory: EvidencePath,
+}
+
+impl Known {
+    /// The container's name as part of a file name: the agent's word may be no name.
+    pub(super) fn file_name(&self) -> &str {
+        let container = &self.container;
+        if export_name(&container.name, &container.id).is_ok() {
+            &container.name
+        } else {
+            "unnamed"
+        }
+    }
 }
 
 /// An attempt at an artifact.
