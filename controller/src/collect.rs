@@ -29,7 +29,7 @@ use impound_evidence::{
     StampAuthority, Timestamp,
 };
 use impound_proto::PeerId;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
@@ -337,7 +337,8 @@ impl Collector {
         report: &dyn ProgressSink,
     ) -> Result<SealedCollection, CollectError> {
         let (tars, mut stored) = derive::tars();
-        let session = Session::open(self, &job, Board::new(report), tars).await?;
+        let (saved, mut images) = mpsc::unbounded_channel();
+        let session = Session::open(self, &job, Board::new(report), tars, saved).await?;
         if let Some(sealed) = session.sealed().await? {
             return Ok(sealed);
         }
@@ -346,22 +347,17 @@ impl Collector {
             session.check_sealing().await?;
             return session.seal().await;
         }
-        if !session.is_closed().await? {
-            let collecting = async {
-                try_join!(session.store_before(), session.describe_suspect())?;
-                try_join!(session.describe_neighbours(), session.full_stage())?;
-                session.no_more_tars().await;
-                Ok(())
-            };
-            try_join!(collecting, session.list_tars(&mut stored))?;
-            session.derive_missing().await?;
-            session.close().await?;
-        }
-        let describing = async {
+        let collecting = async {
+            if !session.is_closed().await? {
+                session.collect(&mut stored).await?;
+                session.close().await?;
+            }
             session.store_containment().await?;
-            session.store_timeline().await
+            session.store_timeline().await?;
+            session.no_more_images();
+            Ok(())
         };
-        try_join!(session.remove_images(), describing)?;
+        try_join!(collecting, session.remove_images(&mut images))?;
         session.begin_sealing().await?;
         session.seal().await
     }
@@ -369,6 +365,20 @@ impl Collector {
     /// How the custody log calls this controller.
     fn who() -> String {
         PeerId::Controller.to_string()
+    }
+}
+
+impl Session<'_> {
+    /// Everything that the nodes have, and the listings of it.
+    async fn collect(&self, stored: &mut derive::Stored) -> Result<(), CollectError> {
+        let taking = async {
+            try_join!(self.store_before(), self.describe_suspect())?;
+            try_join!(self.describe_neighbours(), self.full_stage())?;
+            self.no_more_tars().await;
+            Ok(())
+        };
+        try_join!(taking, self.list_tars(stored))?;
+        self.derive_missing().await
     }
 }
 

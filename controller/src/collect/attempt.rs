@@ -21,11 +21,7 @@ use crate::store::{Content, ObjectWriter, StoreError};
 
 impl Session<'_> {
     /// `last`: no other attempt follows.
-    pub(super) async fn attempt(
-        &self,
-        wanted: &Wanted<'_>,
-        last: bool,
-    ) -> Result<Content, Failure> {
+    pub(super) async fn attempt(&self, wanted: &Wanted<'_>, last: bool) -> Result<(), Failure> {
         match (wanted.ask, wanted.paths.as_slice()) {
             (Ask::Diff { container }, [text, lines]) => {
                 self.attempt_diff(wanted, container, text, lines).await
@@ -43,7 +39,7 @@ impl Session<'_> {
         wanted: &Wanted<'_>,
         path: &EvidencePath,
         last: bool,
-    ) -> Result<Content, Failure> {
+    ) -> Result<(), Failure> {
         let connection = self.connection(wanted.node).await?;
         let mut client = connection.client.clone();
         let received_started = Timestamp::now();
@@ -137,7 +133,11 @@ impl Session<'_> {
         };
         let standstill = self.let_go().await?;
         if let Ask::Export { read, .. } = wanted.ask {
-            read.notify_one();
+            let bytes = received
+                .as_ref()
+                .map_or(0, |received| received.content.size);
+            // Another attempt's word may be there.
+            let _ = read.set(bytes);
         }
         let (failure, reasons, finished) = match received {
             Ok(received) => match received.completeness {
@@ -208,21 +208,18 @@ impl Session<'_> {
         record: ArtifactRecord,
         writer: Box<dyn ObjectWriter>,
         deriving: Option<Deriving>,
-    ) -> Result<Content, Failure> {
+    ) -> Result<(), Failure> {
         let path = record.path.clone();
         let finished = self.finish_object(record, writer).await;
         let Some(deriving) = deriving else {
             return finished;
         };
-        let content = match finished {
-            Ok(content) => content,
-            Err(failure) => {
-                self.drop_deriving(deriving).await;
-                return Err(failure);
-            }
-        };
+        if let Err(failure) = finished {
+            self.drop_deriving(deriving).await;
+            return Err(failure);
+        }
         self.finish_listing_later(path, deriving).await;
-        Ok(content)
+        Ok(())
     }
 
     async fn attempt_diff(
@@ -231,7 +228,7 @@ impl Session<'_> {
         container: &str,
         text: &EvidencePath,
         lines: &EvidencePath,
-    ) -> Result<Content, Failure> {
+    ) -> Result<(), Failure> {
         if self.stored(text).is_some() || self.stored(lines).is_some() {
             // They are named together; only a damaged store has one without the other.
             let why = "the other form of this diff is stored already and can't be written again";
@@ -324,7 +321,7 @@ impl Session<'_> {
         &self,
         record: ArtifactRecord,
         writer: Box<dyn ObjectWriter>,
-    ) -> Result<Content, Failure> {
+    ) -> Result<(), Failure> {
         let read = async {
             match What::of(record.method).is_empty() {
                 true => self.record_read(&[&record]).await,
@@ -355,7 +352,7 @@ impl Session<'_> {
         let named = kept.keep_as(&record.path).await;
         let receipt = named.map_err(|error| self.store_error(error))?;
         self.record_stored(vec![(record, receipt)]).await?;
-        Ok(expected)
+        Ok(())
     }
 
     /// As `finish_object`, for objects that belong together and were hashed as they were written: all are durable
@@ -364,7 +361,7 @@ impl Session<'_> {
     pub(super) async fn finish_together(
         &self,
         objects: Vec<(ArtifactRecord, Box<dyn ObjectWriter>)>,
-    ) -> Result<Content, Failure> {
+    ) -> Result<(), Failure> {
         let ended = objects.into_iter().map(|(record, writer)| async {
             let kept = writer.keep().await;
             kept.map(|kept| (record, kept))
@@ -404,9 +401,8 @@ impl Session<'_> {
         // A failure here ends the run; the next one takes up what has no name yet.
         let stored = join_all(named).await;
         let stored = stored.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let first = stored.first().map(|(_, receipt)| receipt.content());
         self.record_stored(stored).await?;
-        first.ok_or_else(|| Failure::now("nothing was to be stored", false))
+        Ok(())
     }
 
     /// Ends the writers of a failed attempt: their bytes are kept as partial ones, unless they are

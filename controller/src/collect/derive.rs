@@ -22,7 +22,7 @@ use super::failure::Failure;
 use super::note::Begun;
 use super::session::Session;
 use crate::store::StoreError;
-pub(super) use later::{Arrivals, Tars, tars};
+pub(super) use later::{Arrivals, Stored, Tars, tars};
 pub(super) use output::Output;
 pub(super) use threads::Tap;
 use threads::{Lack, PIECE, Pace, Threads};

@@ -1,13 +1,12 @@
 //! Gets one artifact from the agent into the store: attempt after attempt, each recorded.
 
 use impound_evidence::EvidencePath;
-use tokio::sync::Notify;
+use tokio::sync::SetOnce;
 use tokio::time::Instant;
 use tonic::Code;
 
 use super::CollectError;
 use super::session::Session;
-use crate::store::Content;
 
 /// What to ask for, and where it goes.
 pub(super) struct Wanted<'w> {
@@ -37,8 +36,8 @@ pub(super) enum Ask<'w> {
     },
     Export {
         container: &'w str,
-        /// Told when the bytes of an attempt have come, or don't come any more: nobody reads the container then.
-        read: &'w Notify,
+        /// Told how many bytes an attempt brought when no more come: nobody reads the container then.
+        read: &'w SetOnce<u64>,
     },
     Save {
         reference: &'w str,
@@ -49,8 +48,8 @@ pub(super) enum Ask<'w> {
 
 /// What became of it.
 pub(super) enum Fetched {
-    /// It is stored; the content of its first path.
-    Stored(Content),
+    /// It is stored.
+    Stored,
     /// It was given up, which is recorded; the agent's last status, if it gave one.
     GivenUp(Option<Code>),
 }
@@ -58,8 +57,8 @@ pub(super) enum Fetched {
 impl Session<'_> {
     /// Gets an artifact unless it is stored already.
     pub(super) async fn fetch(&self, wanted: &Wanted<'_>) -> Result<Fetched, CollectError> {
-        if let Some(content) = self.have(wanted) {
-            return Ok(Fetched::Stored(content));
+        if wanted.paths.iter().all(|path| self.stored(path).is_some()) {
+            return Ok(Fetched::Stored);
         }
         let attempts = self.collector.retry.attempts.max(1);
         let mut attempt = 1;
@@ -68,7 +67,7 @@ impl Session<'_> {
                 self.board.running(path, attempt, wanted.expected_bytes);
             }
             let failure = match self.attempt(wanted, attempt == attempts).await {
-                Ok(content) => return Ok(Fetched::Stored(content)),
+                Ok(()) => return Ok(Fetched::Stored),
                 Err(failure) => failure,
             };
             if failure.is_of_channel() {
@@ -115,16 +114,6 @@ impl Session<'_> {
         self.note(|note| note.forgone.insert(path.clone(), why))
             .await?;
         Ok(())
-    }
-
-    /// The content of the first path, if all are stored.
-    fn have(&self, wanted: &Wanted<'_>) -> Option<Content> {
-        let mut records = wanted.paths.iter().map(|path| self.stored(path));
-        let first = records.next()??;
-        records.all(|record| record.is_some()).then_some(Content {
-            size: first.size,
-            sha256: first.sha256,
-        })
     }
 
     fn has_partial(&self, path: &EvidencePath) -> bool {

@@ -2,16 +2,14 @@
 //! while it stands still) and then made into an image.
 
 use std::collections::BTreeSet;
-use std::pin::pin;
 
-use futures::future::{Either, select};
 use futures::try_join;
 use impound_evidence::{ContainerRole, EvidencePath, export_name};
 
-use tokio::sync::Notify;
+use tokio::sync::SetOnce;
 
 use super::CollectError;
-use super::fetch::{Ask, Fetched, Wanted};
+use super::fetch::{Ask, Wanted};
 use super::image::ImagePaths;
 use super::note::Known;
 use super::session::Session;
@@ -19,6 +17,9 @@ use super::session::Session;
 /// How often the runtime is asked for containers that were restarted while others were exported. One that
 /// is restarted again and again must not keep the evidence from being sealed.
 const LOOKS: usize = 5;
+
+/// Bytes of a writable layer up to which its commit reads so little that an export doesn't become slower by it.
+const SMALL_LAYER: u64 = 64 << 20;
 
 impl Session<'_> {
     /// Collects the suspect's containers, and those that were started meanwhile.
@@ -53,41 +54,49 @@ impl Session<'_> {
             .flat_map(|(_, export, image)| [export.clone(), image.path.clone()]);
         self.board.expect(paths);
         for (known, export, image) in wanted {
-            // The image of the container before is removed from the node meanwhile.
-            let (exported, ()) = try_join!(
-                self.export_and_make(known, export, &image),
-                self.remove_images()
-            )?;
-            let (expected, made) = exported;
-            self.save_image(known, &image, made, expected).await?;
+            let read = SetOnce::new();
+            let exported = async {
+                let exported = self.export(known, export, &read).await;
+                // Also of one that could not be had, or is there already.
+                let _ = read.set(0);
+                exported
+            };
+            try_join!(exported, self.image(known, &image, &read))?;
         }
         Ok(true)
     }
 
-    /// The export of a container, and its image, which is made while the store completes the export: the
-    /// export's size in bytes, and what [`Session::make_image`] says.
-    async fn export_and_make(
+    /// The image of a container: made and saved when its export is `read`, while the store completes that; made
+    /// beside the export if that costs it little.
+    async fn image(
         &self,
         known: &Known,
-        path: EvidencePath,
         image: &ImagePaths,
-    ) -> Result<(u64, Option<Result<String, String>>), CollectError> {
-        let read = Notify::new();
-        let export = pin!(self.export(known, path, &read));
-        match select(export, pin!(read.notified())).await {
-            Either::Left((exported, _)) => Ok((exported?, self.make_image(known, image).await?)),
-            Either::Right(((), export)) => try_join!(export, self.make_image(known, image)),
+        read: &SetOnce<u64>,
+    ) -> Result<(), CollectError> {
+        // A container that stands still for its export is not asked for more meanwhile.
+        let stands_still = self.job.pause || self.job.freeze.is_some();
+        if stands_still || !self.has_small_layer(known).await? {
+            read.wait().await;
         }
+        let made = self.make_image(known, image).await?;
+        let expected = *read.wait().await;
+        self.save_image(known, image, made, expected).await
     }
 
-    /// The export of a container; its size in bytes, 0 if it could not be had. `read` is told when the agent is done
-    /// with the container.
+    async fn has_small_layer(&self, known: &Known) -> Result<bool, CollectError> {
+        let layer = self.layer_path(known).await?;
+        let stored = layer.and_then(|layer| self.stored(&layer));
+        Ok(stored.is_some_and(|layer| layer.size <= SMALL_LAYER))
+    }
+
+    /// The export of a container. `read` is told how many bytes came, when the agent is done with the container.
     async fn export(
         &self,
         known: &Known,
         path: EvidencePath,
-        read: &Notify,
-    ) -> Result<u64, CollectError> {
+        read: &SetOnce<u64>,
+    ) -> Result<(), CollectError> {
         // Before the container stands still: it has little time to.
         let turn = self.collector.exports.acquire().await;
         if self.stored(&path).is_none() {
@@ -107,10 +116,7 @@ impl Session<'_> {
         // If no byte came, nobody has let go yet.
         self.let_go().await?;
         drop(turn);
-        Ok(match fetched? {
-            Fetched::Stored(content) => content.size,
-            Fetched::GivenUp(_) => 0,
-        })
+        fetched.map(drop)
     }
 
     fn export_path(&self, known: &Known) -> Result<EvidencePath, CollectError> {

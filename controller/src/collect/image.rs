@@ -7,6 +7,7 @@
 
 use impound_evidence::{Alteration, AlterationKind, EvidencePath, image_name};
 use impound_proto::agent::v1 as wire;
+use tokio::sync::mpsc;
 use tonic::Code;
 
 use super::failure::{COMMIT, Failure, LOOK_UP, cut, within};
@@ -51,7 +52,10 @@ impl Session<'_> {
                 // Made by a run that was interrupted. Made again only if it is surely gone.
                 let id = self.made(image).await.and_then(|made| made.id);
                 match self.save(image, id.as_deref(), expected).await? {
-                    Fetched::Stored(_) => return Ok(()),
+                    Fetched::Stored => {
+                        self.saved(image);
+                        return Ok(());
+                    }
                     Fetched::GivenUp(Some(Code::NotFound)) => self.commit(known, image).await?,
                     Fetched::GivenUp(_) => return self.left_on_node(&image.reference).await,
                 }
@@ -61,10 +65,15 @@ impl Session<'_> {
         // Also after a commit that failed: its answer may have been lost, or an earlier run's.
         let id = made.as_ref().ok().map(String::as_str);
         match (self.save(image, id, expected).await?, made) {
-            (Fetched::Stored(_), Ok(_)) => Ok(()),
-            (Fetched::Stored(_), Err(_)) => {
+            (Fetched::Stored, Ok(_)) => {
+                self.saved(image);
+                Ok(())
+            }
+            (Fetched::Stored, Err(_)) => {
                 let id = self.stored(&image.path).map(|record| record.source_id);
-                self.note_made(known, image, id.unwrap_or_default()).await
+                self.note_made(known, image, id.unwrap_or_default()).await?;
+                self.saved(image);
+                Ok(())
             }
             (Fetched::GivenUp(Some(Code::NotFound)), Err(why)) => {
                 // There is none: the commit's reason is the one.
@@ -81,16 +90,30 @@ impl Session<'_> {
         }
     }
 
-    /// Removes the images that are stored from the node: what this run has made, and what a crash has left there
-    /// between storing and removing.
-    pub(super) async fn remove_images(&self) -> Result<(), CollectError> {
+    /// Removes images from the node, beside everything else: those that a crash has left there between storing and
+    /// removing, and those that come from `saved`, until it says that no other does.
+    pub(super) async fn remove_images(&self, saved: &mut Saved) -> Result<(), CollectError> {
         for known in self.noted(|note| note.containers.clone()).await {
             let image = self.image_paths(&known)?;
-            if self.made(&image).await.is_some() && self.stored(&image.path).is_some() {
+            if self.stored(&image.path).is_some() {
                 self.remove(&image).await?;
             }
         }
+        while let Some(Some(image)) = saved.recv().await {
+            self.remove(&image).await?;
+        }
         Ok(())
+    }
+
+    /// Hands an image on that is stored. Its node has time to remove it until the manifest is made.
+    fn saved(&self, image: &ImagePaths) {
+        // Nobody is there to take it only if this run has failed.
+        let _ = self.saved.send(Some(image.clone()));
+    }
+
+    /// Says that no other image is made.
+    pub(super) fn no_more_images(&self) {
+        let _ = self.saved.send(None);
     }
 
     /// What the note says of an image that was made, or is being made.
@@ -195,8 +218,11 @@ impl Session<'_> {
         within(COMMIT, client.commit(self.request(message))).await
     }
 
-    /// Removes a stored image from the node; a warning if that fails.
+    /// Removes a stored image from the node, unless that was done; a warning if that fails.
     async fn remove(&self, image: &ImagePaths) -> Result<(), CollectError> {
+        if self.made(image).await.is_none() {
+            return Ok(());
+        }
         let reference = &image.reference;
         let node = &self.job.target.node;
         let attempts = self.collector.retry.attempts.max(1);
@@ -346,7 +372,11 @@ impl Session<'_> {
     }
 }
 
+/// Where stored images come from that are to be removed from their node; nothing: no other comes.
+pub(super) type Saved = mpsc::UnboundedReceiver<Option<ImagePaths>>;
+
 /// An image of a container.
+#[derive(Clone)]
 pub(super) struct ImagePaths {
     /// `compromised-<container>-<short id>`.
     repository: String,

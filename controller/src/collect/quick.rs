@@ -120,7 +120,10 @@ impl Session<'_> {
 
     /// Where a container's writable layer goes, if it is to be read: it takes a suspect's that runs, and a node
     /// that has not said that it can't.
-    async fn layer_path(&self, known: &Known) -> Result<Option<EvidencePath>, CollectError> {
+    pub(super) async fn layer_path(
+        &self,
+        known: &Known,
+    ) -> Result<Option<EvidencePath>, CollectError> {
         let runs = ["running", "paused"].contains(&known.container.state.as_str());
         if known.container.role != ContainerRole::Suspect || !runs {
             return Ok(None);

@@ -8,10 +8,11 @@ use impound_evidence::{
     ArtifactRecord, BUNDLE, CHECKPOINT, CHECKPOINT_STAMP, CUSTODY, Entry, Event, EvidencePath,
     MANIFEST, Method, Sha256,
 };
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::time::Instant;
 
 use super::derive::{Arrivals, Tars};
+use super::image::ImagePaths;
 use super::note::Note;
 use super::standstill::Standstill;
 use super::{CollectError, CollectionJob, Collector};
@@ -42,6 +43,8 @@ pub(super) struct Session<'a> {
     /// To where tars are listed, beside everything else.
     pub(super) tars: Tars,
     pub(super) arrivals: Arrivals,
+    /// To where stored images are removed from their node, beside everything else.
+    pub(super) saved: mpsc::UnboundedSender<Option<ImagePaths>>,
     /// The container that is being exported, if it does not change meanwhile.
     pub(super) standstill: Mutex<Option<Standstill>>,
 }
@@ -76,6 +79,7 @@ impl<'a> Session<'a> {
         job: &'a CollectionJob,
         board: Board<'a>,
         tars: Tars,
+        saved: mpsc::UnboundedSender<Option<ImagePaths>>,
     ) -> Result<Self, CollectError> {
         let at = CollectionId {
             case: job.case.clone(),
@@ -116,6 +120,7 @@ impl<'a> Session<'a> {
             connections: AsyncMutex::default(),
             tars,
             arrivals: Arrivals::default(),
+            saved,
             standstill: Mutex::default(),
         };
         session.requester = session.begin().await?;

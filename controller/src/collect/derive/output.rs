@@ -96,7 +96,7 @@ impl Session<'_> {
             }
             objects.push((record, output.writer));
         }
-        self.finish_together(objects).await.map(drop)
+        self.finish_together(objects).await
     }
 
     /// Keeps what was written, incomplete for `reason`.

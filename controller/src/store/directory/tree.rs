@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use impound_evidence::{
     CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath, StorageReceipt, Timestamp,
@@ -40,6 +41,20 @@ const FILE: OFlags = OFlags::RDONLY
 pub(super) struct Tree {
     root: OwnedFd,
     path: String,
+    /// Bytes of room that are given out and perhaps not written yet.
+    taken: Mutex<u64>,
+}
+
+/// Room for bytes that are about to be written.
+pub(super) struct Room<'t> {
+    tree: &'t Tree,
+    bytes: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        *self.tree.taken() -= self.bytes;
+    }
 }
 
 impl Tree {
@@ -48,7 +63,11 @@ impl Tree {
         // The root itself may be a link: it comes from the administrator, not from the store.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match fs::open(root, flags, Mode::empty()) {
-            Ok(root) => Ok(Self { root, path }),
+            Ok(root) => Ok(Self {
+                root,
+                path,
+                taken: Mutex::default(),
+            }),
             Err(error) => Err(StoreError::Open {
                 path,
                 source: error.into(),
@@ -91,18 +110,25 @@ impl Tree {
         written
     }
 
-    /// Fails if a large object has to leave the rest to records and seals.
-    pub(super) fn require_room(&self, name: &str) -> Result<(), StoreError> {
+    /// Room for the next `bytes` of a large object, until they are written: [`RESERVE`] is left alone, also by
+    /// many that are written at the same time.
+    pub(super) fn room_for(&self, name: &str, bytes: u64) -> Result<Room<'_>, StoreError> {
+        let mut taken = self.taken();
         let (free, reserve) = self.room()?;
-        if free >= reserve {
-            return Ok(());
+        if free < reserve.saturating_add(*taken).saturating_add(bytes) {
+            return Err(StoreError::Full {
+                at: name.to_owned(),
+                free,
+                root: self.path.clone(),
+                reserve,
+            });
         }
-        Err(StoreError::Full {
-            at: name.to_owned(),
-            free,
-            root: self.path.clone(),
-            reserve,
-        })
+        *taken += bytes;
+        Ok(Room { tree: self, bytes })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, u64> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes free, and how many of them large objects leave alone.
@@ -113,6 +139,10 @@ impl Tree {
             source: error.into(),
         })?;
         let total = stat.f_blocks.saturating_mul(stat.f_frsize);
+        if total == 0 {
+            // It does not say, like ramfs: only a write can tell.
+            return Ok((u64::MAX, 0));
+        }
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         Ok((free, RESERVE.min(total / RESERVE_PART)))
     }

@@ -369,8 +369,6 @@ struct Sink<'a> {
     block: Block,
     written: u64,
     synced: u64,
-    /// Where to ask again whether the disk has room.
-    room_until: u64,
 }
 
 impl<'a> Sink<'a> {
@@ -383,7 +381,6 @@ impl<'a> Sink<'a> {
             block: Block::new(),
             written: 0,
             synced: 0,
-            room_until: 0,
         }
     }
 
@@ -422,10 +419,6 @@ impl<'a> Sink<'a> {
     fn take(&mut self, data: &[u8]) -> Result<(), StoreError> {
         let mut rest = self.block.fill(data);
         while self.block.is_full() {
-            if self.written >= self.room_until {
-                self.of.tree.require_room(&self.of.name())?;
-                self.room_until = self.written + SYNC_EVERY;
-            }
             self.flush()?;
             let due = (self.written / SYNC_PART).clamp(BLOCK as u64, SYNC_EVERY);
             if self.written - self.synced >= due {
@@ -439,6 +432,12 @@ impl<'a> Sink<'a> {
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
+        let tree = &self.of.tree;
+        // Small objects are what the rest of the disk is kept for.
+        let _room = match self.marks {
+            Some(_) => Some(tree.room_for(&self.of.name(), self.block.bytes().len() as u64)?),
+            None => None,
+        };
         let mut from = 0;
         while let Some(bytes) = self
             .block
