@@ -1,8 +1,6 @@
 //! One attempt at an artifact: the call, the stream, the writer, and what is kept if it fails.
 
-use std::pin::pin;
-
-use futures::future::{Either, join_all, select, try_join_all};
+use futures::future::{join_all, try_join_all};
 use impound_evidence::{
     ArtifactRecord, Completeness, Consistency, EvidencePath, Method, Timestamp,
 };
@@ -103,34 +101,19 @@ impl Session<'_> {
         let live = matches!(method, Method::Export | Method::Layer);
         let _arrival = live.then(|| self.arrivals.begin());
         let mut writer = self.begin_object(path, &begun).await?;
-        let (mut deriving, tap) = self.begin_listing(path, &begun).await?.unzip();
+        let (deriving, tap) = self.begin_listing(path, &begun).await?.unzip();
         let kind = match wanted.ask {
             Ask::Inspect { .. } => Incoming::Document,
             _ => Incoming::Tar(tap),
         };
-        let receiving = receive::body(
+        let received = receive::body(
             &mut stream,
             writer.as_mut(),
             kind,
             || until(wanted.deadline, silence),
             |bytes| self.board.received(path, bytes),
-        );
-        let keeps_up = deriving.as_ref().map(Deriving::keeps_up);
-        let spooling = async {
-            if let Some(deriving) = &mut deriving {
-                deriving.spool().await;
-            }
-        };
-        let received = match select(pin!(receiving), pin!(spooling)).await {
-            Either::Left((received, spooling)) => {
-                // What was given up is waited for by nobody.
-                if keeps_up.is_some_and(|keeps_up| keeps_up()) {
-                    spooling.await;
-                }
-                received
-            }
-            Either::Right(((), receiving)) => receiving.await,
-        };
+        )
+        .await;
         let standstill = self.let_go().await?;
         if let Ask::Export { read, .. } = wanted.ask {
             let bytes = received

@@ -1,20 +1,19 @@
 //! Lists a tar while it arrives: what an analyst starts with, written beside the tar.
 //!
 //! ```text
-//! receive loop -> queue -> thread: files, SHA-256 --> pieces -> this task -> the store's writers
+//! receive loop -> queue -> thread: files, SHA-256 --> pieces -> a task -> the store's writers
 //!              -> queue -> thread: files, MD5 -----/
 //! ```
 //! Two threads, as MD5 alone is slower than everything else. A live file system waits for nobody: its listings get
-//! what nothing else wants of the processors, and if that is too little to keep up, they are given up and made of the
-//! stored tar, beside the commits and images that follow, which leave time for it: see [`later`].
-//! Otherwise nothing is read a second time, except where listings are missing of a tar that is stored, after a crash
-//! or a failure of theirs: then the stored tar is, see [`Session::derive_missing`]. No failure of a listing costs a
-//! tar.
+//! what nothing else wants of the processors. One that can't keep up stops where it is, and goes on from there with the
+//! stored tar, beside the commits and images that follow, which leave time for it: see [`later`]. So each makes one
+//! pass over the tar. Only after a crash or a failure of theirs is one begun again, see [`Session::derive_missing`].
+//! No failure of a listing costs a tar.
 //!
 //! Memory: two queues of chunks, the index's tables, and for each file that is written a block
 //! of the store's and the pieces on their way.
 
-use impound_evidence::index::Changes;
+use impound_evidence::index::{Changes, Indexed};
 use impound_evidence::{EvidencePath, Method, Timestamp};
 
 use super::CollectError;
@@ -24,12 +23,14 @@ use super::session::Session;
 use crate::store::StoreError;
 pub(super) use later::{Arrivals, Stored, Tars, tars};
 pub(super) use output::Output;
+use spool::Spool;
 pub(super) use threads::Tap;
-use threads::{Lack, PIECE, Pace, Threads};
+use threads::{Lost, PIECE, Pace, Threads};
 
 mod later;
 mod lines;
 mod output;
+mod spool;
 mod threads;
 
 /// A file that is made of a tar.
@@ -77,40 +78,15 @@ impl What {
 
 /// The files that are being made of one tar.
 pub(super) struct Deriving {
-    outputs: Vec<Output>,
     diff: Option<EvidencePath>,
     threads: Threads,
+    spool: Spool,
 }
 
 impl Deriving {
-    /// Writes what the threads make until they end. Runs beside the receiving loop.
-    pub(super) async fn spool(&mut self) {
-        while let Some((what, bytes)) = self.threads.pieces.recv().await {
-            self.write(what, bytes).await;
-        }
-    }
-
-    async fn write(&mut self, what: What, bytes: Vec<u8>) {
-        let of = self
-            .outputs
-            .iter_mut()
-            .find(|output| output.what == Some(what));
-        if let Some(output) = of {
-            output.write(bytes).await;
-        }
-    }
-}
-
-impl Deriving {
-    /// Whether the tar was faster than its listings, which are made of the stored tar then.
+    /// Whether the tar was faster than its listings.
     pub(super) fn is_behind(&self) -> bool {
-        !self.keeps_up()()
-    }
-
-    /// Tells later, while its files are written, whether the tar is not faster.
-    pub(super) fn keeps_up(&self) -> impl Fn() -> bool + use<> {
-        let lack = self.threads.lack();
-        move || lack.get() != Some(&Lack::Behind)
+        self.threads.are_behind()
     }
 }
 
@@ -128,7 +104,7 @@ impl Session<'_> {
         Ok(wanted)
     }
 
-    /// Opens files for a tar that is `arriving` as `tar`, or is read again; none if none is `wanted`.
+    /// Opens files for a tar that is `arriving` as `tar`, or is stored; none if none is `wanted`.
     pub(super) async fn begin_deriving(
         &self,
         tar: &EvidencePath,
@@ -186,16 +162,16 @@ impl Session<'_> {
         let body = wanted.contains(&What::Body) || wanted.contains(&What::Md5);
         let live = matches!(of.method, Method::Export | Method::Layer);
         let pace = match arriving {
-            false => Pace::Again,
+            false => Pace::Stored,
             // From a store on the network it would come a second time.
             true if live && self.collector.store.is_local() => Pace::Hurried,
             true => Pace::InStep,
         };
-        let (threads, tap) = threads::start(of.method, changes, body, pace);
+        let (threads, tap, pieces) = threads::start(of.method, changes, body, pace);
         let deriving = Deriving {
-            outputs,
             diff,
             threads,
+            spool: Spool::start(outputs, pieces),
         };
         Ok(Some((deriving, tap)))
     }
@@ -228,22 +204,33 @@ impl Session<'_> {
     }
 
     /// Leaves nothing of the listings.
-    pub(super) async fn drop_deriving(&self, mut deriving: Deriving) {
-        deriving.threads.pieces.close();
-        self.drop_outputs(deriving.outputs).await;
+    pub(super) async fn drop_deriving(&self, deriving: Deriving) {
+        let outputs = deriving.spool.stop().await;
+        self.drop_outputs(outputs).await;
     }
 
-    /// What is only known at the end: the changes that the tar doesn't have, the verdict, the image.
-    /// Leaves nothing of the listings if it fails.
+    /// The files with what is only known at the end: the changes that the tar doesn't have, the verdict, the
+    /// image. Leaves nothing of the listings if it fails.
     async fn last_lines(
         &self,
-        mut deriving: Deriving,
+        deriving: Deriving,
         tar: &EvidencePath,
     ) -> Result<Vec<Output>, Failure> {
-        match self.write_last_lines(&mut deriving, tar).await {
-            Ok(()) => Ok(deriving.outputs),
+        let lost =
+            |_: Lost| Failure::now("a thread that lists it ended early or stood still", true);
+        let mut outputs = deriving.spool.end().await.map_err(lost)?;
+        let written = match deriving.threads.end().await {
+            Ok(indexed) => {
+                let diff = deriving.diff.as_ref();
+                self.write_last_lines(&mut outputs, indexed, diff, tar)
+                    .await
+            }
+            Err(error) => Err(lost(error)),
+        };
+        match written {
+            Ok(()) => Ok(outputs),
             Err(failure) => {
-                self.drop_deriving(deriving).await;
+                self.drop_outputs(outputs).await;
                 Err(failure)
             }
         }
@@ -251,40 +238,36 @@ impl Session<'_> {
 
     async fn write_last_lines(
         &self,
-        deriving: &mut Deriving,
+        outputs: &mut [Output],
+        indexed: Indexed,
+        diff: Option<&EvidencePath>,
         tar: &EvidencePath,
     ) -> Result<(), Failure> {
-        // After a broken stream there may be some left.
-        deriving.spool().await;
-        let lost = |_| Failure::now("a thread that lists it ended early or stood still", true);
-        let indexed = deriving.threads.end().await.map_err(lost)?;
-        if let (Some(changes), Some(diff)) = (&indexed.changes, deriving.diff.clone()) {
+        if let (Some(changes), Some(diff)) = (&indexed.changes, diff) {
             let mut rest = Vec::new();
             let failed = |error| Failure::store(&error);
-            let mut lines = self.lines(&diff).await.map_err(failed)?;
+            let mut lines = self.lines(diff).await.map_err(failed)?;
             while let Some(line) = lines.next().await.map_err(failed)? {
                 rest.extend(changes.rest(&line).unwrap_or_default());
                 if rest.len() >= PIECE {
-                    deriving
-                        .write(What::Changes, std::mem::take(&mut rest))
-                        .await;
+                    spool::write(outputs, What::Changes, std::mem::take(&mut rest)).await;
                 }
             }
-            deriving.write(What::Changes, rest).await;
+            spool::write(outputs, What::Changes, rest).await;
         }
         let mut summary = indexed.summary;
         summary.of = tar.to_string();
         // A container can have more names than are listed: what lacks some must not be called complete.
         if let Some(reason) = summary.truncated() {
-            let lists = deriving.outputs.iter_mut();
+            let lists = outputs.iter_mut();
             for list in lists.filter(|output| output.what != Some(What::Index)) {
                 list.truncated = Some(reason.clone());
             }
         }
-        deriving.write(What::Index, summary.encode()).await;
+        spool::write(outputs, What::Index, summary.encode()).await;
         if let Some(mut image) = indexed.image {
             image.of = tar.to_string();
-            deriving.write(What::Image, image.encode()).await;
+            spool::write(outputs, What::Image, image.encode()).await;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! A store that refuses single operations: what that may cost, and what not.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use impound_controller::collect::{CollectError, SealedCollection};
 use impound_evidence::{ArtifactRecord, Event, Manifest, Outcome};
@@ -91,7 +91,8 @@ async fn listings_that_a_disk_gave_back_otherwise_are_all_made_again() {
 }
 
 #[tokio::test]
-async fn listings_that_can_not_keep_up_are_made_again_while_the_image_comes() {
+async fn listings_that_can_not_keep_up_are_given_the_rest_while_the_image_comes_and_nothing_twice()
+{
     let fixture = Fixture::small().await;
     let file = tar(600, b"many");
     let mut many = file[..file.len() - 1024].repeat(8_000);
@@ -103,6 +104,8 @@ async fn listings_that_can_not_keep_up_are_made_again_while_the_image_comes() {
     let path = export(&fixture);
     let listing = format!("{path}.files.jsonl");
     let (named, again) = (AtomicBool::new(false), AtomicBool::new(false));
+    let begun = Arc::new(Mutex::new(Vec::new()));
+    let reads = Arc::clone(&begun);
     let refuses = move |operation: Operation<'_>| match operation {
         Operation::Write(to) if to == listing => !named.load(Ordering::SeqCst),
         Operation::Write(to) if to.contains("/app/compromised-") => !again.load(Ordering::SeqCst),
@@ -110,8 +113,9 @@ async fn listings_that_can_not_keep_up_are_made_again_while_the_image_comes() {
             named.store(true, Ordering::SeqCst);
             false
         }
-        Operation::Read(of, _) if of == path => {
+        Operation::Read(of, from) if of == path => {
             again.store(true, Ordering::SeqCst);
+            reads.lock().unwrap().push(from);
             false
         }
         _ => false,
@@ -119,6 +123,13 @@ async fn listings_that_can_not_keep_up_are_made_again_while_the_image_comes() {
     let sealed = run(&fixture, refuses).await.unwrap();
     assert_eq!(sealed.outcome, Outcome::Complete, "{:?}", sealed.missing);
     assert_all_listed(&fixture);
+    let begun = begun.lock().unwrap();
+    assert!(
+        matches!(begun[..], [from] if from > 0),
+        "read from {begun:?}"
+    );
+    let listed = fixture.file(&format!("{}.files.jsonl", export(&fixture)));
+    assert_eq!(listed.iter().filter(|byte| **byte == b'\n').count(), 8_000);
     assert_eq!(fixture.events(Event::Failed), 0);
 }
 

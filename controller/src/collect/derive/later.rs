@@ -1,5 +1,5 @@
-//! Lists tars that are stored: those that were seen to the end while they arrived are only finished, the others are
-//! read again.
+//! Lists tars that are stored: what was seen to the end while it arrived is only finished, what fell behind is given
+//! the rest.
 
 use futures::TryStreamExt as _;
 use impound_evidence::{ArtifactRecord, EvidencePath};
@@ -23,14 +23,14 @@ pub(in crate::collect) struct Unlisted {
 pub(in crate::collect) struct Tars {
     /// Their listings are finished beside everything else.
     seen: mpsc::Sender<Option<Unlisted>>,
-    /// Their listings were given up.
-    behind: mpsc::UnboundedSender<Option<EvidencePath>>,
+    /// Their listings lack a part of them.
+    behind: mpsc::UnboundedSender<Option<Unlisted>>,
 }
 
 /// From where they come.
 pub(in crate::collect) struct Stored {
     seen: mpsc::Receiver<Option<Unlisted>>,
-    behind: mpsc::UnboundedReceiver<Option<EvidencePath>>,
+    behind: mpsc::UnboundedReceiver<Option<Unlisted>>,
 }
 
 /// The two ends. Those that are behind are as many as the containers have file systems.
@@ -72,18 +72,19 @@ impl Drop for Arrival<'_> {
 }
 
 impl Session<'_> {
-    /// Has the listings of a tar that is stored finished while others arrive, or made again if they were given up.
+    /// Has the listings of a tar that is stored finished while others arrive, or between them if it was too fast.
     pub(in crate::collect) async fn finish_listing_later(
         &self,
         tar: EvidencePath,
         deriving: Deriving,
     ) {
+        let behind = deriving.is_behind();
+        let unlisted = Some(Unlisted { tar, deriving });
         // If nobody takes it, the run has failed.
-        if deriving.is_behind() {
-            self.drop_deriving(deriving).await;
-            let _ = self.tars.behind.send(Some(tar));
+        if behind {
+            let _ = self.tars.behind.send(unlisted);
         } else {
-            let _ = self.tars.seen.send(Some(Unlisted { tar, deriving })).await;
+            let _ = self.tars.seen.send(unlisted).await;
         }
     }
 
@@ -99,7 +100,7 @@ impl Session<'_> {
         tars: &mut Stored,
     ) -> Result<(), CollectError> {
         let Stored { seen, behind } = tars;
-        futures::try_join!(self.finish_listings(seen), self.list_again(behind)).map(drop)
+        futures::try_join!(self.finish_listings(seen), self.catch_up_all(behind)).map(drop)
     }
 
     async fn finish_listings(
@@ -113,17 +114,16 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Makes listings that were given up, while no live file system is on its way.
-    async fn list_again(
+    /// Finishes listings that the tar was too fast for, while no live file system is on its way.
+    async fn catch_up_all(
         &self,
-        behind: &mut mpsc::UnboundedReceiver<Option<EvidencePath>>,
+        behind: &mut mpsc::UnboundedReceiver<Option<Unlisted>>,
     ) -> Result<(), CollectError> {
-        while let Some(Some(tar)) = behind.recv().await {
+        while let Some(Some(Unlisted { tar, deriving })) = behind.recv().await {
             let Some(record) = self.stored(&tar) else {
                 continue;
             };
-            let wanted = self.listings(&tar, record.method)?;
-            let listed = self.derive_again(&record, &tar, &wanted).await;
+            let listed = self.list_rest(deriving, &record).await;
             self.record_unlisted(&tar, listed).await?;
         }
         Ok(())
@@ -207,30 +207,46 @@ impl Session<'_> {
         wanted: &[What],
     ) -> Result<(), Failure> {
         let begun = begun_of(tar);
-        let Some((mut deriving, mut tap)) =
-            self.begin_deriving(intended, &begun, wanted, false).await?
+        let Some((deriving, _)) = self.begin_deriving(intended, &begun, wanted, false).await?
         else {
             return Ok(());
         };
-        let read = async {
-            let mut reader = self.collector.store.read(&self.at, &tar.path, 0).await?;
-            while let Some(chunk) = reader.chunks.try_next().await? {
-                self.arrivals.none().await;
-                tap.send(&chunk).await;
-            }
-            drop(tap);
-            Ok::<(), StoreError>(())
-        };
-        let (read, ()) = futures::join!(read, deriving.spool());
-        match read {
+        self.list_rest(deriving, tar).await
+    }
+
+    /// Ends the listings of a stored tar that have not seen all of it.
+    async fn list_rest(&self, deriving: Deriving, tar: &ArtifactRecord) -> Result<(), Failure> {
+        match self.catch_up(&deriving, &tar.path).await {
             Ok(()) if tar.completeness.is_complete() => {
                 self.finish_deriving(deriving, &tar.path).await
             }
             Ok(()) => self.keep_deriving(deriving, &tar.path).await,
-            Err(error) => {
+            Err(failure) => {
                 self.drop_deriving(deriving).await;
-                Err(Failure::now(cut(describe(&error)), false))
+                Err(failure)
             }
         }
+    }
+
+    /// Gives the listings of a stored tar the bytes that they have not seen.
+    async fn catch_up(&self, deriving: &Deriving, tar: &EvidencePath) -> Result<(), Failure> {
+        let mut behind = deriving.threads.behind();
+        let Some(mut at) = behind.from() else {
+            return Ok(());
+        };
+        let read = async {
+            let mut reader = self.collector.store.read(&self.at, tar, at).await?;
+            while let Some(chunk) = reader.chunks.try_next().await? {
+                self.arrivals.none().await;
+                behind.give(at, &chunk).await;
+                at += chunk.len() as u64;
+            }
+            Ok::<(), StoreError>(())
+        };
+        let read = read.await;
+        read.map_err(|error| {
+            behind.lose();
+            Failure::now(cut(describe(&error)), false)
+        })
     }
 }

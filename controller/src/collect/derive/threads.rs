@@ -1,6 +1,6 @@
 //! The threads that list a tar, and the queues to and from them.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use super::What;
 
 /// Chunks of half a MiB that wait for a thread: as many as wait for the disk, which are the same.
 const QUEUE: usize = 16;
-/// Of a tar that is read again: it can be read when there is room.
+/// Of a tar that is read from the store from its beginning: it can be read when there is room.
 const QUEUE_AGAIN: usize = 4;
 /// Bytes of lines from which on they are handed to the writer.
 pub(super) const PIECE: usize = 64 << 10;
@@ -30,126 +30,202 @@ const LEISURELY: i32 = 19;
 /// Which of the two waits, a tar or its listings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pace {
-    /// A file system that changes while it arrives waits for nobody: listings that can't keep up are given up.
+    /// A file system that changes while it arrives waits for nobody: a listing that can't keep up gets the rest of
+    /// it from the store.
     Hurried,
     /// What stands still where it comes from, or would have to cross a network again, waits for its listings.
     InStep,
-    /// A stored tar is read again, at leisure.
-    Again,
+    /// It is stored, and all of it is read from there.
+    Stored,
+}
+
+/// A thread's queue, and where in the tar the bytes begin that it has not been given.
+pub(super) struct Queue {
+    to: mpsc::Sender<Bytes>,
+    at: u64,
+}
+
+impl Queue {
+    /// Gives the thread what it lacks of the bytes at `at`, and waits while it is busy.
+    async fn give(&mut self, at: u64, chunk: &Bytes, patience: Duration) -> Result<(), Lost> {
+        let seen = usize::try_from(self.at.saturating_sub(at)).unwrap_or(usize::MAX);
+        if seen >= chunk.len() {
+            return Ok(());
+        }
+        match timeout(patience, self.to.send(chunk.slice(seen..))).await {
+            Ok(Ok(())) => {
+                self.at = at + chunk.len() as u64;
+                Ok(())
+            }
+            _ => Err(Lost),
+        }
+    }
+}
+
+/// A thread ended early or stood still: a listing has not every byte and must be made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lost;
+
+/// What became of the queues that the tap doesn't serve to the end.
+#[derive(Default)]
+struct Rest {
+    behind: Vec<Queue>,
+    lost: bool,
+}
+
+fn locked(rest: &Mutex<Rest>) -> MutexGuard<'_, Rest> {
+    rest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a tar's bytes go besides the store.
 pub(in crate::collect) struct Tap {
-    queues: Vec<mpsc::Sender<Bytes>>,
-    pace: Pace,
+    queues: Vec<Queue>,
+    hurried: bool,
     patience: Duration,
-    lack: Arc<OnceLock<Lack>>,
-}
-
-/// Why the listings don't have every byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lack {
-    /// The tar was faster: hashes, MD5 above all, cost more than this machine's processors had to spare.
-    Behind,
-    /// A thread ended early or stood still.
-    Lost,
+    rest: Arc<Mutex<Rest>>,
+    at: u64,
 }
 
 impl Tap {
-    /// Gives the next bytes to every thread, and waits while one is behind, unless the tar is hurried. Nothing that
-    /// a thread does costs the tar: its listings can be made again.
+    /// Gives the next bytes to every thread, and waits while one is busy, unless the tar is hurried: then what is
+    /// busy falls behind. Nothing that a thread does costs the tar.
     pub(in crate::collect) async fn send(&mut self, chunk: &Bytes) {
-        for queue in &self.queues {
-            let lack = if self.pace == Pace::Hurried {
-                match queue.try_send(chunk.clone()) {
-                    Ok(()) => continue,
-                    Err(TrySendError::Full(_)) => Lack::Behind,
-                    Err(TrySendError::Closed(_)) => Lack::Lost,
+        let mut index = 0;
+        while let Some(queue) = self.queues.get_mut(index) {
+            let given = if self.hurried {
+                match queue.to.try_send(chunk.clone()) {
+                    Ok(()) => Ok(()),
+                    Err(TrySendError::Full(_)) => {
+                        // MD5 above all costs more than this machine's processors have to spare.
+                        let mut queue = self.queues.remove(index);
+                        queue.at = self.at;
+                        locked(&self.rest).behind.push(queue);
+                        continue;
+                    }
+                    Err(TrySendError::Closed(_)) => Err(Lost),
                 }
             } else {
-                match timeout(self.patience, queue.send(chunk.clone())).await {
-                    Ok(Ok(())) => continue,
-                    _ => Lack::Lost,
-                }
+                queue.give(self.at, chunk, self.patience).await
             };
-            self.lack.get_or_init(|| lack);
-            self.queues.clear();
-            return;
+            if given == Err(Lost) {
+                self.queues.clear();
+                let mut rest = locked(&self.rest);
+                rest.behind.clear();
+                rest.lost = true;
+                break;
+            }
+            index += 1;
         }
+        self.at += chunk.len() as u64;
     }
 }
 
-/// The threads' end: what they have written, and what they know when the tap is gone.
+/// The threads' end: what they know when they have all bytes.
 pub(super) struct Threads {
-    pub(super) pieces: mpsc::Receiver<(What, Vec<u8>)>,
     index: oneshot::Receiver<Indexed>,
     body: Option<oneshot::Receiver<()>>,
-    lack: Arc<OnceLock<Lack>>,
+    rest: Arc<Mutex<Rest>>,
 }
 
 impl Threads {
-    /// What is known at the end, once all pieces were taken, unless not every byte was seen to the end.
-    pub(super) async fn end(&mut self) -> Result<Indexed, Lack> {
-        if let Some(lack) = self.lack.get() {
-            return Err(*lack);
-        }
-        let indexed = (&mut self.index).await.map_err(|_| Lack::Lost)?;
-        if let Some(body) = &mut self.body {
-            body.await.map_err(|_| Lack::Lost)?;
-        }
-        self.lack.get().map_or(Ok(indexed), |lack| Err(*lack))
+    /// Whether the tar was faster than a thread, which needs the rest from the store.
+    pub(super) fn are_behind(&self) -> bool {
+        !locked(&self.rest).behind.is_empty()
     }
 
-    /// Why not every byte is seen, once that is so.
-    pub(super) fn lack(&self) -> Arc<OnceLock<Lack>> {
-        Arc::clone(&self.lack)
+    /// Takes what the tar was too fast for.
+    pub(super) fn behind(&self) -> Behind {
+        Behind {
+            queues: std::mem::take(&mut locked(&self.rest).behind),
+            rest: Arc::clone(&self.rest),
+        }
+    }
+
+    /// What is known at the end, once all pieces were taken, unless not every byte was seen to the end.
+    pub(super) async fn end(self) -> Result<Indexed, Lost> {
+        let indexed = self.index.await.map_err(|_| Lost)?;
+        if let Some(body) = self.body {
+            body.await.map_err(|_| Lost)?;
+        }
+        match locked(&self.rest).lost {
+            false => Ok(indexed),
+            true => Err(Lost),
+        }
     }
 }
 
-/// Starts the threads for a tar. `body`: whether its body file and MD5 hashes are wanted.
+/// The queues of threads that are behind: given the rest of the tar as it is read from the store.
+pub(super) struct Behind {
+    queues: Vec<Queue>,
+    rest: Arc<Mutex<Rest>>,
+}
+
+impl Behind {
+    /// Where reading must begin; none if there is nothing to catch up with.
+    pub(super) fn from(&self) -> Option<u64> {
+        self.queues.iter().map(|queue| queue.at).min()
+    }
+
+    /// Gives the bytes at `at` to all that lack them.
+    pub(super) async fn give(&mut self, at: u64, chunk: &Bytes) {
+        for queue in &mut self.queues {
+            if queue.give(at, chunk, STANDSTILL).await.is_err() {
+                self.lose();
+                return;
+            }
+        }
+    }
+
+    /// The rest can't be read: what the threads have made is not all.
+    pub(super) fn lose(&mut self) {
+        self.queues.clear();
+        locked(&self.rest).lost = true;
+    }
+}
+
+/// The threads of a tar, and what they have written. `body`: whether its body file and MD5 hashes are wanted.
 pub(super) fn start(
     method: Method,
     changes: Option<Changes>,
     body: bool,
     pace: Pace,
-) -> (Threads, Tap) {
-    let queue = match pace {
-        Pace::Again => QUEUE_AGAIN,
+) -> (Threads, Tap, mpsc::Receiver<(What, Vec<u8>)>) {
+    let length = match pace {
+        Pace::Stored => QUEUE_AGAIN,
         Pace::Hurried | Pace::InStep => QUEUE,
     };
     let (to_writers, pieces) = mpsc::channel(PIECES);
-    let (to_files, chunks) = mpsc::channel(queue);
-    let mut queues = vec![to_files];
+    let (to, chunks) = mpsc::channel(length);
+    let mut queues = vec![Queue { to, at: 0 }];
     let kind = match method {
         Method::Export | Method::Layer => Kind::FileSystem(changes.unwrap_or_default()),
         Method::Commit => Kind::Image,
         _ => Kind::Other,
     };
-    let to = to_writers.clone();
+    let lines = to_writers.clone();
     // A tar that waits for its listings should not wait for long.
     let leisurely = pace != Pace::InStep;
-    let index = thread("list", leisurely, move || list_files(chunks, kind, &to));
+    let index = thread("list", leisurely, move || list_files(chunks, kind, &lines));
     let body = body.then(|| {
-        let (to_body, chunks) = mpsc::channel(queue);
-        queues.push(to_body);
+        let (to, chunks) = mpsc::channel(length);
+        queues.push(Queue { to, at: 0 });
         thread("list-md5", leisurely, move || {
             list_body(chunks, &to_writers)
         })
     });
-    let lack = Arc::default();
-    let threads = Threads {
-        pieces,
-        index,
-        body,
-        lack: Arc::clone(&lack),
-    };
+    let mut rest = Rest::default();
+    if pace == Pace::Stored {
+        rest.behind = std::mem::take(&mut queues);
+    }
+    let rest = Arc::new(Mutex::new(rest));
     let tap = Tap {
         queues,
-        pace,
+        hurried: pace == Pace::Hurried,
         patience: STANDSTILL,
-        lack,
+        rest: Arc::clone(&rest),
+        at: 0,
     };
-    (threads, tap)
+    (Threads { index, body, rest }, tap, pieces)
 }
 
 /// Runs `work` on a thread of its own: one of the pool could not take back that it is leisurely. If none can be
@@ -213,59 +289,112 @@ fn hand_on(to: &Pieces, what: What, lines: &mut Vec<u8>, enough: usize) {
 mod tests {
     use super::*;
 
+    fn queue(length: usize) -> (Queue, mpsc::Receiver<Bytes>) {
+        let (to, chunks) = mpsc::channel(length);
+        (Queue { to, at: 0 }, chunks)
+    }
+
+    async fn drain(mut pieces: mpsc::Receiver<(What, Vec<u8>)>) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Some((what, piece)) = pieces.recv().await {
+            all.extend(format!("{what:?}:").into_bytes());
+            all.extend(piece);
+        }
+        all
+    }
+
     #[tokio::test]
     async fn a_thread_that_ends_early_costs_the_listings_and_stops_no_tar() {
-        for pace in [Pace::Hurried, Pace::InStep, Pace::Again] {
-            let (mut threads, mut tap) = start(Method::Export, None, true, pace);
+        for pace in [Pace::Hurried, Pace::InStep] {
+            let (threads, mut tap, pieces) = start(Method::Export, None, true, pace);
             // As after a panic: its end of the queue is gone.
-            let (dead, gone) = mpsc::channel(1);
-            drop(gone);
-            tap.queues.push(dead);
+            tap.queues.push(queue(1).0);
             let tar = Bytes::from_static(&[0; 1024]);
             tap.send(&tar).await;
             tap.send(&tar).await;
             drop(tap);
-            while threads.pieces.recv().await.is_some() {}
-            assert_eq!(threads.end().await.err(), Some(Lack::Lost));
+            drain(pieces).await;
+            assert!(!threads.are_behind());
+            assert_eq!(threads.end().await.err(), Some(Lost));
         }
     }
 
     #[tokio::test]
     async fn a_thread_that_stands_still_stops_no_tar() {
-        let (threads, mut tap) = start(Method::Export, None, false, Pace::InStep);
-        let (full, _held) = mpsc::channel(1);
-        full.send(Bytes::new()).await.unwrap();
+        let (threads, mut tap, pieces) = start(Method::Export, None, false, Pace::InStep);
+        let (full, _held) = queue(1);
+        full.to.send(Bytes::new()).await.unwrap();
         tap.queues.push(full);
         tap.patience = Duration::from_millis(20);
         tap.send(&Bytes::from_static(&[0; 512])).await;
-        assert_eq!(
-            (tap.queues.len(), threads.lack().get()),
-            (0, Some(&Lack::Lost))
-        );
+        assert_eq!(tap.queues.len(), 0);
+        drop(tap);
+        drain(pieces).await;
+        assert_eq!(threads.end().await.err(), Some(Lost));
     }
 
     #[tokio::test]
-    async fn a_hurried_tar_waits_for_no_listing() {
-        let (mut threads, mut tap) = start(Method::Export, None, true, Pace::Hurried);
-        let (slow, _held) = mpsc::channel(1);
+    async fn what_falls_behind_a_hurried_tar_sees_the_rest_and_nothing_twice() {
+        let (threads, mut tap, pieces) = start(Method::Export, None, true, Pace::Hurried);
+        let (slow, mut seen) = queue(1);
         tap.queues.push(slow);
         let tar = Bytes::from_static(&[0; 512]);
-        tap.send(&tar).await;
-        tap.send(&tar).await;
+        for byte in 1..4 {
+            tap.send(&Bytes::from(vec![byte; 512])).await;
+        }
+        assert_eq!(tap.queues.len(), 2, "the others go on");
         drop(tap);
-        while threads.pieces.recv().await.is_some() {}
-        assert_eq!(threads.end().await.err(), Some(Lack::Behind));
+        drop(tar);
+        let mut behind = threads.behind();
+        assert_eq!(behind.from(), Some(512));
+        let catching_up = async {
+            // Pieces of the store's own size, from any place before.
+            for (at, byte) in [(0, 1), (256, 1), (512, 2), (768, 2), (1024, 3), (1280, 3)] {
+                behind.give(at, &Bytes::from(vec![byte; 256])).await;
+            }
+            drop(behind);
+        };
+        let seeing = async {
+            let mut all = Vec::new();
+            while let Some(chunk) = seen.recv().await {
+                all.extend(chunk);
+            }
+            all
+        };
+        let ((), all) = tokio::join!(catching_up, seeing);
+        assert_eq!(all, [[1; 512], [2; 512], [3; 512]].concat());
+        drain(pieces).await;
+        assert!(threads.end().await.is_ok());
     }
 
     #[tokio::test]
-    async fn a_tar_that_was_seen_to_its_end_is_listed() {
-        for pace in [Pace::Hurried, Pace::InStep, Pace::Again] {
-            let (mut threads, mut tap) = start(Method::Export, None, true, pace);
-            tap.send(&Bytes::from_static(&[0; 1024])).await;
+    async fn what_can_not_be_read_to_its_end_is_lost() {
+        let (threads, tap, pieces) = start(Method::Export, None, true, Pace::Stored);
+        drop(tap);
+        let mut behind = threads.behind();
+        behind.give(0, &Bytes::from_static(&[0; 1024])).await;
+        behind.lose();
+        drain(pieces).await;
+        assert_eq!(threads.end().await.err(), Some(Lost));
+    }
+
+    #[tokio::test]
+    async fn a_tar_is_listed_alike_as_it_arrives_and_from_the_store() {
+        let tar = Bytes::from_static(&[0; 1024]);
+        let mut listed = Vec::new();
+        for pace in [Pace::Hurried, Pace::InStep, Pace::Stored] {
+            let (threads, mut tap, pieces) = start(Method::Export, None, true, pace);
+            tap.send(&tar).await;
             drop(tap);
-            while threads.pieces.recv().await.is_some() {}
+            let mut behind = threads.behind();
+            assert_eq!(behind.from().is_some(), pace == Pace::Stored);
+            behind.give(0, &tar).await;
+            drop(behind);
+            listed.push(drain(pieces).await);
             let indexed = threads.end().await.unwrap();
             assert!(indexed.summary.completeness.is_complete());
         }
+        assert_eq!(listed[0], listed[1]);
+        assert_eq!(listed[0], listed[2]);
     }
 }
