@@ -3,7 +3,7 @@
 #
 #   verify.sh [--countersigned-by PUBLIC-KEY.pem]… [--timestamp-ca ROOT.pem] DIRECTORY PUBLIC-KEY.pem|evidence-keys.json…
 #
-# Needs bash, openssl, jq, GNU coreutils 8.31 or later, findutils, diffutils, grep, sed and awk.
+# Needs bash 4.4 or later, openssl, jq, and GNU coreutils 8.31 or later (sha256sum and its like), nothing else.
 #
 # Every collection holds this script, and its SHA-256 is in the signed manifest. Whoever could change the
 # collection could change its copy of the script too: take the script from the project, or read it.
@@ -18,15 +18,27 @@
 # expect.
 #
 # Exit: 0 intact and complete, 1 not intact, 2 not checked, 3 intact, but something asked for is missing.
-set -euo pipefail
+set -eEuo pipefail
+# Every name in a directory is seen, and a command that fails in $(…) is one that fails. Unsetting comes first,
+# as it turns dotglob off.
+unset GLOBIGNORE CDPATH
+shopt -s inherit_errexit globstar dotglob nullglob
 # `split --filter` runs $SHELL, whatever that is.
-export LC_ALL=C SHELL=/bin/sh
+export LC_ALL=C SHELL=$BASH
 
-fail() { echo "NOT INTACT: $*" >&2; exit 1; }
-unchecked() { echo "$*" >&2; exit 2; }
+said= line= work=
+fail() { said=yes; echo "NOT INTACT: ${*//[[:cntrl:]]/?}" >&2; exit 1; }
+unchecked() { said=yes; echo "${*//[[:cntrl:]]/?}" >&2; exit 2; }
+# Whatever ends this without a word about the evidence has not checked it, and is no verdict.
+leave() {
+    trap - ERR EXIT
+    [ -z "$work" ] || rm -rf "$work"
+    [ -n "$said" ] || { echo "NOT CHECKED: line $line of this script failed with $1: is there room in ${TMPDIR:-/tmp}?" >&2; exit 2; }
+}
+trap 'line=$LINENO' ERR
+trap 'leave $?' EXIT
 
-for tool in awk base64 basenc cat cmp comm cut date find grep head jq mkdir mktemp mv od openssl realpath rm \
-    sed sh sha256sum sort split stat tail tr wc xargs; do
+for tool in base64 basenc cat cut date head jq mkdir mktemp mv od openssl realpath rm sha256sum split stat tail tr wc; do
     command -v "$tool" > /dev/null || unchecked "this needs $tool: install it"
 done
 vouching=()
@@ -35,27 +47,39 @@ while [ $# -ge 2 ]; do
     case $1 in
         --countersigned-by) vouching+=("$2") ;;
         --timestamp-ca)
-            authority=$(realpath "$2")
-            [ -f "$authority" ] || unchecked "$2 is no file" ;;
+            authority=$(realpath "$2" 2> /dev/null) && [ -f "$authority" ] && [ -r "$authority" ] ||
+                unchecked "$2: is no file that can be read"
+            openssl x509 -in "$authority" -noout 2> /dev/null || unchecked "$2: is no certificate in PEM" ;;
         *) break ;;
     esac
     shift 2
 done
 [ $# -ge 2 ] || unchecked "usage: $0 [--countersigned-by PUBLIC-KEY.pem]… [--timestamp-ca ROOT.pem] DIRECTORY PUBLIC-KEY.pem|evidence-keys.json…"
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+work=$(realpath "$work")
 mkdir "$work/keys" "$work/times" "$work/vouching"
+# Reads bytes; prints their SHA-256.
+sum() { sha256sum | cut -c 1-64; }
+# same FILE: whether what is read is what the file has.
+same() {
+    local one other
+    one=$(sum) && other=$(sum < "$1") && [ "$one" = "$other" ]
+}
 # key PEM NAME WHERE: notes a key, and sets $id.
 key() {
-    id=$(openssl pkey -pubin -in "$1" -outform DER 2> /dev/null | sha256sum | cut -c 1-64)
-    openssl pkey -pubin -in "$1" -out "$work/$3/$id" 2> /dev/null || unchecked "$2 is no public key"
+    [ -f "$1" ] && [ -r "$1" ] || unchecked "$2: is no file that can be read"
+    openssl pkey -pubin -in "$1" -out "$work/pem" 2> /dev/null || unchecked "$2: is no public key in PEM"
+    [[ $(openssl pkey -pubin -in "$work/pem" -noout -text) == *prime256v1* ]] || unchecked "$2: is no key of the curve P-256"
+    id=$(openssl pkey -pubin -in "$work/pem" -outform DER | sum)
+    mv "$work/pem" "$work/$3/$id"
 }
 for given in "${@:2}"; do
     # evidence-keys.json: keys, and when each was in use.
-    if jq -ce '.keys[]' "$given" > "$work/ring" 2> /dev/null; then
+    if jq -e 'has("keys")' "$given" > /dev/null 2>&1; then
+        jq -ce '.keys[]' "$given" > "$work/ring" 2> /dev/null || unchecked "$given: lists no key"
         while IFS= read -r listed; do
-            jq -r .public_key <<< "$listed" > "$work/pem"
-            key "$work/pem" "a key in $given" keys
+            jq -r .public_key <<< "$listed" > "$work/listed" 2> /dev/null || unchecked "$given: lists something else than keys"
+            key "$work/listed" "a key in $given" keys
             [ "$id" = "$(jq -r .key_id <<< "$listed")" ] || unchecked "$given: key $id is listed as another"
             jq -r '.valid_from // "", .valid_until // ""' <<< "$listed" > "$work/times/$id"
         done < "$work/ring"
@@ -64,11 +88,19 @@ for given in "${@:2}"; do
     fi
 done
 for given in ${vouching[@]+"${vouching[@]}"}; do key "$given" "$given" vouching; done
-cd "$1"
+cd -- "$1" 2> /dev/null && [ -r . ] || unchecked "$1: is no directory that can be read"
 
 # What is there: plain files only, with names that evidence can have, and those of the format whole.
-others=$(find . ! -type f ! -type d -print -quit)
-[ -z "$others" ] || fail "${others#./}: links, pipes and devices are no evidence"
+there=()
+empty=
+for path in **; do
+    if [ -f "$path" ] && [ ! -L "$path" ]; then there+=("$path")
+    elif [ -d "$path" ] && [ ! -L "$path" ]; then
+        [ -r "$path" ] && [ -x "$path" ] || fail "$path: can't be read"
+        inside=("$path"/*)
+        [ ${#inside[@]} -gt 0 ] || empty=${empty:-$path}
+    else fail "$path: links, pipes and devices are no evidence"; fi
+done
 for file in manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint; do
     [ -f "$file" ] || fail "$file: is not there"
 done
@@ -77,9 +109,12 @@ done
 # most half the curve's order is good, so that nobody without the key makes another good file.
 signed() {
     openssl dgst -sha256 -verify "$3" -signature "$1" "$2" > /dev/null 2>&1 || return 1
-    local s half=7FFFFFFF800000007FFFFFFFFFFFFFFFDE737D56D38BCF4279DCE5617E3192A8
-    s=$(openssl asn1parse -inform DER -in "$1" | sed -n 's/.*INTEGER *://p' | tail -n 1)
-    printf '%64s\n%s\n' "$s" "$half" | tr ' ' 0 | sort -c 2> /dev/null
+    local s text half=7FFFFFFF800000007FFFFFFFFFFFFFFFDE737D56D38BCF4279DCE5617E3192A8
+    while IFS= read -r text; do
+        [[ $text != *INTEGER*:* ]] || s=${text##*:}
+    done < <(openssl asn1parse -inform DER -in "$1" 2> /dev/null)
+    printf -v s %64s "$s"
+    [[ ! ${s// /0} > $half ]]
 }
 
 # unbase64 TEXT FILE: only the one spelling of the bytes.
@@ -88,7 +123,7 @@ unbase64() { printf %s "$1" | base64 -d > "$2" 2> /dev/null && [ "$(base64 -w 0 
 # bundle FILE: a Sigstore bundle with a DSSE envelope. Sets $hint, leaves the payload in $work/payload.
 # Fails if it has another form than we write, or if the key it names is there and did not sign it.
 bundle() {
-    jq . "$1" 2> /dev/null | cmp -s - "$1" || fail "$1: was edited or re-formatted"
+    jq . "$1" 2> /dev/null | same "$1" || fail "$1: was edited or re-formatted"
     jq -e '[.mediaType, .dsseEnvelope.payloadType] == ["application/vnd.dev.sigstore.bundle.v0.3+json", "application/vnd.in-toto+json"]
         and (keys == ["dsseEnvelope", "mediaType", "verificationMaterial"])
         and (.verificationMaterial | keys == ["publicKey"]) and (.verificationMaterial.publicKey | keys == ["hint"])
@@ -98,7 +133,7 @@ bundle() {
     hint=$(jq -r .verificationMaterial.publicKey.hint "$1")
     jq -j .dsseEnvelope.payload "$1" > "$work/base64"
     base64 -d < "$work/base64" > "$work/payload" 2> /dev/null &&
-        base64 -w 0 < "$work/payload" | cmp -s - "$work/base64" || fail "$1: its payload is not base64"
+        base64 -w 0 < "$work/payload" | same "$work/base64" || fail "$1: its payload is not base64"
     unbase64 "$(jq -r '.dsseEnvelope.signatures[0].sig' "$1")" "$work/sig" || fail "$1: its signature is not base64"
     local pem=$work/keys/$hint
     [ -f "$pem" ] || pem=$work/vouching/$hint
@@ -112,14 +147,19 @@ bundle manifest.sigstore.json
 case $hint in *[!0-9a-f]* | '') fail "manifest.sigstore.json: names no key" ;; esac
 [ -f "$work/keys/$hint" ] || fail "manifest.sigstore.json: is signed with key $hint, which is none of those given"
 signer=$hint
-cmp -s "$work/payload" manifest.json || fail "manifest.json: is not what was signed"
+same manifest.json < "$work/payload" || fail "manifest.json: is not what was signed"
 
 # One form only: JSON as jq prints it (DEL as it is or escaped: versions of jq differ), each object with the
 # fields that it can have in their order, none of them null.
-delete() { sed 's/\\u007f/\x7f/g' "$@"; }
+printed() {
+    jq . manifest.json 2> /dev/null | same manifest.json && return
+    local ours theirs
+    ours=$(jq . manifest.json 2> /dev/null && printf x) && theirs=$(tr -d '\0' < manifest.json && printf x) &&
+        [ "${ours//\\u007f/$'\x7f'}" = "${theirs//\\u007f/$'\x7f'}" ]
+}
 jq -e '[._type, .predicateType] == ["https://in-toto.io/Statement/v1", "https://impound.dev/evidence/v1"]' manifest.json > /dev/null 2>&1 ||
     fail "manifest.json: is no in-toto Statement v1 with an Impound manifest of version 1"
-jq . manifest.json 2> /dev/null | delete | cmp -s - <(delete manifest.json) || fail "manifest.json: is not in the one form that a manifest has"
+printed || fail "manifest.json: is not in the one form that a manifest has"
 jq -e 'def has_only($names): keys_unsorted as $keys | ($names | split(" ")) as $all | $all - ($all - $keys) == $keys;
     def build: has_only("name version executable_sha256");
     def pod: has_only("namespace name uid");
@@ -141,10 +181,11 @@ jq -e 'def has_only($names): keys_unsorted as $keys | ($names | split(" ")) as $
 
 # Paths hold no spaces, backslashes or control characters and stay below the directory, or nothing is opened.
 jq -er '.predicate.artifacts[] | [.sha256, .path, .size, .chunk_root // "-", .receipt.location // "-", .completeness.state] | join(" ")' manifest.json > "$work/artifacts"
-cut -d ' ' -f 2 "$work/artifacts" > "$work/paths"
-if grep -qvE '^[!-~]+$' "$work/paths" || grep -qE '^/|(^|/)\.\.?(/|$)|//|/$|\\' "$work/paths"; then
-    fail "manifest.json: names a path that no evidence can have"
-fi
+declare -A known=()
+while read -r sha256 path size chunk_root location state; do
+    case /$path/ in *[!!-~]* | *//* | */./* | */../* | *\\*) fail "manifest.json: names a path that no evidence can have" ;; esac
+    known[/$path]=yes
+done < "$work/artifacts"
 jq -e '.subject == [.predicate.artifacts[] | { name: .path, digest: { sha256 } }]
     and (.predicate.artifacts | map(.path) | . == unique)' manifest.json > /dev/null ||
     fail "manifest.json: its subjects and its artifacts are not the same files, each once and in order"
@@ -155,26 +196,31 @@ bytes() { printf %s "$1" | tr a-f A-F | basenc --decode --base16; }
 # What is hashed lies in files, a few thousand at a time, as one sha256sum hashes many. Prints the hashes of
 # those in $work/parts in the order of their names, and removes them.
 mkdir "$work/parts"
-hashed() {
-    find "$work/parts" -type f -print0 | sort -z | xargs -0 -r sha256sum | cut -c 1-64
-    find "$work/parts" -type f -delete
-}
+hashed() (
+    cd "$work/parts"
+    parts=(*)
+    [ ${#parts[@]} -gt 0 ] || exit 0
+    sha256sum "${parts[@]}" | cut -c 1-64
+    rm "${parts[@]}"
+)
 # Counts $n up to a few thousand files, then hashes them.
 next() { [ $((n += 1)) -lt 10004096 ] || { hashed; n=10000000; }; }
 # Reads leaf hashes, one a line; prints the root.
 tree() {
     cat > "$work/level"
     [ -s "$work/level" ] || { sha256sum < /dev/null | cut -c 1-64; return; }
-    local count n left right
+    local count n left right pair at text
     while count=$(wc -l < "$work/level"); [ "$count" -gt 1 ]; do
-        sed 's/../\\x&/g' "$work/level" | {
+        {
             n=10000000
             while read -r left && read -r right; do
-                printf "\\x01$left$right" > "$work/parts/$n"
+                pair=$left$right text=
+                for ((at = 0; at < 128; at += 2)); do text+=\\x${pair:at:2}; done
+                printf "\\x01$text" > "$work/parts/$n"
                 next
             done
             hashed
-        } > "$work/next"
+        } < "$work/level" > "$work/next"
         [ $((count % 2)) -eq 0 ] || tail -n 1 "$work/level" >> "$work/next"
         mv "$work/next" "$work/level"
     done
@@ -194,116 +240,136 @@ root() {
 # Prints the root of the tree over the chunks of 1 MiB of a file of so many bytes. One chunk is a leaf and a root.
 # shellcheck disable=SC2016
 chunks() {
-    if [ "$2" -gt 0 ] && [ "$2" -le 1048576 ]; then printf '\0' | cat - "$1" | sha256sum | cut -c 1-64
+    if [ "$2" -gt 0 ] && [ "$2" -le 1048576 ]; then { printf '\0'; cat "$1"; } | sum
     else split -b 1048576 --filter='{ printf "\0"; cat; } | sha256sum' "$1" | cut -c 1-64 | tree; fi
 }
 
 # ends FILE: walks a tar from header to header, as od prints its blocks in hexadecimal. Prints "ended" if it
 # comes to two zero blocks and nothing but zeros behind them, else what is wrong.
-ends() {
-    tar=$1 awk '
-        function lost(why) { print why; exit }
-        # Reads on at a block; od ends when nobody reads it any more.
-        function seek(block) {
-            if (command) close(command)
-            command = sprintf("exec od -An -v -tx1 -w512 -j %.0f \"./$tar\" 2> /dev/null", block * 512)
-            position = block
-        }
-        # The next block, which must be a whole one, in $0.
-        function read_on() {
-            if ((command | getline) <= 0 || length($0) != 1536) return 0
-            position++
-            return 1
-        }
-        function byte(at) { return substr($0, 3 * at + 2, 2) }
-        # Octal digits between spaces and zeros, or base 256 behind a byte 0x80; else -1.
-        function number(at, end,    value, digit) {
-            value = 0
-            if (byte(at) == "80") { while (++at < end) value = value * 256 + values[byte(at)]; return value }
-            while (at < end && byte(at) == "20") at++
-            while (at < end && (digit = byte(at)) ~ /^3[0-7]$/) { value = value * 8 + substr(digit, 2); at++ }
-            while (at < end && byte(at) ~ /^[02]0$/) at++
-            return at == end ? value : -1
-        }
-        # Whether the checksum fits; some old writers summed signed bytes.
-        function checked(    at, sum, high, stated) {
-            sum = 8 * 32; high = 0
-            for (at = 0; at < 512; at++) if (at < 148 || at > 155) { sum += values[byte(at)]; high += (byte(at) >= "80") }
-            stated = number(148, 156)
-            return stated == sum || stated == sum - 256 * high
-        }
-        # The size in records "<length> <key>=<value>\n" of so many bytes, or -1.
-        function size_in(text, bytes,    at, from, count, digit, found) {
-            found = -1
-            for (at = 0; at < bytes; at += count) {
-                count = 0
-                for (from = at; (digit = substr(text, 3 * from + 2, 2)) ~ /^3[0-9]$/; from++) count = count * 10 + substr(digit, 2)
-                if (digit != "20" || from == at || count <= from - at + 1 || at + count > bytes || substr(text, 3 * (at + count) - 1, 2) != "0a")
-                    lost("a PAX header has something else than records")
-                # " size="
-                if (substr(text, 3 * from + 1, 18) != " 20 73 69 7a 65 3d") continue
-                if (found != -1 || from + 6 == at + count - 1) lost("a PAX header gives the size twice, or none")
-                found = 0
-                for (from += 6; from < at + count - 1; from++) {
-                    if ((digit = substr(text, 3 * from + 2, 2)) !~ /^3[0-9]$/) lost("a PAX header gives a size that is no number")
-                    found = found * 10 + substr(digit, 2)
-                }
-            }
-            return found
-        }
-        BEGIN {
-            for (at = 0; at < 256; at++) values[sprintf("%02x", at)] = at
-            zero = sprintf("%512s", ""); gsub(/ /, " 00", zero)
-            seek(0)
-            pax = -1
-            while (read_on() && $0 != zero) {
-                magic = substr($0, 3 * 257 + 1, 24)
-                if (!checked() || (magic != " 75 73 74 61 72 00 30 30" && magic != " 75 73 74 61 72 20 20 00" && magic !~ /^( 00)+$/))
-                    lost("something else stands where a header should be")
-                flag = byte(156); size = number(124, 136)
-                if (size < 0) lost("a header has no size")
-                blocks = int((size + 511) / 512)
-                if (flag == "58" || flag == "67" && pending || flag == "78" && second)
-                    lost("an extension header stands where readers read it differently")
-                if (flag == "78" || flag == "67") {
-                    if (size > 1048576) lost("a PAX header has more than a mebibyte")
-                    for (text = ""; blocks > 0 && read_on(); blocks--) text = text $0
-                    if (blocks > 0) lost("it breaks off inside a PAX header")
-                    given = size_in(text, size)
-                    if (flag == "78") { pax = given; pending = second = 1 }
-                    else if (given != -1) lost("a global PAX header sets a size")
-                    continue
-                }
-                if (flag == "4c" || flag == "4b") pending = 1
-                else {
-                    if (pax != -1) { size = pax; blocks = int((size + 511) / 512) }
-                    pax = -1; pending = second = 0
-                    for (at = 99; at > 0 && byte(at) == "00"; at--);
-                    if (size > 0 && (flag ~ /^3[1-6]$/ || flag == "00" && byte(at) == "2f"))
-                        lost("a link, directory or device has contents, which readers read differently")
-                    if (flag == "53" && byte(482) != "00") do if (!read_on()) lost("it breaks off inside a sparse map"); while (byte(504) != "00")
-                }
-                # Reading on is as fast as another od for so many blocks; the last one must be there.
-                if (blocks > 40) { seek(position + blocks - 1); blocks = 1 }
-                for (; blocks > 0; blocks--) if (!read_on()) lost("it breaks off inside a member")
-            }
-            if ($0 != zero || pending) lost("it breaks off without the two zero blocks that end a tar")
-            if (!read_on() || $0 != zero) lost("it has one zero block, where two end a tar")
-            while ((command | getline) > 0) if ($0 ~ /[1-9a-f]/) lost("more bytes follow its end")
-            print "ended"
-        }
-    ' || true
-}
+ends() (
+    set +eu -f
+    trap - ERR
+    tar=./$1 lines=() from=0 position=0 pax=-1 pending=0 second=0
+    # od fills a last block that is not whole up with zeros.
+    whole=$(($(stat -c %s "$tar") / 512))
+    printf -v zero %1024s ''
+    zero=${zero// /0}
+    lost() { echo "$1"; exit; }
+    # Reads on: sets $block to the next block, which must be a whole one. 128 of them are printed at a time: skipping
+    # fewer would cost more than printing them.
+    read_on() {
+        local at=$((position - from)) IFS=$'\n'
+        block=
+        ((position < whole)) || return 1
+        if ((at >= ${#lines[@]})); then
+            lines=($(od -An -v -tx8 --endian=big -w512 -j $((position * 512)) -N 65536 "$tar" 2> /dev/null))
+            from=$position at=0
+        fi
+        block=${lines[at]// /}
+        ((position += 1))
+    }
+    # number HEXADECIMAL: octal digits between spaces and zeros, or base 256 behind a byte 0x80; else -1. Sets $value.
+    number() {
+        local at
+        value=-1
+        if [[ $1 == 80* ]]; then
+            [[ ${1:2} =~ ^0*([0-9a-f]{0,13})$ ]] && value=$((0x0${BASH_REMATCH[1]}))
+        elif [[ $1 =~ ^(20)*((3[0-7])*)(20|00)*$ ]]; then
+            value=0
+            for ((at = 1; at < ${#BASH_REMATCH[2]}; at += 2)); do value=$((8 * value + ${BASH_REMATCH[2]:at:1})); done
+        fi
+    }
+    # Whether the header's checksum fits. Eight bytes are summed at once, in four pairs; some old writers summed signed ones.
+    checked() {
+        local mask=0x00ff00ff00ff00ff pairs=0 at high=0 text
+        for text in ${lines[position - 1 - from]}; do ((pairs += (0x$text & mask) + (0x$text >> 8 & mask))); done
+        # Its own field counts as spaces.
+        text=0x${block:296:16}
+        ((pairs -= (text & mask) + (text >> 8 & mask)))
+        ((pairs = 8 * 32 + (pairs & 0xffff) + (pairs >> 16 & 0xffff) + (pairs >> 32 & 0xffff) + (pairs >> 48)))
+        number "${block:296:16}"
+        ((value == pairs)) && return
+        for ((at = 0; at < 1024; at += 2)); do [[ ${block:at:1} == [89a-f] && ($at -lt 296 || $at -ge 312) ]] && ((high++)); done
+        ((value >= 0 && value == pairs - 256 * high))
+    }
+    # size_in BYTES: sets $given to the size in records "<length> <key>=<value>\n" of so many bytes in $records, or -1.
+    size_in() {
+        local at=0 count digits record
+        given=-1
+        for ((; at < $1; at += count)); do
+            count=0 digits=0
+            record=${records:2*at:40}
+            while [[ ${record:2*digits} == 3[0-9]* ]]; do ((count = 10 * count + ${record:2*digits+1:1}, digits++)); done
+            [[ $digits -gt 0 && ${record:2*digits:2} == 20 && $count -gt $((digits + 1)) && $((at + count)) -le $1 ]] ||
+                lost "a PAX header has something else than records"
+            record=${records:2*(at+digits+1):2*(count-digits-1)}
+            [ "${record: -2}" = 0a ] || lost "a PAX header has something else than records"
+            # "size=", and a newline at the end.
+            [[ $record == 73697a653d* ]] || continue
+            record=${record:10} record=${record%0a}
+            [[ $given == -1 && -n $record ]] || lost "a PAX header gives the size twice, or none"
+            [[ $record =~ ^(30)*((3[0-9])*)$ && ${#BASH_REMATCH[2]} -le 32 ]] || lost "a PAX header gives a size that is no number"
+            record=${BASH_REMATCH[2]} given=0
+            for ((digits = 1; digits < ${#record}; digits += 2)); do given=$((10 * given + ${record:digits:1})); done
+        done
+    }
+    while read_on && [ "$block" != "$zero" ]; do
+        checked && [[ ${block:514:16} =~ ^(7573746172003030|7573746172202000|0{16})$ ]] ||
+            lost "something else stands where a header should be"
+        flag=${block:312:2}
+        number "${block:248:24}"
+        size=$value
+        ((size >= 0)) || lost "a header has no size"
+        # A global header is 67, a member's own 78.
+        [[ $flag == 67 && $pending == 1 || $flag == 78 && $second == 1 ]] &&
+            lost "an extension header stands where readers read it differently"
+        if [[ $flag == 67 || $flag == 78 ]]; then
+            ((size <= 1048576)) || lost "a PAX header has more than a mebibyte"
+            records=
+            for ((blocks = (size + 511) / 512; blocks > 0; blocks--)); do
+                read_on || lost "it breaks off inside a PAX header"
+                records+=$block
+            done
+            size_in "$size"
+            if [ "$flag" = 78 ]; then pax=$given pending=1 second=1
+            else ((given == -1)) || lost "a global PAX header sets a size"; fi
+            continue
+        fi
+        # Long names of GNU are 4b and 4c.
+        if [[ $flag == 4[bc] ]]; then pending=1
+        else
+            ((pax == -1)) || size=$pax
+            pax=-1 pending=0 second=0
+            # The path ends with a slash: 2f.
+            [[ $size -gt 0 && ($flag == 3[1-6] || $flag == 00 && ${block:0:200} =~ ^([0-9a-f]{2})*2f(00)*$) ]] &&
+                lost "a link, directory or device has contents, which readers read differently"
+            # The map of a sparse file, 53, may go on in blocks of its own.
+            if [[ $flag == 53 && ${block:964:2} != 00 ]]; then
+                while read_on || lost "it breaks off inside a sparse map"; [ "${block:1008:2}" != 00 ]; do :; done
+            fi
+        fi
+        # The last block of what the header announces must be there.
+        ((size == 0)) || { ((position += (size - 1) / 512)); read_on || lost "it breaks off inside a member"; }
+    done
+    [ "$block" = "$zero" ] && [ "$pending" = 0 ] || lost "it breaks off without the two zero blocks that end a tar"
+    read_on && [ "$block" = "$zero" ] || lost "it has one zero block, where two end a tar"
+    [ "$(tail -c +$((position * 512 + 1)) "$tar" | tr -d '\0' | head -c 1 | wc -c)" = 0 ] || lost "more bytes follow its end"
+    echo ended
+)
 
 while read -r sha256 path size chunk_root location state; do
     [ -f "$path" ] || fail "$path: is in the manifest and not there"
-    [ "$(stat -c %s "$path")" = "$size" ] || fail "$path: expected $size bytes, got $(stat -c %s "$path")"
-    [ "$(sha256sum < "$path" | cut -c 1-64)" = "$sha256" ] || fail "$path: was changed: it has not the SHA-256 of the manifest"
-    [ "$(chunks "$path" "$size")" = "$chunk_root" ] || fail "$path: has not the chunk tree of the manifest"
+    [ -r "$path" ] || fail "$path: can't be read"
+    got=$(stat -c %s "./$path")
+    [ "$got" = "$size" ] || fail "$path: expected $size bytes, got $got"
+    got=$(sum < "$path")
+    [ "$got" = "$sha256" ] || fail "$path: was changed: it has not the SHA-256 of the manifest"
+    got=$(chunks "./$path" "$size")
+    [ "$got" = "$chunk_root" ] || fail "$path: has not the chunk tree of the manifest"
     [ "$location" != - ] || fail "$path: has no receipt of the store"
     if [ "$state" = complete ] && [[ $path == *.tar ]]; then
-        ended=$(ends "$path")
-        [ "$ended" = ended ] || fail "$path: is recorded as complete and is not: $ended"
+        got=$(ends "$path")
+        [ "$got" = ended ] || fail "$path: is recorded as complete and is not: $got"
     fi
 done < "$work/artifacts"
 
@@ -311,27 +377,26 @@ done < "$work/artifacts"
 stamp=$(jq -r '.predicate.timestamp.token.sha256 // ""' manifest.json)
 if [ -n "$stamp" ]; then
     [ -f custody.checkpoint.tst ] || fail "custody.checkpoint.tst: is in the manifest and not there"
-    [ "$(sha256sum < custody.checkpoint.tst | cut -c 1-64)" = "$stamp" ] ||
+    [ "$(sum < custody.checkpoint.tst)" = "$stamp" ] ||
         fail "custody.checkpoint.tst: was changed: it has not the SHA-256 of the manifest"
 fi
 
 # No file and no empty directory besides, but for counter-signatures of exactly this manifest.
 countersigned=
-{ cat "$work/paths"; printf '%s\n' manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint ${stamp:+custody.checkpoint.tst}; } | sort > "$work/expected"
-find . -type f -print0 | tr '\n\0' '?\n' | sed 's|^\./||' | sort > "$work/there"
-while IFS= read -r path; do
+for path in manifest.json manifest.sigstore.json custody.jsonl custody.checkpoint ${stamp:+custody.checkpoint.tst}; do known[/$path]=yes; done
+for path in ${there[@]+"${there[@]}"}; do
+    [ -z "${known[/$path]-}" ] || continue
     [[ $path =~ ^signatures/([0-9a-f]{64})\.sigstore\.json$ ]] || fail "$path: is there and not in the manifest"
     id=${BASH_REMATCH[1]}
     bundle "$path"
     [ "$hint" = "$id" ] || fail "$path: is named after another key than it is signed with"
-    cmp -s "$work/payload" manifest.json || fail "$path: vouches for another manifest"
+    same manifest.json < "$work/payload" || fail "$path: vouches for another manifest"
     if [ -f "$work/keys/$id" ] || [ -f "$work/vouching/$id" ]; then countersigned="$countersigned; countersigned with $id"; else
         countersigned="$countersigned; NOT CHECKED: a signature with $id, whose key was not given"; fi
-done < <(comm -13 "$work/expected" "$work/there")
-empty=$(find . -mindepth 1 -type d -empty -print -quit)
-[ -z "$empty" ] || fail "${empty#./}: is an empty directory, and no evidence"
+done
+[ -z "$empty" ] || fail "$empty: is an empty directory, and no evidence"
 for pem in "$work"/vouching/*; do
-    [ ! -f "$pem" ] || [ -f "signatures/${pem##*/}.sigstore.json" ] ||
+    [ -f "signatures/${pem##*/}.sigstore.json" ] ||
         fail "signatures/${pem##*/}.sigstore.json: is not there, and its key was to have vouched for this"
 done
 
@@ -340,7 +405,7 @@ done
 printf '%s\n%s\n%s\n' "$origin" "$entries" "$head" > "$work/text"
 note=$(tail -n 1 custody.checkpoint | cut -d ' ' -f 3)
 unbase64 "$note" "$work/note" || fail "custody.checkpoint: its signature is not base64"
-{ cat "$work/text"; printf '\n— %s %s\n' "$origin" "$note"; } | cmp -s - custody.checkpoint ||
+{ cat "$work/text"; printf '\n— %s %s\n' "$origin" "$note"; } | same custody.checkpoint ||
     fail "custody.checkpoint: has another form than text and one signature"
 tail -c +5 "$work/note" > "$work/sig"
 by=
@@ -356,11 +421,12 @@ done
     fail "custody.checkpoint: is not the head that the manifest was made over"
 
 # Its entries, and that they record what was stored as the manifest does.
-tr -d '\0' < custody.jsonl | cmp -s - custody.jsonl && [ -z "$(tail -c 1 custody.jsonl)" ] ||
+tr -d '\0' < custody.jsonl | same custody.jsonl && [ -z "$(tail -c 1 custody.jsonl)" ] ||
     fail "custody.jsonl: is no text of whole lines"
 [ "$(wc -l < custody.jsonl)" = "$entries" ] ||
     fail "custody.jsonl: has $(wc -l < custody.jsonl) entries, and $entries were signed"
-[ "$(bytes "$(root < custody.jsonl)" | base64)" = "$head" ] || fail "custody.jsonl: its entries are not those that were signed"
+got=$(root < custody.jsonl)
+[ "$(bytes "$got" | base64)" = "$head" ] || fail "custody.jsonl: its entries are not those that were signed"
 jq -ne 'reduce inputs.seq as $seq (0; if . == $seq then . + 1 else -1 end) >= 0' custody.jsonl > /dev/null 2>&1 ||
     fail "custody.jsonl: its entries are not numbered as they stand"
 # Each as often as anybody likes, but none that the manifest has otherwise.
@@ -373,8 +439,11 @@ jq -ne --slurpfile manifest manifest.json '$manifest[0].predicate as $manifest |
 # its signature, and that its certificate is for time-stamping and led to the root at the time that it says.
 stamped=
 if [ -n "$stamp" ]; then
-    said=$(openssl ts -reply -token_in -in custody.checkpoint.tst -text 2> /dev/null | sed -n "s/^Time stamp: //p") || true
-    at=$(date -u -d "$said" +%s 2> /dev/null) && [ -n "$said" ] || fail "custody.checkpoint.tst: is no token of a time-stamping authority"
+    dated=
+    while IFS= read -r text; do
+        [[ $text != 'Time stamp: '* ]] || dated=${text#*: }
+    done < <(openssl ts -reply -token_in -in custody.checkpoint.tst -text 2> /dev/null)
+    at=$(date -u -d "$dated" +%s 2> /dev/null) && [ -n "$dated" ] || fail "custody.checkpoint.tst: is no token of a time-stamping authority"
     time=$(date -u -d "@$at" +%Y-%m-%dT%H:%M:%SZ)
     stamped="; NOT CHECKED: a timestamp of $time, whose authority's certificate was not given"
     if [ -n "$authority" ]; then
@@ -409,4 +478,5 @@ if [ -f "$work/times/$signer" ]; then
 fi
 outcome=$(jq -r .predicate.outcome manifest.json)
 echo "intact; the manifest calls the collection $outcome, signed with $signer$countersigned$stamped"
+said=yes
 [ "$outcome" = complete ] || exit 3

@@ -7,6 +7,7 @@
 #
 # Usage: tests/independent.sh [COLLECTION PUBLIC-KEY.pem]     default: evidence/tests/real
 #   IMPOUND_CACHE=DIR   where those programs are kept between runs (default ~/.cache/impound)
+#   IMPOUND_CHANGES=N   how many random changes are made to the collection (default 120)
 #   IMPOUND_BIN=DIR     where impound is (default: target/debug)
 set -Eeuo pipefail
 {
@@ -102,6 +103,93 @@ PY
 
 "$REPOSITORY/evidence/verify.sh" "$COLLECTION" "$KEY" > "$TOOLS/said" || fail "verify.sh"
 say "verify.sh: $(cat "$TOOLS/said")"
+
+# What README.md and FORMATS.md tell people to type, as it is there, where they say.
+PLACE=$(mktemp -d)
+trap 'rm -rf "$PLACE"' EXIT
+mkdir "$PLACE/INC-7"
+cp -r "$COLLECTION" "$PLACE/INC-7/web-5d4f-x7"
+cp "$KEY" "$PLACE/evidence.pub"
+typed=0
+by_hand() {
+    sed -n "/^$2/,/^\`\`\`/p" "$REPOSITORY/$1" | sed '/^```/d' > "$TOOLS/typed"
+    [ -s "$TOOLS/typed" ] || fail "$1 has no block that begins with $2"
+    (cd "$PLACE" && PATH=$(dirname "$IMPOUND"):$PATH bash -euo pipefail "$TOOLS/typed") > "$TOOLS/said" 2>&1 || fail "$1, \`$2…\`: $(tail -n 1 "$TOOLS/said")"
+    typed=$((typed + $(wc -l < "$TOOLS/typed")))
+}
+by_hand README.md 'impound verify INC-7'
+by_hand README.md 'cd INC-7'
+by_hand evidence/FORMATS.md 'bash INC-7'
+by_hand evidence/FORMATS.md 'of=INC-7'
+"$REPOSITORY/evidence/verify.sh" "$PLACE/INC-7/web-5d4f-x7" "$PLACE/evidence.pub" > "$TOOLS/said" || fail "checking by hand changed the collection: $(cat "$TOOLS/said")"
+say "README.md and FORMATS.md: $typed lines do as they are there, and leave the collection as it was"
+
+# Single changes at random to this collection: the program that people run finds each and names the file, and the
+# script does of some. Evidence's own tests do so ten thousand times, in memory.
+CHANGES=${IMPOUND_CHANGES:-120} SCRIPTED=4
+RANDOM=4711
+GOOD=$PLACE/INC-7/web-5d4f-x7 BAD=$PLACE/changed
+mapfile -t FILES < <(cd "$GOOD" && find . -type f -size +0 ! -path './signatures/*' -printf '%P\n' | sort)
+mapfile -t ARTIFACTS < <(jq -r '.predicate.artifacts[] | select(.size > 0) | .path' "$GOOD/manifest.json")
+openssl ecparam -name prime256v1 -genkey -noout -out "$PLACE/other.key"
+# below N: a number.
+below() { echo $(((RANDOM << 30 | RANDOM << 15 | RANDOM) % $1)); }
+one_of() { shift $((1 + $(below $(($# - 1))))); echo "$1"; }
+# own FILE: a copy that is not a link to the good one.
+own() { cp "$BAD/$1" "$PLACE/own" && mv -f "$PLACE/own" "$BAD/$1"; }
+# change KIND: changes $BAD, and prints the files one of which is to be named.
+change() {
+    local file other at byte size lines
+    file=$(one_of - "${FILES[@]}")
+    case $1 in
+        flip)
+            own "$file"
+            at=$(below "$(stat -c %s "$BAD/$file")")
+            byte=$(od -An -tu1 -j "$at" -N 1 "$BAD/$file")
+            printf "\\x$(printf %02x $((byte ^ 1 << $(below 8))))" | dd of="$BAD/$file" bs=1 seek="$at" conv=notrunc status=none ;;
+        drop) rm "$BAD/$file" ;;
+        add) file=$(one_of - planted artifacts/x.json before/a signatures/x) && mkdir -p "$(dirname "$BAD/$file")" && echo x > "$BAD/$file" ;;
+        rename) mv "$BAD/$file" "$BAD/$file.7" && echo "$file.7" ;;
+        swap)
+            file=$(one_of - "${ARTIFACTS[@]}")
+            for other in "${ARTIFACTS[@]}"; do cmp -s "$GOOD/$file" "$GOOD/$other" || [ "$(below 8)" != 0 ] || break; done
+            ! cmp -s "$GOOD/$file" "$GOOD/$other" || other=$(printf '%s\n' "${ARTIFACTS[@]}" | grep -m 1 -F /diff.txt)
+            mv "$BAD/$file" "$PLACE/own" && mv "$BAD/$other" "$BAD/$file" && mv "$PLACE/own" "$BAD/$other"
+            echo "$other" ;;
+        cut) own "$file" && size=$(stat -c %s "$BAD/$file") && truncate -s "$(below "$size")" "$BAD/$file" ;;
+        lengthen) own "$file" && echo >> "$BAD/$file" ;;
+        log)
+            file=custody.jsonl
+            own $file
+            lines=$(wc -l < "$GOOD/$file")
+            at=$((1 + $(below $((lines - 1)))))
+            case $(below 3) in
+                0) sed -i "${at}d" "$BAD/$file" ;;
+                1) head -n "$at" "$GOOD/$file" > "$BAD/$file" ;;
+                *) sed -i "${at}{h;d};$((at + 1))G" "$BAD/$file" ;;
+            esac ;;
+        time) file=$(one_of - manifest.json custody.jsonl) && own "$file" && sed -i "0,/T[0-9][0-9]:/s//T99:/" "$BAD/$file" ;;
+        sign)
+            file=manifest.sigstore.json
+            own $file
+            { printf 'DSSEv1 28 application/vnd.in-toto+json %d ' "$(wc -c < "$GOOD/manifest.json")"; cat "$GOOD/manifest.json"; } > "$PLACE/signed"
+            jq --arg sig "$(openssl dgst -sha256 -sign "$PLACE/other.key" "$PLACE/signed" | base64 -w 0)" \
+                '.dsseEnvelope.signatures[0].sig = $sig' "$GOOD/$file" > "$BAD/$file" ;;
+    esac
+    echo "$file"
+}
+for n in $(seq "$CHANGES"); do
+    rm -rf "$BAD" && cp -al "$GOOD" "$BAD"
+    kind=$(one_of - flip flip flip drop add rename swap cut lengthen log time sign)
+    change "$kind" > "$PLACE/names"
+    said=$("$IMPOUND" verify "$BAD" --key "$KEY" 2>&1) && code=0 || code=$?
+    [ "$code" = 1 ] && grep -qFf "$PLACE/names" <<< "$said" || fail "$kind of $(paste -sd ' ' "$PLACE/names"): impound verify ends with $code and says $said"
+    [ "$n" -le "$SCRIPTED" ] || continue
+    said=$("$REPOSITORY/evidence/verify.sh" "$BAD" "$KEY" 2>&1) && code=0 || code=$?
+    [ "$code" = 1 ] && grep -qFf "$PLACE/names" <<< "$said" || fail "$kind of $(paste -sd ' ' "$PLACE/names"): verify.sh ends with $code and says $said"
+done
+rm -rf "$BAD"
+say "impound verify: finds $CHANGES random changes and names the file each time, verify.sh $SCRIPTED of them"
 
 # Every body file, by mactime: a line at least for each of its lines, and the file that was dropped at its time.
 files=0

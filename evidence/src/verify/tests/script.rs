@@ -268,20 +268,123 @@ fn a_script_misses_whoever_was_to_vouch_and_takes_nobody_who_vouches_for_the_con
     );
 }
 
+#[test]
+fn what_a_script_can_not_check_is_named_and_no_verdict() {
+    let collection = Collection::sealed();
+    let scratch = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = scratch.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let good = file("good", collection.key.verifying_key().to_pem().unwrap());
+    let secret = file("secret", collection.key.to_pem().unwrap().to_string());
+    let empty = file("empty.json", r#"{"keys": []}"#.to_owned());
+    let other = file("other.json", r#"{"keys": [{"key_id": "x"}]}"#.to_owned());
+    let (gone, here) = (scratch.path().join("gone"), collection.directory.path());
+    let run = |arguments: &[&Path], temporary: Option<&Path>| {
+        let mut script =
+            std::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/verify.sh"));
+        if let Some(directory) = temporary {
+            script.env("TMPDIR", directory);
+        }
+        let output = script.args(arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), said, output.stdout)
+    };
+    let option = Path::new("--timestamp-ca");
+    let vouching = Path::new("--countersigned-by");
+    for (arguments, named, words) in [
+        (vec![here, &gone], "gone", "is no file that can be read"),
+        (
+            vec![here, scratch.path()],
+            "",
+            "is no file that can be read",
+        ),
+        (vec![here, &secret], "secret", "is no public key in PEM"),
+        (vec![here, &empty], "empty.json", "lists no key"),
+        (vec![here, &other], "a key in", "is no public key in PEM"),
+        (
+            vec![&gone, &good],
+            "gone",
+            "is no directory that can be read",
+        ),
+        (
+            vec![&good, &good],
+            "good",
+            "is no directory that can be read",
+        ),
+        (
+            vec![option, &gone, here, &good],
+            "gone",
+            "is no file that can be read",
+        ),
+        (
+            vec![option, &good, here, &good],
+            "good",
+            "is no certificate in PEM",
+        ),
+        (
+            vec![vouching, &secret, here, &good],
+            "secret",
+            "is no public key in PEM",
+        ),
+        (vec![here], "usage", "DIRECTORY PUBLIC-KEY.pem"),
+    ] {
+        let (code, said, printed) = run(&arguments, None);
+        assert!(
+            code == Some(2) && said.contains(named) && said.contains(words),
+            "{arguments:?}: {code:?} {said}"
+        );
+        assert_eq!((said.lines().count(), printed.len()), (1, 0), "{said}");
+    }
+    let (code, said, _) = run(&[here, &good], Some(&gone));
+    assert!(
+        code == Some(2) && said.contains("NOT CHECKED: ") && said.contains("is there room in "),
+        "{code:?} {said}"
+    );
+}
+
+#[test]
+fn a_script_needs_bash_openssl_jq_and_coreutils_alone() {
+    let output = std::process::Command::new("dpkg")
+        .args(["-L", "coreutils", "openssl", "jq"])
+        .output()
+        .expect("this needs dpkg, which knows what coreutils are: run it on Debian");
+    assert!(
+        output.status.success(),
+        "apt-get install coreutils openssl jq"
+    );
+    let installed = String::from_utf8(output.stdout).unwrap();
+    for tool in tools() {
+        let is_tool = |path: &str| path.ends_with(&format!("bin/{tool}"));
+        assert!(installed.lines().any(is_tool), "{tool}");
+    }
+}
+
+/// The programs that the script says it needs.
+fn tools() -> Vec<String> {
+    let listed = VERIFY_SH.split_once("for tool in ").unwrap().1;
+    let listed = listed.split_once("; do").unwrap().0.replace("\\\n", " ");
+    listed.split_whitespace().map(str::to_owned).collect()
+}
+
 /// Every program that the script runs, with as many as it needs of what is there.
 #[test]
 fn a_script_without_one_of_its_tools_says_which_and_checks_nothing() {
     let collection = Collection::sealed();
     let key = tempfile::NamedTempFile::new().unwrap();
     fs::write(key.path(), collection.key.verifying_key().to_pem().unwrap()).unwrap();
-    let listed = VERIFY_SH.split_once("for tool in ").unwrap().1;
-    let listed = listed.split_once("; do").unwrap().0.replace("\\\n", " ");
-    let tools: Vec<&str> = listed.split_whitespace().collect();
+    // Behind chunks and a tree of more than one level, too.
+    let mut large = Draft::new();
+    large.contents(INSPECT, &vec![7; (2 << 20) + 3]);
+    let collection = large.seal_with(collection.key);
+    let tools = tools();
     let output = |without: Option<&str>| {
         let path = tempfile::tempdir().unwrap();
-        for tool in tools.iter().filter(|tool| Some(**tool) != without) {
+        for tool in tools.iter().filter(|tool| Some(tool.as_str()) != without) {
             let found = std::process::Command::new("sh")
-                .args(["-c", "command -v \"$1\"", "-", tool])
+                .args(["-c", "command -v \"$1\"", "-", tool.as_str()])
                 .output()
                 .unwrap();
             let found = String::from_utf8(found.stdout).unwrap();
@@ -355,13 +458,13 @@ fn a_script_sees_the_end_of_a_tar_where_we_do() {
         fs::write(scratch.path().join(format!("{n:04}.tar")), tar).unwrap();
     }
     let ends = VERIFY_SH
-        .split_once("\nends() {\n")
+        .split_once("\nends() (\n")
         .unwrap()
         .1
-        .split_once("\n}\n")
+        .split_once("\n)\n")
         .unwrap()
         .0;
-    let walk = format!("ends() {{\n{ends}\n}}\nfor tar in *.tar; do ends \"$tar\"; done");
+    let walk = format!("ends() (\n{ends}\n)\nfor tar in *.tar; do ends \"$tar\"; done");
     let output = std::process::Command::new("bash")
         .args(["-c", &walk])
         .current_dir(scratch.path())
