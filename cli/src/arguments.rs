@@ -22,7 +22,6 @@ use crate::extract::Pattern;
 #[command(
     version,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     after_help = EXITS,
     after_long_help = LONG
 )]
@@ -528,11 +527,11 @@ pub(crate) struct EvidenceLs {
 pub(crate) struct EvidenceGet {
     /// The case
     pub(crate) case: CaseId,
-    /// The collection
-    pub(crate) collection: CollectionName,
+    /// The collection [default: all of the case, each in a directory of its own]
+    pub(crate) collection: Option<CollectionName>,
     /// Only these files [default: the whole collection]
     pub(crate) paths: Vec<EvidencePath>,
-    /// Where to [default: CASE/COLLECTION in the working directory]
+    /// Where to [default: CASE/COLLECTION in the working directory]; without a collection DIR/CASE/COLLECTION
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) to: Option<PathBuf>,
 }
@@ -586,15 +585,22 @@ pub(crate) struct Verify {
     /// may be given several times
     #[arg(long = "key", value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
     pub(crate) keys: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) besides: Besides,
+    /// Name everything that is wrong, not only the first thing
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// Who else is to vouch for a collection, and since when it exists.
+#[derive(Debug, Args)]
+pub(crate) struct Besides {
     /// Public key of somebody who must have vouched for it besides; may be given several times
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) countersigned_by: Vec<PathBuf>,
     /// Root certificate of the time-stamping authority, PEM: what it says of the evidence is checked, too
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) timestamp_ca: Option<PathBuf>,
-    /// Name everything that is wrong, not only the first thing
-    #[arg(long)]
-    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -613,9 +619,8 @@ pub(crate) struct Report {
     /// report says that nothing is verified]
     #[arg(long = "key", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) keys: Vec<PathBuf>,
-    /// Root certificate of the time-stamping authority, PEM: what it says of the evidence is checked, too
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) timestamp_ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) besides: Besides,
     /// File to write, which must not be there yet
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) to: PathBuf,

@@ -47,10 +47,20 @@ async fn show(
 ) -> Result<Exit, Failure> {
     let files = files(connection, &wanted.of).await?;
     let (_, entries) = read(&files)?;
-    output.document(&entries, |_| {
-        let mut table = Table::new(&["NO.", "TIME", "EVENT", "WHO", "WHAT"]);
+    output.document(&entries, |wide| {
+        let mut head = vec!["NO.", "TIME", "EVENT", "WHO", "WHAT"];
+        if wide {
+            head.extend(["CERTIFICATE SHA-256", "ARTIFACT SHA-256"]);
+        }
+        let mut table = Table::new(&head);
         for entry in &entries {
-            table.row(cells(entry));
+            let mut row = cells(entry).to_vec();
+            if wide {
+                let artifact = entry.artifact.as_ref().map(|record| record.sha256);
+                let hashes = [entry.certificate_sha256, artifact];
+                row.extend(hashes.map(|hash| hash.map_or("-".to_owned(), |hash| hash.to_string())));
+            }
+            table.row(row);
         }
         format!("{table}\nNothing of this was checked; `custody verify` does that.\n")
     })?;

@@ -1,6 +1,6 @@
 //! `impound evidence ls`, `get`, `verify` and `hold`: the evidence in the store. `extract` works on a copy.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use impound_evidence::{CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath};
@@ -101,17 +101,67 @@ struct GotFile {
 }
 
 async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Result<Exit, Failure> {
-    let (case, collection) = (wanted.case, wanted.collection);
-    let listed = files(client, &case, Some(&collection)).await?;
-    let wanted_files = choose(&listed, &wanted.paths, &case, &collection)?;
+    let program = output.program().to_owned();
+    let Some(collection) = &wanted.collection else {
+        let mut got = Vec::new();
+        for (case, collection) in collections(client, &wanted.case).await? {
+            let below = wanted.to.clone().unwrap_or_default();
+            let root = below.join(case.as_str()).join(collection.as_str());
+            got.push(copy(client, output, (&case, &collection), &[], root).await?);
+        }
+        output.document(&got, |_| {
+            got.iter().map(|got| got.text(Some(&program))).collect()
+        })?;
+        return Ok(Exit::Ok);
+    };
     let root = wanted
         .to
-        .unwrap_or_else(|| PathBuf::from(case.as_str()).join(collection.as_str()));
+        .unwrap_or_else(|| PathBuf::from(wanted.case.as_str()).join(collection.as_str()));
+    let of = (&wanted.case, collection);
+    let got = copy(client, output, of, &wanted.paths, root).await?;
+    let whole = wanted.paths.is_empty();
+    output.document(&got, |_| got.text(whole.then_some(&program)))?;
+    Ok(Exit::Ok)
+}
+
+/// The collections of a case, and of the further cases of a large sweep.
+async fn collections(
+    client: &Client,
+    case: &CaseId,
+) -> Result<BTreeSet<(CaseId, CollectionName)>, Failure> {
+    let listed = files(client, case, None).await?;
+    let names = listed.iter().map(|file| {
+        let wrong = |error: &dyn std::fmt::Display| {
+            Failure::Failed(format!("the controller lists a name that is none: {error}"))
+        };
+        let case = file.case_id.parse().map_err(|error| wrong(&error))?;
+        let collection = file.collection.parse().map_err(|error| wrong(&error))?;
+        Ok((case, collection))
+    });
+    let names = names.collect::<Result<BTreeSet<_>, Failure>>()?;
+    match names.is_empty() {
+        true => Err(Failure::Missing(format!(
+            "there is no evidence of case {case}"
+        ))),
+        false => Ok(names),
+    }
+}
+
+/// Copies a collection, or some of its files, to the directory `root`.
+async fn copy(
+    client: &Client,
+    output: &mut Output,
+    (case, collection): (&CaseId, &CollectionName),
+    paths: &[EvidencePath],
+    root: PathBuf,
+) -> Result<Got, Failure> {
+    let listed = files(client, case, Some(collection)).await?;
+    let wanted_files = choose(&listed, paths, case, collection)?;
     let all = wanted_files
         .iter()
         .map(|file| file.size)
         .fold(0, u64::saturating_add);
-    let mut download = Download::new(client, &case, &collection, &root);
+    let mut download = Download::new(client, case, collection, &root);
     let mut screen = output.screen();
     let mut got = Got {
         directory: root.display().to_string(),
@@ -156,30 +206,31 @@ async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Resul
         });
     }
     download.finish()?;
-    drop(screen);
-    let whole = wanted.paths.is_empty();
-    let program = output.program().to_owned();
-    output.document(&got, |_| {
-        let n = match got.files.len() {
+    Ok(got)
+}
+
+impl Got {
+    /// What was copied, and how a whole collection is verified with the program `verify_by`.
+    fn text(&self, verify_by: Option<&String>) -> String {
+        let n = match self.files.len() {
             1 => "1 file".to_owned(),
             n => format!("{n} files"),
         };
         let done = format!(
             "\n{n}, {} in {}; {} of {} compared with the manifest\n",
-            human::bytes(got.bytes),
-            got.directory,
-            got.compared,
-            got.files.len()
+            human::bytes(self.bytes),
+            self.directory,
+            self.compared,
+            self.files.len()
         );
-        match whole {
-            true => format!(
+        match verify_by {
+            Some(program) => format!(
                 "{done}\nNext\n  {program} verify {} --key evidence.pub\n",
-                got.directory
+                self.directory
             ),
-            false => done,
+            None => done,
         }
-    })?;
-    Ok(Exit::Ok)
+    }
 }
 
 #[derive(Serialize)]

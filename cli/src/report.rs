@@ -14,7 +14,7 @@ mod sections;
 mod timeline;
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -36,10 +36,8 @@ struct View {
 }
 
 pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Failure> {
-    let keys = verify::keys(&wanted.keys)?;
-    let keyed = !keys.is_empty();
-    let authority = verify::authority(wanted.timestamp_ca.as_deref())?;
-    let verdict = verify::watch(output, verify::open(&wanted.dir)?, keys, authority).await?;
+    let keyed = !wanted.keys.is_empty();
+    let verdict = verify::check(output, &wanted.dir, &wanted.keys, &wanted.besides).await?;
     let exit = match (verdict.intact(), verdict.complete()) {
         (true, true) => Exit::Ok,
         (true, false) => Exit::Partial,
@@ -55,10 +53,13 @@ pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Fai
             file.sync_all()
         })
         .map_err(|error| {
-            Failure::Usage(format!(
-                "{}: the report can't be written: {error}",
-                to.display()
-            ))
+            let what = match error.kind() {
+                ErrorKind::AlreadyExists => {
+                    "is there already: remove it, or choose another --to".to_owned()
+                }
+                _ => format!("the report can't be written: {error}"),
+            };
+            Failure::Usage(format!("{}: {what}", to.display()))
         })?;
     let view = View {
         report: to.clone(),

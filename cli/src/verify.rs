@@ -14,7 +14,7 @@ use impound_evidence::{
 };
 use serde::Serialize;
 
-use crate::arguments::Verify;
+use crate::arguments::{Besides, Verify};
 use crate::failure::{Exit, Failure};
 use crate::human::{self, clean};
 use crate::output::{Output, Table};
@@ -30,12 +30,32 @@ const CA_LIMIT: u64 = 1 << 20;
 const TICK: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Failure> {
-    let (source, mut keys) = (open(&wanted.dir)?, keys(&wanted.keys)?);
-    let sealing: Vec<Sha256> = keys.iter().map(VerifyingKey::key_id).collect();
-    let vouching = self::keys(&wanted.countersigned_by)?;
-    keys.extend(vouching.iter().cloned());
     let started = Instant::now();
-    let authority = authority(wanted.timestamp_ca.as_deref())?;
+    let verdict = check(output, &wanted.dir, &wanted.keys, &wanted.besides).await?;
+    let seconds = started.elapsed().as_secs_f64();
+    output.document(view(&verdict, wanted.all), |_| {
+        text(&verdict, &wanted, seconds)
+    })?;
+    Ok(match (verdict.intact(), verdict.complete()) {
+        (true, true) => Exit::Ok,
+        (true, false) => Exit::Partial,
+        (false, _) => Exit::Failed,
+    })
+}
+
+/// Checks the collection in a directory: signed with one of the keys in these files, and vouched for by everybody who
+/// was to besides.
+pub(crate) async fn check(
+    output: &Output,
+    dir: &Path,
+    keys: &[PathBuf],
+    besides: &Besides,
+) -> Result<Verdict, Failure> {
+    let (source, mut keys) = (open(dir)?, self::keys(keys)?);
+    let sealing: Vec<Sha256> = keys.iter().map(VerifyingKey::key_id).collect();
+    let vouching = self::keys(&besides.countersigned_by)?;
+    keys.extend(vouching.iter().cloned());
+    let authority = authority(besides.timestamp_ca.as_deref())?;
     let mut verdict = watch(output, source, keys, authority).await?;
     if let Some(key) = verdict.key.filter(|key| !sealing.contains(key)) {
         let problem = Problem {
@@ -55,15 +75,7 @@ pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Fai
             });
         }
     }
-    let seconds = started.elapsed().as_secs_f64();
-    output.document(view(&verdict, wanted.all), |_| {
-        text(&verdict, &wanted, seconds)
-    })?;
-    Ok(match (verdict.intact(), verdict.complete()) {
-        (true, true) => Exit::Ok,
-        (true, false) => Exit::Partial,
-        (false, _) => Exit::Failed,
-    })
+    Ok(verdict)
 }
 
 /// The collection in a directory.
@@ -91,16 +103,25 @@ fn keys_of(file: &Path) -> Result<Vec<VerifyingKey>, Failure> {
     let mut pem = String::new();
     File::open(file)
         .and_then(|file| file.take(KEY_LIMIT).read_to_string(&mut pem))
-        .map_err(|error| wrong(&error))?;
+        .map_err(|error| {
+            let why = format!(
+                "the public key can't be read: {error}; get it from who runs the controller"
+            );
+            wrong(&why)
+        })?;
     let keys = match pem.starts_with('{') {
         true => Keyring::from_json(pem.as_bytes()).and_then(|ring| ring.keys()),
         false => VerifyingKey::from_pem(&pem).map(|key| vec![key]),
     };
-    keys.map_err(|error| wrong(&error))
+    let keys = keys.map_err(|error| wrong(&error))?;
+    match keys.is_empty() {
+        true => Err(wrong(&"expected at least one key, and it lists none")),
+        false => Ok(keys),
+    }
 }
 
 /// The time-stamping authority that is trusted, if one is.
-pub(crate) fn authority(file: Option<&Path>) -> Result<Option<StampAuthority>, Failure> {
+fn authority(file: Option<&Path>) -> Result<Option<StampAuthority>, Failure> {
     let Some(file) = file else {
         return Ok(None);
     };

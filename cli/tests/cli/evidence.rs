@@ -95,6 +95,32 @@ fn the_default_place_is_named_after_case_and_collection() {
 }
 
 #[test]
+fn a_whole_case_is_copied_each_collection_to_a_directory_of_its_own() {
+    let fake = Fake::start();
+    let to = tempfile::tempdir().unwrap();
+    let ran = fake.run(&[
+        "evidence",
+        "get",
+        "INC-7",
+        "--to",
+        to.path().to_str().unwrap(),
+    ]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    let copy = to.path().join("INC-7/web-5d4f-x7");
+    assert!(
+        ran.out
+            .contains(&format!("verify {} --key", copy.display())),
+        "{ran:?}"
+    );
+    assert_eq!(verify(&fake, &copy).code, 0);
+    let ran = fake.run(&["evidence", "get", "INC-8"]);
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (6, "error: not found: there is no evidence of case INC-8\n")
+    );
+}
+
+#[test]
 fn a_second_copy_keeps_what_is_there_and_a_log_may_grow() {
     let fake = Fake::start();
     let to = tempfile::tempdir().unwrap();

@@ -189,6 +189,9 @@ fn help_names_every_exit_code_and_the_plugin_its_own_name() {
             ran.out
         );
     }
+    let asked = locally(&["help", "quarantine"]);
+    assert_eq!(asked.code, 0, "{asked:?}");
+    assert!(asked.out.contains("--dry-run"), "{asked:?}");
     // kubectl finds it by its name in PATH.
     let plugin = std::path::Path::new(env!("CARGO_BIN_EXE_kubectl-impound"));
     let path = format!(

@@ -150,10 +150,27 @@ fn the_report_says_what_was_checked_with_which_result_and_exits_as_verify_does()
     // Never overwritten.
     let (ran, _) = world.signed();
     assert_eq!(
-        (ran.code, ran.err.contains("the report can't be written")),
+        (
+            ran.code,
+            ran.err
+                .contains("is there already: remove it, or choose another --to")
+        ),
         (2, true),
         "{ran:?}"
     );
+    // Somebody was to vouch for it and does not.
+    let world = World::hostile();
+    let ada = tempfile::NamedTempFile::new().unwrap();
+    let pair = SigningKey::generate().unwrap();
+    fs::write(ada.path(), pair.verifying_key().to_pem().unwrap()).unwrap();
+    let (ran, html) = world.report(&[
+        "--key",
+        world.key.path().to_str().unwrap(),
+        "--countersigned-by",
+        ada.path().to_str().unwrap(),
+    ]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(html.contains("its key was to have vouched for this"));
 
     let mut world = World::hostile();
     world.collection.make_partial();

@@ -206,3 +206,17 @@ fn what_the_authority_says_is_shown_with_its_certificate_and_called_unchecked_wi
         "{ran:?}"
     );
 }
+
+#[test]
+fn a_list_of_no_keys_is_no_verdict() {
+    let signed = signed();
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    fs::write(empty.path(), r#"{"keys": []}"#).unwrap();
+    let ran = verify(signed.directory(), empty.path(), &[]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(
+        ran.err
+            .contains("expected at least one key, and it lists none"),
+        "{ran:?}"
+    );
+}
