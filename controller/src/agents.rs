@@ -96,7 +96,9 @@ pub enum AgentError {
         node: String,
     },
     /// The Node object says no address.
-    #[error("node {node} has no InternalIP in its status, so its agent can't be reached")]
+    #[error(
+        "node {node} has no InternalIP in its status, so its agent can't be reached: the kubelet or the cloud's controller sets it"
+    )]
     NoAddress {
         /// Node asked for.
         node: String,
@@ -143,7 +145,7 @@ pub enum AgentError {
         source: ConnectError,
     },
     /// It answered with an error, or not in time.
-    #[error("the agent of node {node} does not answer: {reason}")]
+    #[error("the agent of node {node} does not answer: {reason}; see its pod's log")]
     Info {
         /// Node asked for.
         node: String,
@@ -152,7 +154,7 @@ pub enum AgentError {
     },
     /// It says it is of another node than its certificate.
     #[error(
-        "the agent of node {node} says it is the agent of {said}: it was started with a wrong --node"
+        "the agent of node {node} says it is the agent of {said}: it was started with a wrong --node, or its certificate is on the wrong node"
     )]
     OtherNode {
         /// Node asked for.

@@ -318,12 +318,12 @@ impl Controller for Service {
         request: Request<wire::ListEvidenceRequest>,
     ) -> Result<Response<wire::ListEvidenceResponse>, Status> {
         let asked = request.get_ref();
+        let case = asked.case_id.clone();
         let at = [&*asked.case_id, &*asked.collection];
-        self.admit_evidence(&request, Need::Look, "list evidence", &at)
-            .await?;
-        evidence::list(self, request.into_inner())
-            .await
-            .map(Response::new)
+        let call = "list evidence";
+        let who = self.admit_evidence(&request, Need::Look, call, &at).await?;
+        let answer = evidence::list(self, &who, request.into_inner()).await;
+        self.noted(&who, call, &case, answer).await
     }
 
     type ReadEvidenceStream = Answers<wire::ReadEvidenceResponse>;

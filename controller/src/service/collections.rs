@@ -39,14 +39,14 @@ pub(super) async fn create(
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     if !request.pod_uid.is_empty() && request.pod_uid != uid {
         return Err(Status::failed_precondition(format!(
-            "pod {}/{} has uid {uid}, expected {}: it was re-created",
+            "pod {}/{} has uid {uid}, expected {}: it was re-created, so what was suspect is gone; leave the uid out to collect the one that is there",
             request.namespace, request.pod, request.pod_uid
         )));
     }
     let node = pod.spec.and_then(|spec| spec.node_name);
     let Some(node) = node else {
         return Err(Status::failed_precondition(format!(
-            "pod {}/{} is not scheduled to a node: there is nothing to collect",
+            "pod {}/{} is not scheduled to a node: there is nothing to collect; `kubectl describe pod` says what it waits for",
             request.namespace, request.pod
         )));
     };

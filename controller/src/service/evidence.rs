@@ -1,10 +1,10 @@
-//! Sealed evidence over gRPC: listed, read, verified. Each read is written into the custody log
+//! Sealed evidence over gRPC: listed, read, verified. Each list and each read is written into the custody log
 //! before the first byte goes out.
 
 use futures::{StreamExt, TryStreamExt, stream};
 use impound_evidence::{
-    CHECKPOINT, CUSTODY, CaseId, CollectionName, Completeness, Entry, Event, EvidencePath,
-    MANIFEST, MANIFEST_LIMIT, Manifest, Outcome, Sha256Hasher, case_log, verify_watched,
+    CaseId, CollectionName, Completeness, Entry, Event, EvidencePath, MANIFEST, MANIFEST_LIMIT,
+    Manifest, Outcome, Sha256Hasher, case_log, verify_watched,
 };
 use impound_proto::controller::v1 as wire;
 use tonic::Status;
@@ -19,6 +19,7 @@ use crate::sweep::list::case_of;
 
 pub(super) async fn list(
     service: &Service,
+    who: &Requester,
     request: wire::ListEvidenceRequest,
 ) -> Result<wire::ListEvidenceResponse, Status> {
     let case: CaseId = request
@@ -45,6 +46,7 @@ pub(super) async fn list(
             .map_err(|error| status::of_store(&error))?;
         names.retain(|name| wanted.as_ref().is_none_or(|wanted| wanted == name));
         names.sort();
+        let before = files.len();
         for name in names {
             let at = CollectionId {
                 case: case.clone(),
@@ -57,6 +59,17 @@ pub(super) async fn list(
                 .iter()
                 .map(|file| described(&at, file, manifest.as_ref()));
             files.extend(described);
+        }
+        let listed = files.len() - before;
+        if listed > 0 {
+            let what = format!("names, sizes and digests of {listed} files");
+            log_list(
+                service,
+                &case,
+                wanted.as_ref(),
+                entry(Event::Accessed, who, what),
+            )
+            .await?;
         }
     }
     if files.is_empty() {
@@ -96,8 +109,9 @@ pub(super) async fn read(
         .read(&at, &path, request.offset)
         .await
         .map_err(|error| status::of_store(&error))?;
-    // Reading the log itself is no access to evidence, and would change what is being read.
-    if ![CUSTODY, CHECKPOINT].contains(&path.as_str()) {
+    // Reading the case's log itself is no access to evidence, and would change what is being read. A collection's
+    // copy of it is a file like any other.
+    if !is_log_of_case(&at.name) {
         let (event, what) = match request.offset {
             0 => (
                 Event::Exported,
@@ -157,7 +171,7 @@ pub(super) async fn verify(
         Status::resource_exhausted("a verification is running already: try again when it has ended")
     })?;
     let at = collection_id(&request.case_id, &request.collection)?;
-    if case_log().is_ok_and(|log| log == at.name) {
+    if is_log_of_case(&at.name) {
         return Err(Status::invalid_argument(format!(
             "{at} is the case's custody log, not a collection: check it with `impound custody verify {}`",
             at.case
@@ -171,7 +185,8 @@ pub(super) async fn verify(
         .is_empty()
     {
         return Err(Status::not_found(format!(
-            "there is no collection {at} in the store"
+            "there is no collection {at} in the store: `impound evidence ls {}` lists what there is",
+            at.case
         )));
     }
     let source = service.store.evidence(&at);
@@ -210,18 +225,43 @@ pub(super) fn entry(event: Event, who: &Requester, what: String) -> Entry {
 
 /// What can't be recorded does not happen.
 pub(super) async fn log(service: &Service, at: &CollectionId, entry: Entry) -> Result<(), Status> {
-    service
-        .context
-        .custody
-        .append(at, entry)
-        .await
-        .map(drop)
-        .map_err(|error| {
-            Status::unavailable(format!(
-                "the custody log of {at} can't be written: {}",
-                describe(&error)
-            ))
-        })
+    let written = service.context.custody.append(at, entry).await;
+    written.map(drop).map_err(|error| not_written(at, &error))
+}
+
+/// As [`log`], of one collection that was listed or of all of a case.
+async fn log_list(
+    service: &Service,
+    case: &CaseId,
+    of: Option<&CollectionName>,
+    entry: Entry,
+) -> Result<(), Status> {
+    match of.filter(|name| !is_log_of_case(name)) {
+        Some(name) => {
+            let at = CollectionId {
+                case: case.clone(),
+                name: name.clone(),
+            };
+            log(service, &at, entry).await
+        }
+        None => {
+            let custody = &service.context.custody;
+            let written = custody.append_to_case(case, vec![entry]).await;
+            written.map(drop).map_err(|error| not_written(case, &error))
+        }
+    }
+}
+
+fn not_written(of: &dyn std::fmt::Display, error: &dyn std::error::Error) -> Status {
+    let why = describe(error);
+    Status::unavailable(format!(
+        "the custody log of {of} can't be written, and what can't be recorded is not done: {why}; see `impound doctor`"
+    ))
+}
+
+/// Whether it is the place of the case's custody log, which is no collection.
+fn is_log_of_case(name: &CollectionName) -> bool {
+    case_log().is_ok_and(|log| log == *name)
 }
 
 async fn manifest(service: &Service, at: &CollectionId) -> Result<Option<Manifest>, Status> {

@@ -36,7 +36,8 @@ pub(super) async fn hold(
     let sealed = service.store.size(&at, &bundle).await.map_err(of_store)?;
     if sealed.is_none() {
         return Err(Status::failed_precondition(format!(
-            "collection {at} is not sealed, and what is still to come would not be held"
+            "collection {at} is not sealed, and what is still to come would not be held: wait until `impound status collection/{}` says Sealed",
+            at.name
         )));
     }
     let (on, count) = (!request.lift, objects.len());

@@ -115,7 +115,11 @@ impl Service {
         let refused = |code| {
             matches!(
                 code,
-                Code::FailedPrecondition | Code::AlreadyExists | Code::ResourceExhausted
+                Code::FailedPrecondition
+                    | Code::AlreadyExists
+                    | Code::ResourceExhausted
+                    | Code::InvalidArgument
+                    | Code::NotFound
             )
         };
         if let Err(status) = &answer

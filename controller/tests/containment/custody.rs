@@ -4,11 +4,11 @@
 //! Needs an S3 server, as the tests of the object store do, and openssl.
 
 use futures::TryStreamExt as _;
-use impound_evidence::{CUSTODY, Entry, Event, Sha256};
+use impound_evidence::{CHECKPOINT, CUSTODY, Entry, Event, Sha256};
 use impound_proto::controller::v1::read_evidence_response::Message;
 use impound_proto::controller::v1::{
-    CreateQuarantineRequest, HoldEvidenceRequest, HoldEvidenceResponse, ReadEvidenceRequest,
-    ReleaseQuarantineRequest, VerifyEvidenceRequest,
+    CreateQuarantineRequest, HoldEvidenceRequest, HoldEvidenceResponse, ListEvidenceRequest,
+    ReadEvidenceRequest, ReleaseQuarantineRequest, VerifyEvidenceRequest,
 };
 use tonic::Code;
 
@@ -179,11 +179,31 @@ async fn whatever_is_done_in_a_case_is_in_its_custody_log_in_order() {
             .unwrap()
             .is_empty()
     );
+    // The collection's own copy of the log's head.
+    assert!(!site.read("carol", CHECKPOINT, 0).await.unwrap().is_empty());
     let asked = VerifyEvidenceRequest {
         case_id: CASE.into(),
         collection: site.collection.clone(),
     };
     let mut alice = site.world.responder("alice").await;
+    let nothing = VerifyEvidenceRequest {
+        collection: "nothing".into(),
+        ..asked.clone()
+    };
+    let nothing = alice.verify_evidence(nothing).await.unwrap_err();
+    assert_eq!(nothing.code(), Code::NotFound);
+    let mut carol = site.world.responder("carol").await;
+    let list = ListEvidenceRequest {
+        case_id: CASE.into(),
+        collection: site.collection.clone(),
+    };
+    carol.list_evidence(list).await.unwrap();
+    let trick = ListEvidenceRequest {
+        case_id: CASE.into(),
+        collection: "../INC-1".into(),
+    };
+    let trick = carol.list_evidence(trick).await.unwrap_err();
+    assert_eq!(trick.code(), Code::InvalidArgument);
     let verdict = alice.verify_evidence(asked).await.unwrap().into_inner();
     assert!(verdict.intact && verdict.complete, "{verdict:?}");
     let denied_hold = site.hold("alice", false, "court").await.unwrap_err();
@@ -246,6 +266,10 @@ async fn whatever_is_done_in_a_case_is_in_its_custody_log_in_order() {
         (Event::Refused, EVE, false, why(denied.message())),
         (Event::Exported, CAROL, false, None),
         (Event::Accessed, CAROL, false, None),
+        (Event::Exported, CAROL, false, None),
+        (Event::Refused, ALICE, false, why(nothing.message())),
+        (Event::Accessed, CAROL, false, None),
+        (Event::Refused, CAROL, false, why(trick.message())),
         (Event::Verified, ALICE, false, None),
         (Event::Refused, ALICE, false, why(denied_hold.message())),
         (Event::Hold, CAROL, false, why("court order 12")),
