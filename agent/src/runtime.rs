@@ -60,7 +60,8 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     async fn export(&self, id: &ContainerId) -> Result<Reading<ByteStream>, RuntimeError>;
 
     /// Makes an image of the container's file system and gives the image's id.
-    async fn commit(&self, id: &ContainerId, commit: &Commit) -> Result<String, RuntimeError>;
+    async fn commit(&self, id: &ContainerId, commit: &Commit)
+    -> Result<Done<String>, RuntimeError>;
 
     /// An image of this node, or `None`.
     async fn image(&self, reference: &ImageReference) -> Result<Option<Image>, RuntimeError>;
@@ -83,12 +84,20 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     }
 
     /// Removes the reference, and the image with its last one. False: there was none.
-    async fn remove_image(&self, reference: &ImageReference) -> Result<bool, RuntimeError>;
+    async fn remove_image(&self, reference: &ImageReference) -> Result<Done<bool>, RuntimeError>;
+}
+
+/// Something that the runtime changed, and the call that did it.
+pub struct Done<A> {
+    /// The call as it was sent: its line, and its body behind a space.
+    pub api_call: String,
+    /// What it answered.
+    pub answer: A,
 }
 
 /// Something read from the runtime, and the call that it came from.
 pub struct Reading<B> {
-    /// E.g. "GET /containers/<id>/export".
+    /// E.g. "GET /v1.41/containers/<id>/export".
     pub api_call: String,
     /// What it answers.
     pub bytes: B,

@@ -347,15 +347,22 @@ impl Shared {
     async fn remove(&self, reference: &str) -> Result<RemoveImageResponse, Status> {
         let reference = parse(reference)?;
         let Some(image) = self.own_image(&reference).await? else {
-            return Ok(RemoveImageResponse { removed: false });
+            return Ok(RemoveImageResponse::default());
         };
-        let removed = self
+        let started = SystemTime::now();
+        let done = self
             .runtime
             .remove_image(&reference)
             .await
             .map_err(|error| status::of(&error))?;
+        let removed = done.answer;
         tracing::info!(%reference, image = image.id, removed, "removed an image");
-        Ok(RemoveImageResponse { removed })
+        Ok(RemoveImageResponse {
+            removed,
+            api_call: done.api_call,
+            started: Some(started.into()),
+            finished: Some(SystemTime::now().into()),
+        })
     }
 
     /// An image that an agent made; any other image is refused.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use super::*;
-use crate::runtime::{ByteStream, Change, Commit, Image, ImageReference, Reading};
+use crate::runtime::{ByteStream, Change, Commit, Done, Image, ImageReference, Reading};
 
 /// Containers that can be paused, and an engine that can be told to fail.
 struct Engine {
@@ -114,7 +114,7 @@ impl ContainerRuntime for Engine {
     async fn export(&self, _: &ContainerId) -> Result<Reading<ByteStream>, RuntimeError> {
         refused()
     }
-    async fn commit(&self, _: &ContainerId, _: &Commit) -> Result<String, RuntimeError> {
+    async fn commit(&self, _: &ContainerId, _: &Commit) -> Result<Done<String>, RuntimeError> {
         refused()
     }
     async fn image(&self, _: &ImageReference) -> Result<Option<Image>, RuntimeError> {
@@ -123,7 +123,7 @@ impl ContainerRuntime for Engine {
     async fn save(&self, _: &ImageReference) -> Result<Reading<ByteStream>, RuntimeError> {
         refused()
     }
-    async fn remove_image(&self, _: &ImageReference) -> Result<bool, RuntimeError> {
+    async fn remove_image(&self, _: &ImageReference) -> Result<Done<bool>, RuntimeError> {
         refused()
     }
 }

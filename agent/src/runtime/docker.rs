@@ -23,8 +23,8 @@ use futures::stream::BoxStream;
 use serde::Deserialize;
 
 use super::{
-    ByteStream, Change, Commit, Container, ContainerId, ContainerRuntime, INSPECT_LIMIT, Image,
-    ImageReference, Reading, RuntimeError, State,
+    ByteStream, Change, Commit, Container, ContainerId, ContainerRuntime, Done, INSPECT_LIMIT,
+    Image, ImageReference, Reading, RuntimeError, State,
 };
 
 /// How long the engine may take for an answer that needs no work.
@@ -225,13 +225,16 @@ impl ContainerRuntime for Docker {
 
     async fn export(&self, id: &ContainerId) -> Result<Reading<ByteStream>, RuntimeError> {
         let client = self.client().await?;
+        let call = line(&client, "GET", &format!("/containers/{id}/export"));
         let body = client.export_container(id.as_str());
-        self.reading(format!("GET /containers/{id}/export"), body)
-            .await
+        self.reading(call, body).await
     }
 
-    async fn commit(&self, id: &ContainerId, commit: &Commit) -> Result<String, RuntimeError> {
-        let call = "POST /commit";
+    async fn commit(
+        &self,
+        id: &ContainerId,
+        commit: &Commit,
+    ) -> Result<Done<String>, RuntimeError> {
         let options = CommitContainerOptions {
             container: Some(id.to_string()),
             repo: Some(commit.reference.repository().to_owned()),
@@ -249,10 +252,15 @@ impl ContainerRuntime for Docker {
             ..ContainerConfig::default()
         };
         let client = self.client().await?;
+        let call = with_query(line(&client, "POST", "/commit"), &options);
+        let body = serde_json::to_string(&config).unwrap_or_default();
         let made = self
-            .within(call, SLOW, client.commit_container(options, config))
+            .within(&call, SLOW, client.commit_container(options, config))
             .await?;
-        Ok(made.id)
+        Ok(Done {
+            api_call: format!("{call} {body}"),
+            answer: made.id,
+        })
     }
 
     async fn image(&self, reference: &ImageReference) -> Result<Option<Image>, RuntimeError> {
@@ -285,9 +293,9 @@ impl ContainerRuntime for Docker {
 
     async fn save(&self, reference: &ImageReference) -> Result<Reading<ByteStream>, RuntimeError> {
         let client = self.client().await?;
+        let call = line(&client, "GET", &format!("/images/{reference}/get"));
         let body = client.export_image(&reference.to_string());
-        self.reading(format!("GET /images/{reference}/get"), body)
-            .await
+        self.reading(call, body).await
     }
 
     async fn pause(&self, id: &ContainerId) -> Result<(), RuntimeError> {
@@ -304,8 +312,7 @@ impl ContainerRuntime for Docker {
             .await
     }
 
-    async fn remove_image(&self, reference: &ImageReference) -> Result<bool, RuntimeError> {
-        let call = format!("DELETE /images/{reference}");
+    async fn remove_image(&self, reference: &ImageReference) -> Result<Done<bool>, RuntimeError> {
         let client = self.client().await?;
         let name = reference.to_string();
         // Without it the engine would also delete untagged parents, and the parent is the suspect's
@@ -314,12 +321,30 @@ impl ContainerRuntime for Docker {
             noprune: true,
             ..Default::default()
         };
+        let api_call = with_query(
+            line(&client, "DELETE", &format!("/images/{name}")),
+            &options,
+        );
         let removed = client.remove_image(&name, Some(options), None);
-        match self.within(&call, SLOW, removed).await {
-            Ok(_) => Ok(true),
-            Err(RuntimeError::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        let answer = match self.within(&api_call, SLOW, removed).await {
+            Ok(_) => true,
+            Err(RuntimeError::NotFound { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Done { api_call, answer })
+    }
+}
+
+/// The line of a request as bollard sends it: the API's version before the path.
+fn line(client: &Client, method: &str, path: &str) -> String {
+    format!("{method} /v{}{path}", client.client_version())
+}
+
+/// With its query, encoded as bollard does.
+fn with_query(line: String, options: &impl serde::Serialize) -> String {
+    match serde_urlencoded::to_string(options) {
+        Ok(query) => format!("{line}?{query}"),
+        Err(_) => line,
     }
 }
 

@@ -71,18 +71,20 @@ impl Shared {
             .require(size, "commit")
             .map_err(|error| status::disk(&error))?;
         let started = SystemTime::now();
-        let image_id = self
+        let made = self
             .runtime
             .commit(id, commit)
             .await
             .map_err(|error| status::of(&error))?;
         let finished = SystemTime::now();
+        let image_id = made.answer;
         tracing::info!(%reference, image = image_id, bytes = size, pause = commit.pause, "committed");
         Ok(CommitResponse {
             image_id,
             reference: reference.to_string(),
             started: Some(started.into()),
             finished: Some(finished.into()),
+            api_call: made.api_call,
         })
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use impound_agent::runtime::{
-    ByteStream, Change, ChangeKind, Commit, Container, ContainerId, ContainerRuntime, Image,
+    ByteStream, Change, ChangeKind, Commit, Container, ContainerId, ContainerRuntime, Done, Image,
     ImageReference, Reading, RuntimeError, State,
 };
 
@@ -157,7 +157,7 @@ impl ContainerRuntime for Fake {
         })
     }
 
-    async fn commit(&self, _: &ContainerId, _: &Commit) -> Result<String, RuntimeError> {
+    async fn commit(&self, _: &ContainerId, _: &Commit) -> Result<Done<String>, RuntimeError> {
         self.called();
         {
             let mut commits = self.observed.commits.lock().unwrap();
@@ -168,7 +168,10 @@ impl ContainerRuntime for Fake {
             tokio::task::yield_now().await;
         }
         self.observed.commits.lock().unwrap().0 -= 1;
-        Ok(format!("sha256:{}", "0".repeat(64)))
+        Ok(Done {
+            api_call: "POST /fake".into(),
+            answer: format!("sha256:{}", "0".repeat(64)),
+        })
     }
 
     async fn image(&self, _: &ImageReference) -> Result<Option<Image>, RuntimeError> {
@@ -181,8 +184,11 @@ impl ContainerRuntime for Fake {
         Err(broken())
     }
 
-    async fn remove_image(&self, _: &ImageReference) -> Result<bool, RuntimeError> {
+    async fn remove_image(&self, _: &ImageReference) -> Result<Done<bool>, RuntimeError> {
         self.called();
-        Ok(true)
+        Ok(Done {
+            api_call: "DELETE /fake".into(),
+            answer: true,
+        })
     }
 }

@@ -59,9 +59,26 @@ async fn a_saved_image_loads_again_and_holds_the_tampered_files() {
     let saved = save(&mut world, &image.reference()).await.unwrap();
     assert!(saved.complete());
     assert_eq!(saved.header.source_id, committed.image_id);
-    assert_eq!(
-        saved.header.api_call,
-        format!("GET /images/{}/get", image.reference())
+    let call = &saved.header.api_call;
+    assert!(
+        call.starts_with("GET /v1.")
+            && call.ends_with(&format!("/images/{}/get", image.reference())),
+        "{call}"
+    );
+    // As it was sent, the labels in the body.
+    let call = &committed.api_call;
+    let (repository, tag) = committed.reference.split_once(':').unwrap();
+    let query = format!(
+        "/commit?container={}&repo={repository}&tag={tag}&comment=why+it+was+taken&author=alice&pause=",
+        container.id
+    );
+    assert!(
+        call.starts_with("POST /v1.") && call.contains(&query),
+        "{call}"
+    );
+    assert!(
+        call.contains(r#" {"Labels":{"#) && call.contains(r#""dev.impound.case":"#),
+        "{call}"
     );
 
     assert!(remove(&mut world, &image.reference()).await.unwrap());

@@ -107,6 +107,20 @@ impl<'b> Small<'b> {
     }
 }
 
+/// Kinds that are read. Each one's plural is its name in lower case and an "s".
+const KINDS: [&str; 10] = [
+    "CronJob",
+    "DaemonSet",
+    "Deployment",
+    "Job",
+    "Node",
+    "Pod",
+    "Quarantine",
+    "ReplicaSet",
+    "ReplicationController",
+    "StatefulSet",
+];
+
 /// What names an object, as far as its JSON says.
 struct Object {
     api_version: String,
@@ -135,17 +149,19 @@ impl Object {
         }
     }
 
-    /// In words: the plural of the API path is not in the object.
+    /// The request that it is the answer to. Of a kind that we don't read, and so don't know the path of, in words.
     fn api_call(&self) -> String {
-        let namespace = if self.namespace.is_empty() {
-            String::new()
-        } else {
-            format!("{}/", self.namespace)
+        let (api, kind, name) = (&self.api_version, &self.kind, &self.name);
+        let namespace = match self.namespace.as_str() {
+            "" => String::new(),
+            namespace => format!("namespaces/{namespace}/"),
         };
-        format!(
-            "GET {} {} {namespace}{}",
-            self.api_version, self.kind, self.name
-        )
+        if !KINDS.contains(&kind.as_str()) {
+            return format!("GET {api} {kind} {namespace}{name}");
+        }
+        let root = if api.contains('/') { "apis" } else { "api" };
+        let plural = kind.to_ascii_lowercase();
+        format!("GET /{root}/{api}/{namespace}{plural}s/{name}")
     }
 }
 
@@ -163,4 +179,33 @@ fn text(bytes: &[u8], pointer: &str) -> Option<String> {
     let value: Value = serde_json::from_slice(bytes).ok()?;
     let text = value.pointer(pointer)?.as_str()?;
     Some(text.to_owned()).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_call_is_the_request_that_the_api_server_answered() {
+        for (json, call) in [
+            (
+                r#"{"apiVersion":"v1","kind":"Pod","metadata":{"namespace":"shop","name":"web"}}"#,
+                "GET /api/v1/namespaces/shop/pods/web",
+            ),
+            (
+                r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"worker2"}}"#,
+                "GET /api/v1/nodes/worker2",
+            ),
+            (
+                r#"{"apiVersion":"apps/v1","kind":"ReplicaSet","metadata":{"namespace":"shop","name":"web-1"}}"#,
+                "GET /apis/apps/v1/namespaces/shop/replicasets/web-1",
+            ),
+            (
+                r#"{"apiVersion":"example.com/v1","kind":"Fish","metadata":{"namespace":"shop","name":"f"}}"#,
+                "GET example.com/v1 Fish namespaces/shop/f",
+            ),
+        ] {
+            assert_eq!(Object::of(json.as_bytes()).api_call(), call);
+        }
+    }
 }

@@ -17,6 +17,10 @@ use crate::store::StoreError;
 /// what is recorded as text are names, calls and reasons.
 const TEXT: usize = 1024;
 
+/// Longest call that is recorded: the one of a commit has the case's reason and who asked, each letter of them as up to
+/// nine.
+const CALL: usize = 16 << 10;
+
 /// Longest time for a call that only looks something up.
 pub(super) const LOOK_UP: Duration = Duration::from_secs(60);
 /// Longest silence of a call that makes the runtime read or write a whole file system: `docker save`
@@ -160,8 +164,17 @@ pub(super) fn until(deadline: Option<Instant>, limit: Duration) -> Duration {
 }
 
 /// A text of the agent's, cut to what is recorded.
-pub(super) fn cut(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(TEXT) {
+pub(super) fn cut(text: String) -> String {
+    cut_behind(TEXT, text)
+}
+
+/// As [`cut`], of the call that an agent made.
+pub(super) fn cut_call(text: String) -> String {
+    cut_behind(CALL, text)
+}
+
+fn cut_behind(most: usize, mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(most) {
         text.truncate(end);
         text.push_str(" (cut)");
     }

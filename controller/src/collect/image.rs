@@ -10,7 +10,7 @@ use impound_proto::agent::v1 as wire;
 use tokio::sync::mpsc;
 use tonic::Code;
 
-use super::failure::{COMMIT, Failure, LOOK_UP, cut, within};
+use super::failure::{COMMIT, Failure, LOOK_UP, cut, cut_call, within};
 use super::fetch::{Ask, Fetched, Wanted};
 use super::note::{Image, Known};
 use super::session::Session;
@@ -229,14 +229,7 @@ impl Session<'_> {
         let mut attempt = 1;
         let why = loop {
             let failure = match self.remove_once(reference).await {
-                Ok(true) => {
-                    return self
-                        .note_removal(image, "the image is gone from the node")
-                        .await;
-                }
-                Ok(false) => {
-                    return self.note_removal(image, "the image was gone already").await;
-                }
+                Ok(answer) => return self.note_removal(image, answer).await,
                 Err(failure) => failure,
             };
             if failure.is_of_channel() {
@@ -262,14 +255,13 @@ impl Session<'_> {
             .map(drop)
     }
 
-    async fn remove_once(&self, reference: &str) -> Result<bool, Failure> {
+    async fn remove_once(&self, reference: &str) -> Result<wire::RemoveImageResponse, Failure> {
         let connection = self.connection(&self.job.target.node).await?;
         let message = wire::RemoveImageRequest {
             reference: reference.to_owned(),
         };
         let mut client = connection.client.clone();
-        let answer = within(LOOK_UP, client.remove_image(self.request(message))).await?;
-        Ok(answer.removed)
+        within(LOOK_UP, client.remove_image(self.request(message))).await
     }
 
     /// The image could not be saved: it stays, as it may be the only copy.
@@ -291,10 +283,11 @@ impl Session<'_> {
         let reference = &image.reference;
         let id = cut(made.image_id);
         let (started, finished) = (instant(made.started), instant(made.finished));
+        let api_call = cut_call(made.api_call);
         let done = |kind, effect: String| Alteration {
             kind,
             source_id: known.container.id.clone(),
-            api_call: self.commit_call(known),
+            api_call: api_call.clone(),
             effect,
             artifacts: vec![image.path.clone()],
             started,
@@ -330,7 +323,7 @@ impl Session<'_> {
         let made = Alteration {
             kind: AlterationKind::Commit,
             source_id: known.container.id.clone(),
-            api_call: self.commit_call(known),
+            api_call: self.commit_call(known, image),
             effect: format!(
                 "image {reference} ({id}) was made on the node's disk{paused}; when is not known, as the answer was lost"
             ),
@@ -346,28 +339,41 @@ impl Session<'_> {
         .await
     }
 
-    async fn note_removal(&self, image: &ImagePaths, effect: &str) -> Result<(), CollectError> {
+    async fn note_removal(
+        &self,
+        image: &ImagePaths,
+        answer: wire::RemoveImageResponse,
+    ) -> Result<(), CollectError> {
         let reference = &image.reference;
+        let effect = match answer.removed {
+            true => "the image is gone from the node",
+            false => "the image was gone already",
+        };
+        let api_call = match answer.api_call.is_empty() {
+            // The answer to an earlier attempt was lost.
+            true => format!("DELETE /images/{reference}?force=false&noprune=true"),
+            false => cut_call(answer.api_call),
+        };
         self.note(|note| {
             let id = note.images.remove(reference).and_then(|image| image.id);
             note.alterations.push(Alteration {
                 kind: AlterationKind::RemoveImage,
                 source_id: id.unwrap_or_else(|| reference.clone()),
-                api_call: format!("DELETE /images/{reference}"),
+                api_call,
                 effect: effect.to_owned(),
                 artifacts: vec![image.path.clone()],
-                started: None,
-                finished: None,
+                started: instant(answer.started),
+                finished: instant(answer.finished),
             });
         })
         .await
     }
 
-    fn commit_call(&self, known: &Known) -> String {
-        let container = &known.container.id;
+    /// What the agent was asked to send: how it sent it is not known, as the answer was lost.
+    fn commit_call(&self, known: &Known, image: &ImagePaths) -> String {
         format!(
-            "POST /commit?container={container}&pause={}",
-            self.job.pause
+            "POST /commit?container={}&repo={}&tag={}&pause={}",
+            known.container.id, image.repository, self.at.name, self.job.pause
         )
     }
 }

@@ -152,7 +152,7 @@ impl Session<'_> {
         let pause = Alteration {
             kind: AlterationKind::Pause,
             source_id: id.clone(),
-            api_call: format!("POST /containers/{id}/pause"),
+            api_call: format!("POST /containers/{id}/pause, then POST /containers/{id}/unpause"),
             effect: format!("the container stood still {how}"),
             started: frozen.since,
             finished,

@@ -506,6 +506,7 @@ impl Agent for FakeAgent {
         }
         Ok(Response::new(CommitResponse {
             image_id: format!("sha256:{}", Sha256::of(reference.as_bytes())),
+            api_call: format!("POST /v1.41/commit?container={}", request.container_id),
             reference,
             started: Some(SystemTime::now().into()),
             finished: Some(SystemTime::now().into()),
@@ -545,7 +546,12 @@ impl Agent for FakeAgent {
             .images
             .remove(&reference)
             .is_some();
-        Ok(Response::new(RemoveImageResponse { removed }))
+        Ok(Response::new(RemoveImageResponse {
+            removed,
+            api_call: format!("DELETE /v1.41/images/{reference}?noprune=true"),
+            started: Some(SystemTime::now().into()),
+            finished: Some(SystemTime::now().into()),
+        }))
     }
 
     async fn isolate(

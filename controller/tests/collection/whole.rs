@@ -85,6 +85,17 @@ async fn everything_that_was_asked_for_is_stored_signed_and_verifies() {
     assert!(!claimed[1..].contains(&true));
     let kinds: Vec<_> = manifest.alterations.iter().map(|done| done.kind).collect();
     assert_eq!(kinds, [AlterationKind::Commit, AlterationKind::RemoveImage]);
+    for (done, call) in manifest
+        .alterations
+        .iter()
+        .zip(["POST /v1.41/commit?", "DELETE /v1.41/images/"])
+    {
+        assert!(done.api_call.starts_with(call), "{done:?}");
+        assert!(
+            done.started.is_some() && done.started <= done.finished,
+            "{done:?}"
+        );
+    }
     let methods: Vec<_> = manifest
         .artifacts
         .iter()
@@ -308,7 +319,10 @@ async fn the_record_of_the_containment_is_part_of_the_evidence() {
         .unwrap();
     assert_eq!(
         (record.api_call.as_str(), record.source_id.as_str()),
-        ("GET impound.dev/v1alpha1 Quarantine shop/q", "uid-q")
+        (
+            "GET /apis/impound.dev/v1alpha1/namespaces/shop/quarantines/q",
+            "uid-q"
+        )
     );
     assert!(fixture.verdict().complete());
 }

@@ -318,7 +318,7 @@ pub struct Alteration {
     pub kind: AlterationKind,
     /// Full id of the container or image that it was done to.
     pub source_id: String,
-    /// The API call that did it.
+    /// The API call that did it, as it was sent; of several, one after the other.
     pub api_call: String,
     /// What it changed, for people.
     pub effect: String,
@@ -343,4 +343,6 @@ pub enum AlterationKind {
     Pause,
     /// The image that was made is gone from the node again.
     RemoveImage,
+    /// The pod was cut off in its own network namespace: a table of nftables there.
+    Isolate,
 }

@@ -184,10 +184,14 @@ pub struct CommitResponse {
     /// "repository:tag"
     #[prost(string, tag = "2")]
     pub reference: ::prost::alloc::string::String,
+    /// When the runtime was asked, and when it had answered. The node's clock.
     #[prost(message, optional, tag = "3")]
     pub started: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(message, optional, tag = "4")]
     pub finished: ::core::option::Option<::prost_types::Timestamp>,
+    /// The runtime API call as it was sent: its line, and its body behind a space.
+    #[prost(string, tag = "5")]
+    pub api_call: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SaveImageRequest {
@@ -202,11 +206,18 @@ pub struct RemoveImageRequest {
     #[prost(string, tag = "1")]
     pub reference: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveImageResponse {
     /// True if it was removed now, false if it was already gone.
     #[prost(bool, tag = "1")]
     pub removed: bool,
+    /// As in CommitResponse. Empty, as are the times, if it was gone and nothing was asked.
+    #[prost(string, tag = "2")]
+    pub api_call: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub started: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "4")]
+    pub finished: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// Order on the stream: one header, chunks in order of offset without gaps, one trailer.
 /// A stream that ends without a trailer is broken: nothing of it is complete.
