@@ -5,12 +5,13 @@
 # Usage: deploy/demo.sh [--keep] [--s3] as root on Debian
 #        deploy/demo.sh --stop DIR     stops what `--keep` left running
 #
+#   STRICT=1      a figure that is missed fails the demo, too; for a machine that has nothing else to do
 #   DEMO_DIR=DIR  keep the store, keys, kubeconfig and logs in DIR (otherwise a temporary directory, removed at the end)
 #   --s3          keep the evidence in a bucket with Object Lock, of an S3 server that is started for it
 #   --keep        leave everything running and print how to talk to it
 #
 # What it installs when missing: Debian's docker.io, kubernetes-client and a few small tools.
-# It ends with 0 only if everything was as shown.
+# It ends with 0 only if everything was as shown; the figures at its end count with STRICT=1 alone.
 set -Eeuo pipefail
 # Bash reads a script while it runs it; the braces make it read the whole first, so that a change of the file
 # meanwhile (an update of the working tree) is not run from its middle.
@@ -41,7 +42,7 @@ done
 # Waiting for a pod: a cold Java start on a busy machine is the slowest of all.
 export AWAIT_SECONDS=120
 SUSPECT_NODE=k8s-worker2
-PASSED=0 FAILED=0
+PASSED=0 FAILED=0 FIGURES=0 MISSED=0
 
 check() {
     local claim=$1
@@ -55,12 +56,14 @@ check() {
     fi
 }
 
-# A figure against its goal. A busy machine misses one without anything being wrong, so it is said and
-# does not fail the demo; tests/bench.sh measures.
+# figure GOAL MILLISECONDS LIMIT. A busy machine misses one without anything being wrong, so that it fails the demo
+# with STRICT=1 alone; tests/bench.sh, which repeats, always fails.
 figure() {
-    local goal=$1
-    shift
-    if "$@" >/dev/null 2>&1; then say "  ${GREEN}ok${PLAIN}  $goal"; else say "  ${RED}missed this time${PLAIN}  $goal"; fi
+    FIGURES=$((FIGURES + 1))
+    if [ "$2" -le "$3" ]; then say "  ${GREEN}ok${PLAIN}  $1: $2 ms of $3 ms"; else
+        MISSED=$((MISSED + 1))
+        say "  ${RED}MISSED${PLAIN}  $1: $2 ms, not $3 ms"
+    fi
 }
 
 # Shows a command and runs it.
@@ -340,9 +343,9 @@ printf '  %-62s %6d ms\n' \
     "command started -> command ended, with the proof at the node" "$JOB" \
     "docker diff, export, commit, save by hand" "$BY_HAND"
 say "  request to seal / by hand: $(jq -n "($SEALED - $CREATED) / $BY_HAND * 100 | round / 100"), without the eviction: $(jq -n "($SEALED - $CREATED - $EVICTION) / $BY_HAND * 100 | round / 100")"
-figure "policy, strip and label within 150 ms of the request" test $((CONTAINED - CREATED)) -le 150
-figure "status says so within 300 ms of the request" test $((TOLD - CREATED)) -le 300
-figure "the whole job within 1.5 times the docker commands plus the eviction ($LIMIT ms)" test $((SEALED - CREATED)) -le "$LIMIT"
+figure "policy, strip and label after the request" $((CONTAINED - CREATED)) 150
+figure "status says so after the request" $((TOLD - CREATED)) 300
+figure "the whole job, against 1.5 times the docker commands plus the eviction" $((SEALED - CREATED)) "$LIMIT"
 
 step "Release"
 show impound release "$POD" -n default --reason "demo is over" --yes >"$WORK/release"
@@ -361,8 +364,9 @@ check "nginx has two pods, as before" eval 'has_ready nginx 2'
 docker rm -f "$SERVER" >/dev/null
 
 say ""
+[ $MISSED = 0 ] || say "demo: $MISSED of $FIGURES figures missed${STRICT:+, which fails}"
 say "demo: $PASSED passed, $FAILED failed"
-[ "$FAILED" = 0 ] || exit 1
+[ "$FAILED" = 0 ] && { [ -z "${STRICT:-}" ] || [ $MISSED = 0 ]; } || exit 1
 
 if [ -n "$KEEP" ]; then
     step "Everything is left running"

@@ -5,12 +5,15 @@
 #   memory       the highest resident size of agent (front and collector together) and controller while a
 #                container of 2 GiB is collected (limit 64 MiB each)
 #   speed        wall time of the export into the store against `docker export CONTAINER > file && sync file`
-#                (limit 1.25)
-#   listings     how much later than the last tar the last listing is stored, as a share of the export's time: they
-#                are made beside the tars, and cost what they take longer (aim 0.15)
-#   containment  from the request to policy, strip and label in place, against a script of kubectl calls that
-#                does the same three (limit 1: faster than the script)
+#                (limit 1.25); the export is listed while it comes, so what listings slow it down is in this
+#   job          from the request to the sealed collection, against what `docker diff`, export, commit and save take
+#                one after another (limit 1.5)
+#   listings     how much later than the last tar the last listing is stored, as a share of the export's time
+#                (limit 0.15), and how many tars were read again for listings that were given up (limit 0)
+#   containment  from the request to policy, strip and label in place (limit 150 ms, and faster than a script of
+#                kubectl calls that does the same three), and until the status says so (limit 300 ms)
 #
+# Ends with 1 if any limit is missed, and says which, with what was measured.
 # Usage: tests/bench.sh [ROUNDS]     as root on Debian; default 5 rounds
 #        tests/bench.sh --idle       the first of these alone; needs no disk
 # Needs about 20 GiB of disk: the container, its image, and for each round a copy that is removed after.
@@ -28,7 +31,8 @@ ROUNDS=${1:-5}
 SIZE_MIB=2048
 MEMORY_LIMIT_KIB=$((64 * 1024))
 IDLE_LIMIT_KIB=$((20 * 1024)) IDLE_SECONDS=120 IDLE_LIMIT_PERCENT=0.5
-RATIO_LIMIT=1.25
+RATIO_LIMIT=1.25 JOB_LIMIT=1.5 LISTINGS_LIMIT=0.15
+CONTAINED_LIMIT_MS=150 TOLD_LIMIT_MS=300
 SUSPECT_NODE=k8s-worker2
 
 on_exit() {
@@ -117,6 +121,15 @@ for round in $(seq "$ROUNDS"); do
     by_hand=$(($(now) - start))
     rm "$DIR/by-hand.tar"
     sync
+    start=$(now)
+    docker diff "$CONTAINER" >"$DIR/by-hand.txt"
+    docker export "$CONTAINER" >"$DIR/by-hand.tar"
+    image=$(docker commit --pause=false "$CONTAINER")
+    docker save "$image" >"$DIR/by-hand-image.tar"
+    all_by_hand=$(($(now) - start))
+    docker image rm "$image" >/dev/null
+    rm "$DIR"/by-hand*.t??
+    sync
 
     "$BIN/impound" collect big -n default --case "BENCH-$round" --reason benchmark --name "round-$round" --wait >"$DIR/logs/round-$round.log" 2>&1 ||
         fail "collection $round did not work" "Log: $DIR/logs/round-$round.log"
@@ -130,10 +143,17 @@ for round in $(seq "$ROUNDS"); do
         [.[] | select(.event == "stored") | {time: (.time | ms), tar: (.artifact.method | IN("export", "layer", "commit")), listing: (.artifact.derived_from // [] | any(endswith(".tar")))}]
         | (map(select(.listing) | .time) | max) - (map(select(.tar) | .time) | max) | floor | if . < 0 then 0 else . end' \
         "$STORE/BENCH-$round/round-$round/custody.jsonl")
+    job=$(jq -sr --arg name "round-$round" 'def ms: (.[0:19] + "Z" | fromdate) * 1000 + ("0" + .[19:-1] | tonumber) * 1000;
+        [.[] | select(.status < 300)]
+        | (map(select((.method | IN("POST", "PATCH")) and (.path | split("?")[0] | endswith("/collections") or endswith("/collections/" + $name)) and .body.metadata.name == $name)) | first | (.time | ms) - .micros / 1000) as $asked
+        | (map(select(.method == "PATCH" and (.path | split("?")[0] | endswith("/collections/" + $name + "/status")) and .body.status.phase == "Sealed")) | first | .time | ms) - $asked | floor' \
+        "$CLUSTER_DIR/audit.jsonl")
+    echo "$all_by_hand" >>"$DIR/all-by-hand"
+    echo "$job" >>"$DIR/job"
     echo "$by_hand" >>"$DIR/by-hand"
     echo "$ours" >>"$DIR/ours"
     echo "$listings" >>"$DIR/listings"
-    say "  round $round: docker export + sync $by_hand ms, into the store $ours ms, the last listing $listings ms after the last tar"
+    say "  round $round: docker export + sync $by_hand ms, into the store $ours ms, the last listing $listings ms after the last tar; all four by hand $all_by_hand ms, request to seal $job ms"
     rm -rf "${STORE:?}/BENCH-$round"
     sync
 done
@@ -145,6 +165,14 @@ contained_ms() {
         [.[] | select(.status < 300)] as $all
         | ($all | map(select(.method == "POST" and (.path | split("?")[0] | endswith("/quarantines")) and .body.spec.pod == $pod)) | first | (.time | ms) - .micros / 1000) as $asked
         | ($all | map(select(.method == "PATCH" and (.path | split("?")[0] | endswith("/pods/" + $pod)) and (.body | tostring | contains("suspectpod")))) | first | .time | ms) - $asked | floor' \
+        "$CLUSTER_DIR/audit.jsonl"
+}
+# And until the status said so.
+told_ms() {
+    jq -sr --arg pod "$1" 'def ms: (.[0:19] + "Z" | fromdate) * 1000 + ("0" + .[19:-1] | tonumber) * 1000;
+        [.[] | select(.status < 300)] as $all
+        | ($all | map(select(.method == "POST" and (.path | split("?")[0] | endswith("/quarantines")) and .body.spec.pod == $pod)) | first | (.time | ms) - .micros / 1000) as $asked
+        | ($all | map(select((.method | IN("PATCH", "PUT")) and (.path | split("?")[0] | endswith("/quarantines/" + $pod + "/status")) and (.body.status.phase // "" | IN("Contained", "Complete")))) | first | .time | ms) - $asked | floor' \
         "$CLUSTER_DIR/audit.jsonl"
 }
 pod_of() {
@@ -183,6 +211,7 @@ spec: { pod: ours-$round, case: BENCH-C, reason: benchmark, skipCollection: true
 END
     await "the quarantine of ours-$round" controller eval "kubectl get quarantine ours-$round -o json | jq -e '.status.phase | IN(\"Complete\", \"Incomplete\", \"Failed\")'"
     contained_ms "ours-$round" >>"$DIR/contained"
+    told_ms "ours-$round" >>"$DIR/told"
     kubectl patch quarantine "ours-$round" --type=merge -p '{"spec":{"release":{"reason":"benchmark","force":true}}}' >/dev/null
     await "the release of ours-$round" controller eval "[ \"\$(kubectl get quarantine ours-$round -o 'jsonpath={.status.phase}')\" = Released ]"
     kubectl delete pod "ours-$round" --wait=false >/dev/null
@@ -190,26 +219,42 @@ done
 
 step "Result"
 BY_HAND=$(median "$DIR/by-hand") OURS=$(median "$DIR/ours")
-RATIO=$(jq -n "$OURS / $BY_HAND * 100 | round / 100")
+ALL_BY_HAND=$(median "$DIR/all-by-hand") JOB=$(median "$DIR/job")
 LISTINGS=$(median "$DIR/listings")
+AGAIN=$(cat "$DIR"/logs/controller* | grep -c "a stored tar is read again for its listings" || true)
 AGENT=$(($(peak_kib "$(pid_of agent-$SUSPECT_NODE)") + $(peak_kib "$(pid_of collector-$SUSPECT_NODE)"))) CONTROLLER_PEAK=$(peak_kib "$(pid_of controller)")
-printf '  %-46s %10s   limit %s\n' \
-    "idle agent, resident size" "$IDLE_KIB KiB" "$IDLE_LIMIT_KIB KiB" \
-    "idle agent, share of a core" "$IDLE_PERCENT %" "$IDLE_LIMIT_PERCENT %" \
-    "docker export > file && sync file (median)" "$BY_HAND ms" "-" \
-    "export into the store (median)" "$OURS ms" "-" \
-    "ratio" "$RATIO" "$RATIO_LIMIT" \
-    "last listing after the last tar (median)" "$LISTINGS ms" "-" \
-    "listings' share of the export's time" "$(jq -n "$LISTINGS / $OURS * 100 | round / 100")" "0.15 (aim)" \
-    "agent, highest resident size" "$((AGENT / 1024)) MiB" "$((MEMORY_LIMIT_KIB / 1024)) MiB" \
-    "controller, highest resident size" "$((CONTROLLER_PEAK / 1024)) MiB" "$((MEMORY_LIMIT_KIB / 1024)) MiB" \
-    "policy, label and strip by a script (median)" "$(median "$DIR/script") ms" "-" \
-    "the same from the request to us (median)" "$(median "$DIR/contained") ms" "the script"
-idle_within_limits
-jq -en "$RATIO <= $RATIO_LIMIT" >/dev/null || fail "the export takes longer than $RATIO_LIMIT times docker's own"
-[ "$AGENT" -le $MEMORY_LIMIT_KIB ] || fail "the agent took more memory than $((MEMORY_LIMIT_KIB / 1024)) MiB"
-[ "$CONTROLLER_PEAK" -le $MEMORY_LIMIT_KIB ] || fail "the controller took more memory than $((MEMORY_LIMIT_KIB / 1024)) MiB"
-[ "$(median "$DIR/contained")" -le "$(median "$DIR/script")" ] || fail "a script of kubectl calls contains sooner"
+MISSED=()
+# row NAME MEASURED UNIT LIMIT: without a limit (-) it is shown alone.
+row() {
+    local verdict=
+    if [ "$4" != - ] && ! jq -en "$2 <= $4" >/dev/null; then
+        verdict=MISSED
+        MISSED+=("$1: $2 $3, limit $4")
+    fi
+    printf '  %-46s %10s   limit %-10s %s\n' "$1" "$2 $3" "$4" "$verdict"
+}
+ratio() { jq -n "$1 / $2 * 100 | round / 100"; }
+row "idle agent, resident size" "$IDLE_KIB" KiB $IDLE_LIMIT_KIB
+row "idle agent, share of a core" "$IDLE_PERCENT" % $IDLE_LIMIT_PERCENT
+row "docker export > file && sync file (median)" "$BY_HAND" ms -
+row "export into the store, listed (median)" "$OURS" ms -
+row "ratio of the exports" "$(ratio "$OURS" "$BY_HAND")" "" $RATIO_LIMIT
+row "docker diff, export, commit, save (median)" "$ALL_BY_HAND" ms -
+row "request to the sealed collection (median)" "$JOB" ms -
+row "ratio of the jobs" "$(ratio "$JOB" "$ALL_BY_HAND")" "" $JOB_LIMIT
+row "last listing after the last tar (median)" "$LISTINGS" ms -
+row "listings' share of the export's time" "$(ratio "$LISTINGS" "$OURS")" "" $LISTINGS_LIMIT
+row "tars that were read again for listings" "$AGAIN" "" 0
+row "agent, highest resident size" $AGENT KiB $MEMORY_LIMIT_KIB
+row "controller, highest resident size" "$CONTROLLER_PEAK" KiB $MEMORY_LIMIT_KIB
+row "policy, label and strip by a script (median)" "$(median "$DIR/script")" ms -
+row "the same from the request to us (median)" "$(median "$DIR/contained")" ms "$CONTAINED_LIMIT_MS"
+row "and faster than the script" "$(median "$DIR/contained")" ms "$(median "$DIR/script")"
+row "until the status says so (median)" "$(median "$DIR/told")" ms $TOLD_LIMIT_MS
+if [ ${#MISSED[@]} -gt 0 ]; then
+    printf '  missed: %s\n' "${MISSED[@]}" >&2
+    fail "${#MISSED[@]} limits are missed"
+fi
 say "bench: within all limits"
 exit 0
 }

@@ -206,6 +206,7 @@ impl Session<'_> {
         intended: &EvidencePath,
         wanted: &[What],
     ) -> Result<(), Failure> {
+        tracing::info!(case = %self.at.case, collection = %self.at.name, path = %tar.path, "a stored tar is read again for its listings");
         let begun = begun_of(tar);
         let Some((deriving, _)) = self.begin_deriving(intended, &begun, wanted, false).await?
         else {
