@@ -330,12 +330,15 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         copy = pathlib.Path(directory) / "kustomize"
         shutil.copytree(KUSTOMIZE, copy)
-        isolating = copy / "isolating"
-        isolating.mkdir()
-        (isolating / "kustomization.yaml").write_text("resources: [../base]\ncomponents: [../components/isolation]\n")
+        def with_component(name):
+            (copy / name).mkdir()
+            (copy / name / "kustomization.yaml").write_text(f"resources: [../base]\ncomponents: [../components/{name}]\n")
+            return copy / name
         sets = {"base": (copy / "base", values("kustomize-base"))}
         sets |= {name: (copy / "overlays" / name, values(name)) for name in OVERLAYS}
-        sets["isolation"] = (isolating, merged(values("kustomize-base"), {"isolation": {"enabled": True}}))
+        sets["isolation"] = (with_component("isolation"), merged(values("kustomize-base"), {"isolation": {"enabled": True}}))
+        tokens = merged(values("kustomize-base"), {"access": {"kubernetesTokens": True}})
+        sets["kubernetes-tokens"] = (with_component("kubernetes-tokens"), tokens)
         for name, (path, given) in sets.items():
             found = overlay_matches(chart, name, path, given)
             valid(name, found)

@@ -18,7 +18,7 @@ import yaml
 TEST = "impound-test"
 # As kube-memory knows the controller in the tests and in the demo.
 USERS = {"impound", "system:serviceaccount:impound:impound-controller"}
-ROLES = [("ClusterRole", "impound-controller"), ("ClusterRole", "impound-reviews"), ("Role", "impound-controller")]
+ROLES = [("ClusterRole", "impound-controller"), ("ClusterRole", "impound-reviews"), ("ClusterRole", "impound-callers"), ("Role", "impound-controller")]
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 
 

@@ -29,8 +29,12 @@ use crate::store::WriteOnce;
 /// The roles that an installation has: what they grant is what is asked about.
 const INSTALLED: &str = include_str!("../../../deploy/kustomize/base/impound.yaml");
 const ROLE: &str = "impound-controller";
-/// The one for what only some installations do.
+/// The one of installations that issue agents' certificates.
 const REVIEWS: &str = "impound-reviews";
+/// The one of installations where callers show tokens, and where it is.
+const CALLERS: &str = "impound-callers";
+const WITH_TOKENS: &str =
+    include_str!("../../../deploy/kustomize/components/kubernetes-tokens/roles.yaml");
 
 /// What is asked about others' tokens here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,16 +43,6 @@ pub struct Reviews {
     pub issuing: bool,
     /// Callers show theirs with each call.
     pub callers: bool,
-}
-
-impl Reviews {
-    /// Whether reviews of this kind are made.
-    fn made(self, resource: &str) -> bool {
-        match resource {
-            "tokenreviews" => self.issuing || self.callers,
-            _ => self.callers,
-        }
-    }
 }
 
 /// Oldest minor version of Kubernetes 1 that serves what is needed (tokens that name their node).
@@ -214,7 +208,8 @@ async fn rights(client: &Client, reviews: Reviews) -> wire::Check {
 /// Every right of the installed roles that is needed here; those of the Role in our own namespace.
 fn wanted(namespace: &str, reviews: Reviews) -> Result<Vec<ResourceAttributes>, String> {
     let mut wanted = Vec::new();
-    for document in INSTALLED.split("\n---\n") {
+    let documents = INSTALLED.split("\n---\n");
+    for document in documents.chain(WITH_TOKENS.split("\n---\n")) {
         let object: Value = serde_saphyr::from_str(document).map_err(|error| error.to_string())?;
         let field = |path: &str| object.pointer(path).and_then(Value::as_str);
         let namespace = match field("/kind") {
@@ -222,11 +217,16 @@ fn wanted(namespace: &str, reviews: Reviews) -> Result<Vec<ResourceAttributes>, 
             Some("Role") => Some(namespace.to_owned()),
             _ => continue,
         };
-        let needed = |resource: &str| match field("/metadata/name") {
+        let needed = match field("/metadata/name") {
             Some(ROLE) => true,
-            Some(REVIEWS) => reviews.made(resource),
+            // What it grants is in the other as well.
+            Some(REVIEWS) => reviews.issuing && !reviews.callers,
+            Some(CALLERS) => reviews.callers,
             _ => false,
         };
+        if !needed {
+            continue;
+        }
         let rules = object.get("rules").cloned().unwrap_or_default();
         let rules: Vec<PolicyRule> =
             serde_json::from_value(rules).map_err(|error| error.to_string())?;
@@ -237,7 +237,7 @@ fn wanted(namespace: &str, reviews: Reviews) -> Result<Vec<ResourceAttributes>, 
             };
             for group in rule.api_groups.iter().flatten() {
                 let resources = rule.resources.iter().flatten();
-                for resource in resources.filter(|resource| needed(resource)) {
+                for resource in resources {
                     let (resource, subresource) = match resource.split_once('/') {
                         Some((resource, sub)) => (resource.to_owned(), Some(sub.to_owned())),
                         None => (resource.clone(), None),
