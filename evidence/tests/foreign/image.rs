@@ -100,6 +100,27 @@ fn a_committed_image_is_described_with_its_history_and_its_layers() {
     assert_eq!(one.config["os"], "linux");
 }
 
+/// Since Docker 25 an archive holds an OCI layout besides its manifest.json, and layers and configuration lie among
+/// its blobs under their digests. The one here was put together in that layout, not by an engine.
+#[test]
+fn an_archive_in_the_layout_of_docker_25_is_described_like_an_older_one() {
+    let archive = include_bytes!("image-of-docker-25.tar");
+    let seen = index_in(archive, 700, Kind::Image, Limits::default());
+    let described = seen.indexed.image.unwrap();
+    assert_eq!(described.problems, Vec::<String>::new());
+    assert_eq!(described.images.len(), 1);
+    let one = &described.images[0];
+    assert_eq!(one.tags, ["impound-image:web-1"]);
+    assert_eq!(one.layers.len(), 2);
+    for layer in &one.layers {
+        let digest = layer.sha256.unwrap().to_string();
+        assert_eq!(layer.path, format!("blobs/sha256/{digest}"));
+        assert_eq!(layer.diff_id, Some(format!("sha256:{digest}")));
+    }
+    assert_eq!(one.history[1].step["comment"], "case INC-7");
+    assert_eq!(one.history[1].layer, Some(1));
+}
+
 #[test]
 fn an_archive_that_contradicts_itself_is_described_with_what_does_not_fit() {
     use super::tars::{ended, file, index_in};
