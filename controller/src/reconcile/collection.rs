@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::recorded::Recorded;
 use super::custody;
-use super::record::shortened;
+use super::record::{is_younger, shortened};
 use super::{Context, ReconcileError};
 use crate::agents::AgentError;
 use crate::collect::{
@@ -381,7 +381,7 @@ async fn prepare(
     }
     let cluster = cluster_uid(context).await?;
     let own = spec.quarantine.as_deref() == Some(&*object.name_any());
-    let (before, uid, node) = match quarantine(object, context).await? {
+    let (before, uid, node) = match quarantine(object, status, context).await? {
         // As it was before containment, and also when the pod is gone meanwhile.
         Some(quarantine) => {
             let status = quarantine.status.unwrap_or_default();
@@ -595,14 +595,30 @@ impl Containment for ContainedBy {
     }
 }
 
-async fn quarantine(object: &Collection, context: &Context) -> Result<Option<Quarantine>, Unready> {
+async fn quarantine(
+    object: &Collection,
+    status: &CollectionStatus,
+    context: &Context,
+) -> Result<Option<Quarantine>, Unready> {
     let Some(name) = &object.spec.quarantine else {
         return Ok(None);
     };
     let namespace = object.namespace().unwrap_or_default();
     let api = Api::<Quarantine>::namespaced(context.client.clone(), &namespace);
     match api.get_opt(name).await {
-        Ok(Some(quarantine)) => Ok(Some(quarantine)),
+        Ok(Some(quarantine)) => {
+            let (spec, of) = (&object.spec, &quarantine.spec);
+            if spec.pod == of.pod && spec.case == of.case && is_younger(object, &quarantine) {
+                return Ok(Some(quarantine));
+            }
+            Err(Unready::Never(format!(
+                "it is not of quarantine {namespace}/{name}: that is of pod {} in case {}, and its collections are \
+                 made after it",
+                of.pod, of.case
+            )))
+        }
+        // Released and deleted while it was taken: what is stored is sealed all the same.
+        Ok(None) if status.pod_uid.is_some() => Ok(None),
         Ok(None) => Err(Unready::Never(format!(
             "quarantine {namespace}/{name} does not exist"
         ))),
