@@ -141,6 +141,7 @@ async fn run(config: Serve) -> Result<()> {
         evidence_keys(&config)?,
     ));
     let collector = Collector::new(store.clone(), agents.clone(), custody.clone())?
+        .with_limits(config.collecting.limits())
         .with_timestamps(config.timestamps.open()?);
     let metrics = Arc::new(Metrics::default());
     let guard = Arc::new(guard::Known::default());
