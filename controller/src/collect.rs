@@ -20,6 +20,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -36,11 +37,14 @@ use crate::progress::{Board, ProgressSink};
 use crate::seal::{CustodyAppender, SealError};
 use crate::store::{Store, StoreError};
 use crate::timestamp::TimestampAuthority;
+use budget::Budget;
+pub use budget::Limits;
 pub use containment::{Containment, ContainmentSource};
 use session::Session;
 
 mod attempt;
 mod before;
+mod budget;
 mod containment;
 mod derive;
 mod diff;
@@ -63,8 +67,8 @@ mod timeline;
 /// Exports and images that are received at the same time, of all collections together. Each holds up to 17
 /// threads of the runtime's pool (a writer and a re-reader for the tar and for each of its larger listings, two
 /// indexes and a hash) and some 20 MiB: without a bound they would wait for each other's threads, and memory would
-/// end first. Those that wait have not asked their agent for anything yet.
-const EXPORTS: usize = 16;
+/// end first. Those that wait have not asked their agent for anything yet. The default of `--collect-streams`.
+pub const EXPORTS: usize = 16;
 /// Layers that are received at the same time: they are small, and evictions wait for them, so that they don't
 /// wait for exports.
 const LAYERS: usize = 8;
@@ -74,6 +78,7 @@ pub struct Collector {
     store: Arc<dyn Store>,
     exports: Semaphore,
     layers: Semaphore,
+    budget: Budget,
     agents: AgentConnector,
     custody: Arc<CustodyAppender>,
     build: Build,
@@ -290,6 +295,7 @@ impl Collector {
             store,
             exports: Semaphore::new(EXPORTS),
             layers: Semaphore::new(LAYERS),
+            budget: Budget::default(),
             agents,
             custody,
             build: this_build()?,
@@ -318,7 +324,16 @@ impl Collector {
         self.timestamps.as_deref().map(TimestampAuthority::trusted)
     }
 
-    /// Fewer exports and layers at the same time than the default.
+    /// Within these bounds.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        let streams = limits.streams.map_or(EXPORTS, NonZeroUsize::get);
+        self.exports = Semaphore::new(streams);
+        self.budget = Budget::new(limits);
+        self
+    }
+
+    /// Other numbers of exports and layers at the same time than the default.
     #[must_use]
     pub fn with_room_for(mut self, exports: usize, layers: usize) -> Self {
         (self.exports, self.layers) = (Semaphore::new(exports), Semaphore::new(layers));

@@ -1,12 +1,14 @@
 //! What the controller is told at start: command line and environment.
 
 use std::net::SocketAddr;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::collect::Limits;
 use crate::contain::guard;
 use crate::contain::settings::{Settings, StorePods};
 use crate::timestamp::TimestampAuthority;
@@ -135,6 +137,9 @@ pub struct Serve {
     /// Seconds that a collection waits for an agent that can't be reached, before it goes on without [default: 120]
     #[arg(long, env = "IMPOUND_AGENT_PATIENCE", value_parser = seconds, value_name = "SECONDS")]
     pub agent_patience: Option<Duration>,
+    /// How much of the nodes and of the network collecting may take.
+    #[command(flatten)]
+    pub collecting: Collecting,
     /// Seconds that blocked evictions are tried before they are reported as failed; each is then asked for
     /// again as often as that
     #[arg(long, env = "IMPOUND_EVICTION_PATIENCE", value_parser = seconds, default_value = "300", value_name = "SECONDS")]
@@ -214,6 +219,51 @@ pub struct Access {
         value_name = "SECONDS"
     )]
     pub caller_recheck: u16,
+}
+
+/// How much of the nodes and of the network collecting may take. Each replica keeps within it by itself.
+#[derive(Clone, Debug, Args)]
+pub struct Collecting {
+    /// Exports and images received at the same time; each takes some 20 MiB of memory
+    #[arg(
+        long,
+        env = "IMPOUND_COLLECT_STREAMS",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u16).range(1..=128),
+        value_name = "STREAMS"
+    )]
+    pub collect_streams: u16,
+    /// Of them, from one node; without it, as many as of all nodes
+    #[arg(long, env = "IMPOUND_COLLECT_STREAMS_PER_NODE", value_name = "STREAMS")]
+    pub collect_streams_per_node: Option<NonZeroUsize>,
+    /// MiB a second of all streams together; without it, as fast as they come
+    #[arg(long, env = "IMPOUND_COLLECT_RATE", value_parser = mebibytes, value_name = "MIB")]
+    pub collect_rate: Option<NonZeroU64>,
+    /// The same of one node
+    #[arg(long, env = "IMPOUND_COLLECT_RATE_PER_NODE", value_parser = mebibytes, value_name = "MIB")]
+    pub collect_rate_per_node: Option<NonZeroU64>,
+}
+
+impl Collecting {
+    /// As bytes and streams.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            streams: NonZeroUsize::new(self.collect_streams.into()),
+            streams_per_node: self.collect_streams_per_node,
+            bytes_per_second: self.collect_rate,
+            node_bytes_per_second: self.collect_rate_per_node,
+        }
+    }
+}
+
+/// Whole MiB as bytes.
+fn mebibytes(text: &str) -> Result<NonZeroU64, String> {
+    let mebibytes: Option<u64> = text.parse().ok();
+    let bytes = mebibytes.and_then(|mebibytes| mebibytes.checked_mul(1 << 20));
+    bytes
+        .and_then(NonZeroU64::new)
+        .ok_or_else(|| format!("expected MiB a second, from 1 on, came {text:?}"))
 }
 
 /// How agents get their certificates. Off by default: then they have those of a static installation.
@@ -325,6 +375,14 @@ fn label(text: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_is_whole_mebibytes_and_never_nothing() {
+        assert_eq!(mebibytes("100").unwrap().get(), 100 << 20);
+        for wrong in ["", "0", "-1", "1.5", "18446744073709551615"] {
+            assert!(mebibytes(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_stores_pods_are_named_by_namespace_and_labels() {

@@ -1,4 +1,5 @@
-//! One replica works at a time: the holder of a Lease.
+//! One replica contains at a time: the holder of a Lease. (The same serves [`crate::claims`], which shares the
+//! collections.)
 //!
 //! The holder renews well before the lease runs out, and stops working when it could not renew in
 //! time, so two replicas never act on the same object. Guards on the writes that contain and release
@@ -16,12 +17,12 @@ use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube};
 use crate::resources::now;
 
-/// Name of the Lease.
+/// Name of the leading replica's Lease.
 pub const LEASE: &str = "impound-controller";
 
 /// How long a lease holds without renewal. Kubernetes' own controllers take 15 s, 10 s and 2 s
 /// (client-go leaderelection); a responder should not wait that long after a crash.
-const DURATION: Duration = Duration::from_secs(6);
+pub(crate) const DURATION: Duration = Duration::from_secs(6);
 const RENEW_WITHIN: Duration = Duration::from_secs(4);
 const RETRY: Duration = Duration::from_secs(1);
 /// Pause between two renewals, and before one that failed is tried again: two more fit in then.
@@ -31,6 +32,7 @@ const RENEW_AGAIN: Duration = Duration::from_millis(500);
 /// A lease that is held, or wanted.
 pub struct Leadership {
     api: Api<Lease>,
+    name: &'static str,
     holder: String,
     /// The last renewal that was seen, and when: another replica's clock is not to be trusted, so
     /// a lease has run out when it was not renewed for its duration by our own clock.
@@ -40,11 +42,12 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    /// `holder` must be unique to this process, e.g. the pod's name and a random part.
+    /// Of the Lease of this `name`. `holder` must be unique to this process, e.g. the pod's name and a random part.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, holder: String) -> Self {
+    pub fn new(client: Client, namespace: &str, name: &'static str, holder: String) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
+            name,
             holder,
             seen: None,
             written: None,
@@ -97,7 +100,7 @@ impl Leadership {
 
     /// Gives the lease up, so that another replica need not wait for its end.
     pub async fn give_up(&self) {
-        let held = match self.api.get_opt(LEASE).await {
+        let held = match self.api.get_opt(self.name).await {
             Ok(Some(lease)) if holder(&lease) == self.holder => lease,
             _ => return,
         };
@@ -108,7 +111,7 @@ impl Leadership {
         }
         if let Err(error) = self
             .api
-            .replace(LEASE, &PostParams::default(), &lease)
+            .replace(self.name, &PostParams::default(), &lease)
             .await
         {
             tracing::warn!(error = %describe(&error), "lease not given up; it runs out by itself");
@@ -117,10 +120,10 @@ impl Leadership {
 
     /// Takes or renews the lease; gives the other holder's name if it is not to be had. The
     /// resourceVersion in the write makes sure that only one of two candidates succeeds.
-    async fn try_take(&mut self) -> Result<Option<String>, ApiError> {
+    pub(crate) async fn try_take(&mut self) -> Result<Option<String>, ApiError> {
         let current = match self.written.take() {
             Some(written) => Some(written),
-            None => self.api.get_opt(LEASE).await.map_err(failed)?,
+            None => self.api.get_opt(self.name).await.map_err(failed)?,
         };
         let Some(mut lease) = current else {
             let created = self.api.create(&PostParams::default(), &self.first()).await;
@@ -140,7 +143,7 @@ impl Leadership {
         spec.renew_time = Some(now());
         let replaced = self
             .api
-            .replace(LEASE, &PostParams::default(), &lease)
+            .replace(self.name, &PostParams::default(), &lease)
             .await;
         self.won(replaced).await
     }
@@ -167,7 +170,7 @@ impl Leadership {
             // Somebody else wrote first, another replica or e.g. a person who annotated it. Also where we are
             // still the holder, this write had no effect: it is no renewal.
             Err(error) if error.is_conflict() => {
-                let lease = self.api.get_opt(LEASE).await.map_err(failed)?;
+                let lease = self.api.get_opt(self.name).await.map_err(failed)?;
                 let other = lease.as_ref().map(holder).unwrap_or_default();
                 if other == self.holder {
                     return Err(error);
@@ -190,7 +193,7 @@ impl Leadership {
             }),
             ..Lease::default()
         };
-        lease.metadata.name = Some(LEASE.into());
+        lease.metadata.name = Some(self.name.into());
         lease
     }
 }

@@ -7,6 +7,7 @@
 //! their certificates.
 
 pub mod agents;
+pub mod claims;
 pub mod collect;
 pub mod config;
 pub mod contain;

@@ -38,9 +38,10 @@ use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::Mutex;
 
 use crate::agents::AgentConnector;
+use crate::claims::Claims;
 use crate::collect::Collector;
 use crate::contain::guard;
 use crate::contain::observe::ObserveError;
@@ -71,10 +72,12 @@ pub struct Context {
     pub custody: Arc<CustodyAppender>,
     /// What happened, counted.
     pub metrics: Arc<Metrics>,
+    /// Which collections are this process's to work on.
+    pub claims: Claims,
     /// Collections that this process is working on.
     pub running: collection::Running,
     /// Held while shared things (a node, a namespace's policy) are looked at and planned with, or
-    /// looked at and undone. One process works at a time, so a lock in it is enough.
+    /// looked at and undone. One process contains at a time, so a lock in it is enough.
     pub shared: Mutex<()>,
     /// What is under way and known about isolations at nodes.
     pub isolation: isolating::Memory,
@@ -160,11 +163,10 @@ const SLOWEST_RETRY: Duration = Duration::from_secs(30);
 /// Failures in a row, by kind, namespace and name of the object.
 pub type Failures = std::sync::Mutex<HashMap<[String; 3], u32>>;
 
-/// Watches our resources and reconciles them, for ever. `client` is for the watches alone; `ended` are the
+/// Watches quarantines and sweeps and reconciles them, for ever. One replica does. `client` is for the watches alone; `ended` are the
 /// quarantines that [`Context::endings`] wakes. May be dropped at any point, as a crash may come at any point.
 pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
     let quarantines = Api::<Quarantine>::all(client.clone());
-    let collections = Api::<Collection>::all(client.clone());
     let (known, writer) = reflector::store();
     let asked = watcher(quarantines, watcher::Config::default())
         .default_backoff()
@@ -184,25 +186,6 @@ pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
         })
         .run(paced(quarantine::reconcile), retry, context.clone())
         .for_each(|outcome| log_outcome(context.clone(), outcome));
-    let (known, writer) = reflector::store();
-    context.sweeps.watched(known.clone());
-    let (wake, woken) = mpsc::unbounded_channel();
-    let asked = watcher(collections, watcher::Config::default())
-        .default_backoff()
-        .modify(sweep::slim)
-        .reflect(writer)
-        .inspect_ok(move |event| {
-            if let Some(sweep) = sweep::waiting_for(event) {
-                // Nobody listens once the reconcilers were dropped, as by a lost lease.
-                let _ = wake.send(sweep);
-            }
-        })
-        .applied_objects()
-        .predicate_filter(wish, Default::default());
-    let collection_controller = Controller::for_stream(asked, known)
-        .trigger_backoff(Steady)
-        .run(paced(collection::reconcile), retry, context.clone())
-        .for_each(|outcome| log_outcome(context.clone(), outcome));
     let sweeps = Api::<Sweep>::all(client);
     let (known, writer) = reflector::store();
     let asked = watcher(sweeps, watcher::Config::default())
@@ -210,7 +193,7 @@ pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
         .reflect(writer)
         .applied_objects()
         .predicate_filter(wish, Default::default());
-    let woken = stream::unfold(woken, |mut woken| async {
+    let woken = stream::unfold(context.sweeps.wakes(), |mut woken| async {
         let sweep = woken.recv().await?;
         Some((sweep, woken))
     });
@@ -219,11 +202,35 @@ pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
         .reconcile_on(woken)
         .run(paced(sweep::reconcile), retry, context.clone())
         .for_each(|outcome| log_outcome(context.clone(), outcome));
-    futures::join!(
-        quarantine_controller,
-        collection_controller,
-        sweep_controller
-    );
+    futures::join!(quarantine_controller, sweep_controller);
+}
+
+/// Watches the collections and works on those that this process claims, for ever. Every replica does. `client` is for
+/// the watch alone. May be dropped at any point.
+pub async fn collections(client: Client, context: Arc<Context>) {
+    let collections = Api::<Collection>::all(client);
+    let (known, writer) = reflector::store();
+    context.sweeps.watched(known.clone());
+    let seen = context.clone();
+    let asked = watcher(collections, watcher::Config::default())
+        .default_backoff()
+        .modify(sweep::slim)
+        .reflect(writer)
+        .inspect_ok(move |event| {
+            if let watcher::Event::Delete(gone) = event {
+                seen.claims.drop_claim(&gone.uid().unwrap_or_default());
+            }
+            if let Some(sweep) = sweep::waiting_for(event) {
+                seen.sweeps.wake(sweep);
+            }
+        })
+        .applied_objects()
+        .predicate_filter(wish, Default::default());
+    Controller::for_stream(asked, known)
+        .trigger_backoff(Steady)
+        .run(paced(collection::reconcile), retry, context.clone())
+        .for_each(|outcome| log_outcome(context.clone(), outcome))
+        .await;
 }
 
 /// A reconciler whose requests are slowed down while they fail.

@@ -26,6 +26,7 @@ use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
 use crate::agents::AgentConnector;
+use crate::claims::Claims;
 use crate::collect::Collector;
 use crate::config::{Issuing, LogFormat, Serve};
 use crate::contain::guard;
@@ -34,7 +35,7 @@ use crate::contain::settings::Settings;
 use crate::health::Health;
 use crate::issue::{self, AgentIssuer, Rules};
 use crate::kubernetes;
-use crate::leader::Leadership;
+use crate::leader::{LEASE, Leadership};
 use crate::metrics::Metrics;
 use crate::nodes::NodeAddresses;
 use crate::reconcile::custody::{AT_ONCE, within};
@@ -140,6 +141,7 @@ async fn run(config: Serve) -> Result<()> {
         evidence_keys(&config)?,
     ));
     let collector = Collector::new(store.clone(), agents.clone(), custody.clone())?
+        .with_limits(config.collecting.limits())
         .with_timestamps(config.timestamps.open()?);
     let metrics = Arc::new(Metrics::default());
     let guard = Arc::new(guard::Known::default());
@@ -161,9 +163,15 @@ async fn run(config: Serve) -> Result<()> {
         stop.clone(),
     ));
     let (endings, ended) = Endings::new(watch_client.clone());
+    let process = format!(
+        "{}_{}",
+        std::env::var("HOSTNAME").unwrap_or_else(|_| "impound-controller".into()),
+        uuid::Uuid::new_v4()
+    );
     let context = Arc::new(Context {
         metrics,
         recorder: Recorder::new(client.clone(), Reporter::from("impound-controller")),
+        claims: Claims::new(client.clone(), process),
         client,
         settings: config.settings(),
         plugins: Discovery::default(),
@@ -237,6 +245,7 @@ async fn run(config: Serve) -> Result<()> {
         );
 
     let mut server = tokio::spawn(server);
+    let mut collecting = tokio::spawn(collect(watch_client.clone(), context.clone(), stop.clone()));
     let mut reconcilers = tokio::spawn(lead(watch_client, context, ended, stop.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -258,11 +267,12 @@ async fn run(config: Serve) -> Result<()> {
         }
         ended = &mut server => return Err(anyhow!("the gRPC server ended by itself: {ended:?}")),
         ended = &mut reconcilers => return Err(ended?.context("the reconcilers ended by themselves")),
+        ended = &mut collecting => return Err(anyhow!("collections are not worked on any more: {ended:?}")),
     }
     tracing::info!("stopping; running collections resume at the next start");
     stop.cancel();
     let drained = tokio::time::timeout(DRAIN, async {
-        let _ = tokio::join!(server, reconcilers);
+        let _ = tokio::join!(server, reconcilers, collecting);
     })
     .await;
     if drained.is_err() {
@@ -370,7 +380,17 @@ async fn issue(
     }
 }
 
-/// Works while this replica holds the lease. Every replica serves gRPC; one reconciles.
+/// Takes its share of the collections, as every replica does.
+async fn collect(watch_client: Client, context: Arc<Context>, stop: CancellationToken) {
+    tokio::select! {
+        () = reconcile::collections(watch_client, context.clone()) => {}
+        // At a stop what is under way is dropped, as a crash would; another replica goes on from what is recorded.
+        () = context.claims.run(&stop) => {}
+    }
+}
+
+/// Works while this replica holds the lease. Every replica serves gRPC and collects; one contains, and makes the
+/// collections of sweeps.
 async fn lead(
     watch_client: Client,
     context: Arc<Context>,
@@ -379,12 +399,8 @@ async fn lead(
 ) -> anyhow::Error {
     let client = context.client.clone();
     let namespace = client.default_namespace().to_owned();
-    let holder = format!(
-        "{}_{}",
-        std::env::var("HOSTNAME").unwrap_or_else(|_| "impound-controller".into()),
-        uuid::Uuid::new_v4()
-    );
-    let mut leadership = Leadership::new(client, &namespace, holder);
+    let holder = context.claims.process().to_owned();
+    let mut leadership = Leadership::new(client, &namespace, LEASE, holder);
     tokio::select! {
         () = leadership.acquire() => {}
         () = stop.cancelled() => return anyhow!("stopped"),

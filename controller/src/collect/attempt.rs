@@ -106,12 +106,15 @@ impl Session<'_> {
             Ask::Inspect { .. } => Incoming::Document,
             _ => Incoming::Tar(tap),
         };
+        let hold_back = matches!(wanted.ask, Ask::Export { .. } | Ask::Save { .. });
+        let share = self.collector.budget.share(wanted.node, !hold_back);
         let received = receive::body(
             &mut stream,
             writer.as_mut(),
             kind,
             || until(wanted.deadline, silence),
             |bytes| self.board.received(path, bytes),
+            &share,
         )
         .await;
         let standstill = self.let_go().await?;

@@ -97,7 +97,8 @@ impl Session<'_> {
         path: EvidencePath,
         read: &SetOnce<u64>,
     ) -> Result<(), CollectError> {
-        // Before the container stands still: it has little time to.
+        // Before the container stands still: it has little time to. Who waits for its node takes nobody's place.
+        let of_node = self.collector.budget.turn(&self.job.target.node).await;
         let turn = self.collector.exports.acquire().await;
         if self.stored(&path).is_none() {
             self.stand_still(known, &path).await?;
@@ -115,7 +116,7 @@ impl Session<'_> {
         let fetched = self.fetch(&wanted).await;
         // If no byte came, nobody has let go yet.
         self.let_go().await?;
-        drop(turn);
+        drop((turn, of_node));
         fetched.map(drop)
     }
 

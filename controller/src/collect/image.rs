@@ -154,6 +154,7 @@ impl Session<'_> {
             expected_bytes,
             deadline: None,
         };
+        let _of_node = self.collector.budget.turn(wanted.node).await;
         let _turn = self.collector.exports.acquire().await;
         self.fetch(&wanted).await
     }

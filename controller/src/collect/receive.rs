@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use wire::artifact_message::Message;
 
+use super::budget::Share;
 use super::derive::Tap;
 use super::failure::cut;
 use crate::store::{Content, ObjectWriter, StoreError};
@@ -138,13 +139,14 @@ pub(super) async fn header(
 }
 
 /// Everything behind the header. `limit` is asked how long the next message may take, `watch` told how many
-/// bytes have come.
+/// bytes have come, and `share` waited for after each chunk.
 pub(super) async fn body(
     stream: &mut Streaming<wire::ArtifactMessage>,
     writer: &mut dyn ObjectWriter,
     incoming: Incoming,
     limit: impl Fn() -> Duration,
     watch: impl Fn(u64),
+    share: &Share<'_>,
 ) -> Result<Received, ReceiveError> {
     let (tar, most, tap) = match incoming {
         Incoming::Document => (None, DOCUMENT, None),
@@ -156,7 +158,7 @@ pub(super) async fn body(
         writer,
         gathered: BytesMut::new(),
     };
-    let came = chunks_of(stream, &mut intake, most, &limit, watch).await;
+    let came = chunks_of(stream, &mut intake, most, &limit, watch, share).await;
     // Also of what broke off: what came is kept. A store that stands still is not asked again.
     let flushed = match came {
         Err(ReceiveError::Stalled) => Ok(()),
@@ -194,6 +196,7 @@ async fn chunks_of(
     most: u64,
     limit: &impl Fn() -> Duration,
     watch: impl Fn(u64),
+    share: &Share<'_>,
 ) -> Result<(wire::ArtifactTrailer, u64), ReceiveError> {
     let mut at = 0;
     loop {
@@ -212,8 +215,10 @@ async fn chunks_of(
                 if at > most {
                     return Err(ReceiveError::TooLong);
                 }
+                let bytes = chunk.data.len();
                 intake.take(chunk.data).await?;
                 watch(at);
+                share.came(bytes).await;
             }
             Some(Message::Trailer(trailer)) => return Ok((trailer, at)),
             other => {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Pod};
+use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Pod, Volume};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef, Subject};
 use kube::Client;
 
@@ -16,6 +16,9 @@ pub async fn report(client: &Client, pod: &Pod) -> Vec<Credential> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let account = account(pod);
     let mut found = tokens(pod, namespace, &account);
+    if found.is_empty() {
+        found.push(without_token(namespace, &account));
+    }
     match bindings(client, namespace, &account).await {
         Ok(bindings) => found.extend(bindings),
         Err(error) => found.push(Credential {
@@ -69,6 +72,18 @@ fn tokens(pod: &Pod, namespace: &str, account: &str) -> Vec<Credential> {
             revoke: format!("kubectl delete serviceaccount {account} -n {namespace}"),
         })
         .collect()
+}
+
+/// The account of a pod into which no token of it is projected: its rights are reported all the same.
+fn without_token(namespace: &str, account: &str) -> Credential {
+    Credential {
+        kind: "ServiceAccount".into(),
+        name: format!("{namespace}/{account}"),
+        grants: "whom the pod is at the Kubernetes API; no token of it is projected into the pod, so its rights are the \
+                 suspect's only if it got one elsewhere"
+            .into(),
+        revoke: format!("kubectl delete serviceaccount {account} -n {namespace}"),
+    }
 }
 
 async fn bindings(
@@ -183,10 +198,8 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
         return Vec::new();
     };
     let mounted = spec.volumes.iter().flatten().flat_map(|volume| {
-        let whole = volume
-            .secret
-            .as_ref()
-            .and_then(|secret| secret.secret_name.clone());
+        let secret = volume.secret.as_ref();
+        let whole = secret.and_then(|secret| secret.secret_name.clone());
         let projected = volume.projected.iter().flat_map(|projected| {
             let sources = projected.sources.iter().flatten();
             sources.filter_map(|source| Some(source.secret.as_ref()?.name.clone()))
@@ -213,6 +226,13 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
             .map(|name| (name, "in the environment")),
     );
     found.extend(
+        spec.volumes
+            .iter()
+            .flatten()
+            .filter_map(to_mount)
+            .map(|name| (name, "used to mount a volume")),
+    );
+    found.extend(
         spec.image_pull_secrets
             .iter()
             .flatten()
@@ -222,13 +242,58 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
         .into_iter()
         .map(|(name, how)| Credential {
             kind: "Secret".into(),
-            grants: format!("what it is a key to; {how}, so the suspect has read it"),
+            grants: format!("what it is a key to; {how}, so {}", whose(how)),
             revoke: format!(
                 "revoke it where it was issued, then: kubectl delete secret {name} -n {namespace}"
             ),
             name,
         })
         .collect()
+}
+
+/// What the kubelet uses on the pod's behalf is on the node, not in the pod.
+fn whose(how: &str) -> &'static str {
+    match how {
+        "mounted as files" | "in the environment" => "the suspect has read it",
+        _ => "its node has it",
+    }
+}
+
+/// The secret by which the kubelet mounts a volume.
+fn to_mount(volume: &Volume) -> Option<String> {
+    let local = [
+        volume
+            .csi
+            .as_ref()
+            .and_then(|csi| csi.node_publish_secret_ref.as_ref()),
+        volume
+            .cephfs
+            .as_ref()
+            .and_then(|ceph| ceph.secret_ref.as_ref()),
+        volume
+            .cinder
+            .as_ref()
+            .and_then(|cinder| cinder.secret_ref.as_ref()),
+        volume
+            .flex_volume
+            .as_ref()
+            .and_then(|flex| flex.secret_ref.as_ref()),
+        volume
+            .iscsi
+            .as_ref()
+            .and_then(|iscsi| iscsi.secret_ref.as_ref()),
+        volume.rbd.as_ref().and_then(|rbd| rbd.secret_ref.as_ref()),
+        volume.scale_io.as_ref().map(|scale| &scale.secret_ref),
+        volume
+            .storageos
+            .as_ref()
+            .and_then(|storage| storage.secret_ref.as_ref()),
+    ];
+    let azure = volume.azure_file.as_ref();
+    let local = local.into_iter().flatten().next();
+    local
+        .map(|secret| secret.name.clone())
+        .or_else(|| azure.map(|azure| azure.secret_name.clone()))
 }
 
 fn from_environment(
@@ -262,6 +327,8 @@ mod tests {
                     { "name": "b", "projected": { "sources": [
                         { "secret": { "name": "api-key" } },
                         { "serviceAccountToken": { "path": "token", "audience": "vault", "expirationSeconds": 600 } } ] } },
+                    { "name": "e", "csi": { "driver": "d", "nodePublishSecretRef": { "name": "csi" } } },
+                    { "name": "f", "azureFile": { "secretName": "azure", "shareName": "s" } },
                 ],
                 "imagePullSecrets": [{ "name": "registry" }],
                 "initContainers": [{ "name": "i", "envFrom": [{ "secretRef": { "name": "bulk" } }] }],
@@ -274,11 +341,18 @@ mod tests {
             },
         }))
         .unwrap();
-        let names: Vec<String> = secrets(&pod, "shop")
-            .into_iter()
-            .map(|secret| secret.name)
-            .collect();
-        assert_eq!(names, ["api-key", "bulk", "db", "debug", "registry", "tls"]);
+        let found = secrets(&pod, "shop");
+        let names: Vec<&str> = found.iter().map(|secret| secret.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "api-key", "azure", "bulk", "csi", "db", "debug", "registry", "tls"
+            ]
+        );
+        let read = found
+            .iter()
+            .filter(|one| one.grants.ends_with("the suspect has read it"));
+        assert_eq!(read.count(), 5, "{found:#?}");
         let tokens = tokens(&pod, "shop", &account(&pod));
         assert_eq!(tokens.len(), 1);
         assert!(tokens[0].grants.contains("audience vault") && tokens[0].grants.contains("600 s"));

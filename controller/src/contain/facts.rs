@@ -8,7 +8,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 
 use super::observe::{self, ObserveError, controller_of};
-use super::owner::is_same;
+use super::owner::{dependence, is_same};
 use super::plan::{full_name, is_labelled, uses_node_network};
 use super::refusal::Refusal;
 use super::selector::{Labels, selects};
@@ -48,7 +48,7 @@ impl Seen {
 }
 
 /// Reads everything again, but for what was `seen` just now, and states the facts about the pod that `suspect` was
-/// before it was contained. `untouched`: why it is not changed, if so.
+/// before it was contained. `untouched`: why it is not changed, if so. `orphan`: its controller was gone by then.
 ///
 /// # Errors
 /// If the API does not answer, or the pod is gone or another one has its name.
@@ -57,7 +57,7 @@ pub async fn check(
     suspect: &Pod,
     node: &str,
     quarantine: &str,
-    untouched: Option<&str>,
+    (untouched, orphan): (Option<&str>, bool),
     seen: Option<Seen>,
     settings: &Settings,
 ) -> Result<Vec<Fact>, ObserveError> {
@@ -93,7 +93,7 @@ pub async fn check(
         ],
         None => vec![
             labelled(&pod, quarantine),
-            owner_released(&pod),
+            owner_released(&pod, Some(suspect).filter(|_| orphan)),
             no_endpoints(&pod, &slices),
             policy_selects(&pod, &policies, settings),
         ],
@@ -169,11 +169,26 @@ fn labelled(pod: &Pod, quarantine: &str) -> Fact {
     )
 }
 
-fn owner_released(pod: &Pod) -> Fact {
-    match controller_of(pod.metadata.owner_references.as_ref()) {
-        None => fact("OwnerReleased", true, "no controller owns the pod"),
+/// `orphan`: the pod as it was contained, if its controller was gone by then and can take nothing back.
+fn owner_released(pod: &Pod, orphan: Option<&Pod>) -> Fact {
+    let name = "OwnerReleased";
+    let owners = pod.metadata.owner_references.as_ref();
+    let gone = orphan.and_then(|pod| controller_of(pod.metadata.owner_references.as_ref()));
+    match controller_of(owners) {
+        None => match owners.map(Vec::as_slice).and_then(dependence) {
+            None => fact(name, true, "no controller owns the pod"),
+            Some(what) => fact(name, true, &format!("no controller owns the pod; {what}")),
+        },
+        Some(owner) if gone.is_some_and(|gone| gone.uid == owner.uid) => {
+            let message = format!(
+                "{} {}, which owned the pod, does not exist any more, so nothing takes it back; garbage collection \
+                 deletes it unless the evidence guard keeps it from that",
+                owner.kind, owner.name
+            );
+            fact(name, true, &message)
+        }
         Some(owner) => fact(
-            "OwnerReleased",
+            name,
             false,
             &format!(
                 "{} {} still owns the pod and may delete it",
@@ -218,7 +233,7 @@ fn no_endpoints(pod: &Pod, slices: &[EndpointSlice]) -> Fact {
         fact(
             "NoEndpoints",
             true,
-            "no EndpointSlice holds the pod: no Service sends it traffic",
+            "no EndpointSlice of its namespace holds the pod: no Service there sends it traffic",
         )
     } else {
         fact(

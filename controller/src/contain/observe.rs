@@ -302,7 +302,11 @@ async fn owner(client: &Client, namespace: &str, pod: &Pod) -> Result<Option<Own
         reference.kind.to_lowercase(),
         reference.name
     );
-    let raw = read(client, &path).await?;
+    // Another one of its name is not the owner: to the API's garbage collection the owner is gone.
+    let raw = read(client, &path).await?.filter(|raw| {
+        let uid = raw.pointer("/metadata/uid").and_then(Value::as_str);
+        uid == Some(&reference.uid)
+    });
     let parent = raw
         .as_ref()
         .and_then(|raw| raw.pointer("/metadata/ownerReferences").cloned())

@@ -3,10 +3,10 @@
 //! How each kind reacts was recorded on Kubernetes 1.36.
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use serde_json::Value;
 
-use super::observe::Observed;
-use super::plan::full_name;
-use super::refusal::Refusal;
+use super::observe::{Observed, controller_of};
 
 /// The owner of a pod and the consequences of its release.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,13 +20,10 @@ pub struct Ownership {
 }
 
 /// Reads the ownership of an observed pod.
-///
-/// # Errors
-/// [`Refusal`] for owners that are gone.
-pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
-    let pod = full_name(&observed.pod);
+#[must_use]
+pub fn ownership(observed: &Observed) -> Ownership {
     if is_static(&observed.pod) {
-        return Ok(Ownership {
+        return Ownership {
             owner: "a manifest file on its node".into(),
             consequences: vec![
                 "It ends when its manifest is moved away on the node itself: do that once its evidence is sealed."
@@ -37,14 +34,14 @@ pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
                  kubelet makes that anew as it was"
                     .into(),
             ),
-        });
+        };
     }
     let Some(owner) = &observed.owner else {
-        return Ok(Ownership {
+        return Ownership {
             owner: "nobody".into(),
             consequences: vec!["No controller owns the pod: nothing replaces it.".into()],
             untouched: None,
-        });
+        };
     };
     let described = format!("{} {}", owner.reference.kind, owner.reference.name);
     let known = [
@@ -56,7 +53,7 @@ pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
     ];
     let built_in = ["v1", "apps/v1", "batch/v1"].contains(&owner.reference.api_version.as_str());
     if !built_in || !known.contains(&owner.reference.kind.as_str()) {
-        return Ok(Ownership {
+        return Ownership {
             consequences: vec![format!(
                 "{described} may restart or delete the pod at any time, and the cordon does not stop it: take its \
                  evidence at once."
@@ -66,13 +63,17 @@ pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
                  known: it may delete the pod"
             )),
             owner: described,
-        });
+        };
     }
     if owner.raw.is_none() {
-        return Err(Refusal::OwnerGone {
-            pod,
-            owner: described,
-        });
+        return Ownership {
+            consequences: vec![format!(
+                "{described} does not exist any more: nothing replaces the pod, and garbage collection deletes it \
+                 unless the evidence guard keeps it from that. Take its evidence at once."
+            )],
+            owner: format!("{described}, which is gone"),
+            untouched: None,
+        };
     }
     let described = match &owner.parent {
         Some(parent) => format!("{} {} ({described})", parent.kind, parent.name),
@@ -93,10 +94,34 @@ pub fn ownership(observed: &Observed) -> Result<Ownership, Refusal> {
              malicious, the replacement is too."
         )],
     };
-    Ok(Ownership {
+    Ownership {
         owner: described,
         consequences,
         untouched: None,
+    }
+}
+
+/// The controller that the pod had when it was contained, if that was gone by then: it takes nothing back. `owner`
+/// is what was recorded of it.
+#[must_use]
+pub fn is_orphan(suspect: &Pod, owner: Option<&Value>) -> bool {
+    let reference = controller_of(suspect.metadata.owner_references.as_ref());
+    reference.is_some() && owner.is_none()
+}
+
+/// What owners that are no controllers can do to the pod; `None` if there are none.
+#[must_use]
+pub fn dependence(owners: &[OwnerReference]) -> Option<String> {
+    let others = owners.iter().filter(|owner| owner.controller != Some(true));
+    let others: Vec<String> = others
+        .map(|owner| format!("{} {}", owner.kind, owner.name))
+        .collect();
+    (!others.is_empty()).then(|| {
+        format!(
+            "garbage collection deletes it once {} and whatever else owns it are gone, unless the evidence guard keeps \
+             it from that",
+            others.join(", ")
+        )
     })
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::evict;
 use super::observe::{Observed, phase};
-use super::owner::{Ownership, ownership};
+use super::owner::{Ownership, dependence, ownership};
 use super::plugin::{deny, foreign};
 use super::refusal::Refusal;
 use super::settings::{FIELD_MANAGER, QUARANTINE_LABEL, Settings};
@@ -62,36 +62,42 @@ pub fn plan(
         owner,
         consequences,
         untouched,
-    } = ownership(observed)?;
+    } = ownership(observed);
 
     let isolated =
         isolation::is_wanted(spec, settings) && isolation::hindrance(&observed.pod).is_none();
     let node_undo = shared_node_undo(observed, quarantine, others)
         .unwrap_or_else(|| node::undo(&observed.node, settings));
     let mut warnings = consequences;
-    let undo = if untouched.is_some() {
-        Undo {
-            untouched,
+    let stripped = match untouched {
+        Some(why) => Err(why),
+        None => pod::undo(observed, quarantine, settings),
+    };
+    let undo = match stripped {
+        Err(why) => Undo {
+            untouched: Some(why),
             isolated,
             pod: pod::as_it_is(&observed.pod),
             node: node_undo,
             ..Undo::default()
-        }
-    } else {
-        let pod_undo = pod::undo(observed, quarantine, settings)?;
-        let (denies, deny_warnings) = if uses_node_network(&observed.pod) {
-            Default::default()
-        } else {
-            deny::wanted(&observed.plugin, namespace, settings)
-        };
-        warnings.extend(deny_warnings);
-        Undo {
-            untouched: None,
-            isolated,
-            policies: excluded_policies(observed, &pod_undo, quarantine, spec, others, settings),
-            denies,
-            pod: pod_undo,
-            node: node_undo,
+        },
+        Ok(pod_undo) => {
+            let (denies, deny_warnings) = if uses_node_network(&observed.pod) {
+                Default::default()
+            } else {
+                deny::wanted(&observed.plugin, namespace, settings)
+            };
+            warnings.extend(deny_warnings);
+            Undo {
+                untouched: None,
+                isolated,
+                policies: excluded_policies(
+                    observed, &pod_undo, quarantine, spec, others, settings,
+                ),
+                denies,
+                pod: pod_undo,
+                node: node_undo,
+            }
         }
     };
     let evictions = evict::candidates(observed, spec, settings);
@@ -100,7 +106,17 @@ pub fn plan(
     calls.extend(node::cordon(&observed.node));
     if undo.untouched.is_none() {
         calls.push(protect::create(namespace, quarantine));
-        calls.extend(policy::deny_all(namespace, &observed.policies, settings)?);
+        match policy::deny_all(namespace, &observed.policies, settings) {
+            Ok(call) => calls.extend(call),
+            // Whoever has taken the name must not keep everything else from being done: the call meets its conflict,
+            // the step fails, and without that policy the pod is not called contained.
+            Err(refusal) => {
+                warnings.push(format!(
+                    "{refusal}. Without the policy the pod is NOT contained."
+                ));
+                calls.push(policy::create(namespace, settings));
+            }
+        }
         calls.extend(policy::exclude::exclude(
             namespace,
             &observed.policies,
@@ -424,6 +440,16 @@ fn state_warnings(pod: &Pod) -> Vec<String> {
              cut off. Cut the node off at the network if you have to."
                 .to_owned(),
         );
+    }
+    if let Some(what) = pod
+        .metadata
+        .owner_references
+        .as_deref()
+        .and_then(dependence)
+    {
+        warnings.push(format!(
+            "Of its owners that are no controllers nothing lets go of the pod: {what}."
+        ));
     }
     if phase(pod) == "Pending" {
         warnings.push(

@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 
 use super::observe::Observed;
 use super::policy::leave::leave;
-use super::refusal::Refusal;
 use super::selector::{Labels, demanded_keys, selects, service_selects};
 use super::settings::{POD_ANNOTATIONS, QUARANTINE_LABEL, Settings};
 use crate::resources::{ApiCall, PodUndo, StepName};
@@ -18,13 +17,9 @@ use crate::resources::{ApiCall, PodUndo, StepName};
 /// the pod demand, and those without which NetworkPolicies that allow it traffic let go of it.
 ///
 /// # Errors
-/// [`Refusal::StillSelected`] if the owner, a Service, or anything that adopts pods would select
-/// the pod also afterwards (e.g. by `NotIn` or `DoesNotExist`).
-pub fn undo(
-    observed: &Observed,
-    quarantine: &str,
-    settings: &Settings,
-) -> Result<PodUndo, Refusal> {
+/// In words, if the owner, a Service, or anything that adopts pods would select the pod also afterwards (e.g. by
+/// `NotIn` or `DoesNotExist`): stripped or not, it would not let go.
+pub fn undo(observed: &Observed, quarantine: &str, settings: &Settings) -> Result<PodUndo, String> {
     let metadata = &observed.pod.metadata;
     let labels = metadata.labels.clone().unwrap_or_default();
     let annotations = metadata.annotations.clone().unwrap_or_default();
@@ -49,11 +44,14 @@ pub fn undo(
     };
     let after = labels_after(&undo);
     if let Some(selected_by) = selected_by(observed, &after) {
-        return Err(Refusal::StillSelected {
-            pod: super::plan::full_name(&observed.pod),
-            selected_by,
-            stripped: undo.removed.join(", "),
-        });
+        let stripped = match undo.removed.join(", ") {
+            none if none.is_empty() => "whatever label is taken off".to_owned(),
+            stripped => format!("without the labels {stripped}"),
+        };
+        return Err(format!(
+            "{selected_by} would select it {stripped}, and take it up; once that selector is changed, release it \
+             and quarantine it again"
+        ));
     }
     undo.for_policies = leave(&observed.policies, &after, &undo.added, |labels| {
         selected_by(observed, labels).is_some()

@@ -30,16 +30,19 @@ pub fn deny_all(
         .iter()
         .find(|policy| policy.metadata.name.as_deref() == Some(&settings.policy_name));
     match existing {
-        Some(policy) if denies_all(policy, settings) => return Ok(None),
-        Some(_) => {
-            return Err(Refusal::ForeignPolicy {
-                namespace: namespace.to_owned(),
-                name: settings.policy_name.clone(),
-                label: format!("{}={}", settings.pod_label.0, settings.pod_label.1),
-            });
-        }
-        None => {}
+        Some(policy) if denies_all(policy, settings) => Ok(None),
+        Some(_) => Err(Refusal::ForeignPolicy {
+            namespace: namespace.to_owned(),
+            name: settings.policy_name.clone(),
+            label: format!("{}={}", settings.pod_label.0, settings.pod_label.1),
+        }),
+        None => Ok(Some(create(namespace, settings))),
     }
+}
+
+/// The call that creates the deny-all policy, whatever is there.
+#[must_use]
+pub fn create(namespace: &str, settings: &Settings) -> ApiCall {
     let (key, value) = &settings.pod_label;
     let body = json!({
         "apiVersion": "networking.k8s.io/v1",
@@ -54,7 +57,7 @@ pub fn deny_all(
             "policyTypes": ["Ingress", "Egress"],
         },
     });
-    Ok(Some(ApiCall {
+    ApiCall {
         step: StepName::Policy,
         method: "POST".into(),
         path: format!(
@@ -63,7 +66,7 @@ pub fn deny_all(
         content_type: "application/json".into(),
         body: body.to_string(),
         purpose: format!("denies all traffic of pods with the label {key}={value}"),
-    }))
+    }
 }
 
 /// The call that removes the deny-all policy if Impound made it, `None` if it is gone or foreign.

@@ -56,30 +56,6 @@ pub enum Refusal {
         /// Pod phase.
         phase: String,
     },
-    /// The owner is gone or unreadable.
-    #[error(
-        "the owner {owner} of pod {pod} does not exist any more: its selector is unknown, so which \
-         labels to strip is too. Nothing was changed; try again in some seconds"
-    )]
-    OwnerGone {
-        /// Namespace and name.
-        pod: String,
-        /// Kind and name of the owner.
-        owner: String,
-    },
-    /// A selector would go on matching after the strip.
-    #[error(
-        "{selected_by} would select pod {pod} also without the labels {stripped}, so it would not let \
-         go of the pod. Nothing was changed; change that selector first"
-    )]
-    StillSelected {
-        /// Namespace and name.
-        pod: String,
-        /// Kind and name of what selects.
-        selected_by: String,
-        /// Label keys that would be stripped.
-        stripped: String,
-    },
     /// The pod is quarantined already.
     #[error("pod {pod} is quarantined already by {by}: see `impound status {by}`")]
     AlreadyQuarantined {
@@ -99,8 +75,7 @@ pub enum Refusal {
     /// A policy of that name exists and is somebody else's.
     #[error(
         "a NetworkPolicy {namespace}/{name} exists that does not deny all traffic of the label \
-         {label}: it was not made by Impound. Nothing was changed; rename that policy or choose \
-         another name with --policy-name"
+         {label}: it is not as Impound makes it; delete or rename it, or choose another name with --policy-name"
     )]
     ForeignPolicy {
         /// Namespace.

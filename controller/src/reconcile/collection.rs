@@ -1,4 +1,5 @@
-//! Reconciles a collection: starts the work once, reports how far it is, records how it ended.
+//! Reconciles a collection: claims it for this replica, starts the work once, reports how far it is, records how it
+//! ended.
 
 mod recorded;
 
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::recorded::Recorded;
 use super::custody;
-use super::record::shortened;
+use super::record::{is_younger, shortened};
 use super::{Context, ReconcileError};
 use crate::agents::AgentError;
 use crate::collect::{
@@ -47,6 +48,13 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// before the next one.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// How often a collection is looked at that another replica works on. Three looks within five seconds would be taken
+/// for a loop ([`crate::kubernetes::pace`]).
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+
+/// The same when somebody was faster, or there is no lease yet.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// How long the first byte waits for an agent that can't be reached: one whose pod is being replaced
 /// is back within that time, and a collection is sealed only once.
@@ -81,27 +89,51 @@ pub async fn reconcile(
     cached: Arc<Collection>,
     context: Arc<Context>,
 ) -> Result<Action, ReconcileError> {
+    let (claims, uid) = (&context.claims, cached.uid().unwrap_or_default());
     // What has ended stays so. A process that begins sees all that ever were, and asks for none of them.
     if is_final(&cached) {
+        claims.drop_claim(&uid);
         return Ok(Action::await_change());
     }
+    if is_anothers(&context, cached.status.as_ref()).await? {
+        claims.drop_claim(&uid);
+        return Ok(Action::requeue(LOOK_AGAIN));
+    }
+    // Containment waits for what a quarantine collects first.
+    let shared = cached.spec.quarantine.is_none();
+    let Some(worker) = claims.stake(&uid, shared).await else {
+        return Ok(Action::requeue(AT_ONCE));
+    };
     let namespace = cached.namespace().unwrap_or_default();
     let api = Api::<Collection>::namespaced(context.client.clone(), &namespace);
     let read = api.get_opt(&cached.name_any()).await;
     let Some(object) = read.map_err(|error| from_kube("GET", "collection", error))? else {
+        claims.drop_claim(&uid);
         return Ok(Action::await_change());
     };
     let mut status = object.status.clone().unwrap_or_default();
     if status.phase.is_final() {
+        claims.drop_claim(&uid);
         return Ok(Action::await_change());
     }
+    if is_anothers(&context, Some(&status)).await? {
+        claims.drop_claim(&uid);
+        return Ok(Action::requeue(LOOK_AGAIN));
+    }
     status.started.get_or_insert_with(now);
+    // The first write is the claim: of two replicas one gets it, by the version that both have read.
+    status.worker = Some(worker.clone());
     let mut recorded = Recorded::new(object.clone());
     let job = match prepare(&object, &status, &context).await {
         Ok(job) => job,
         Err(Unready::Never(reason)) => {
             fail(&mut status, reason);
-            recorded.save(&context, &status).await?;
+            if let Some(later) =
+                claimed_by_another(&context, &uid, recorded.save(&context, &status).await)?
+            {
+                return Ok(later);
+            }
+            claims.drop_claim(&uid);
             announce(&context, &recorded.object, &status);
             return Ok(Action::await_change());
         }
@@ -111,16 +143,34 @@ pub async fn reconcile(
     if let Some(reason) = unreachable(&context, &job.target.node, &status).await {
         context.metrics.agent_failed();
         status.message = format!("tried again in {} s: {reason}", PAUSE.as_secs());
-        recorded.save(&context, &status).await?;
-        return Ok(Action::requeue(PAUSE));
+        let later = claimed_by_another(&context, &uid, recorded.save(&context, &status).await)?;
+        return Ok(later.unwrap_or_else(|| Action::requeue(PAUSE)));
     }
     status.message = "evidence is on its way".into();
     status.pod_uid = Some(job.target.uid.clone());
     status.node = Some(job.target.node.clone());
-    recorded.save(&context, &status).await?;
+    if let Some(later) = claimed_by_another(&context, &uid, recorded.save(&context, &status).await)?
+    {
+        return Ok(later);
+    }
 
-    // One reconciliation of an object runs at a time, so nobody else is at it in this process.
-    let outcome = work(&context, &mut recorded, &mut status, job).await;
+    // One reconciliation of an object runs at a time, so nobody else is at it in this process. Once its lease is
+    // lost, nothing more is written, neither there nor to the store.
+    let outcome = tokio::select! {
+        biased;
+        () = claims.lost(&worker) => None,
+        outcome = work(&context, &mut recorded, &mut status, job) => Some(outcome),
+    };
+    let Some(outcome) = outcome else {
+        let key = ObjectRef::from_obj(&recorded.object);
+        context.running.locked().remove(&key);
+        tracing::warn!(
+            case = object.spec.case,
+            worker,
+            "collection dropped: this worker's lease is lost"
+        );
+        return Ok(Action::requeue(AT_ONCE));
+    };
     let pause = conclude(&mut status, outcome);
     if status.phase.is_final() {
         let outcome = format!("{:?}", status.phase);
@@ -128,9 +178,39 @@ pub async fn reconcile(
     }
     recorded.save_surely(&context, &status).await?;
     if status.phase.is_final() {
+        claims.drop_claim(&uid);
         announce(&context, &recorded.object, &status);
     }
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Whether another replica works on it. On one that is under work and names nobody it is the replica that leads, of an
+/// older version.
+async fn is_anothers(
+    context: &Context,
+    status: Option<&CollectionStatus>,
+) -> Result<bool, ReconcileError> {
+    let begun = status.is_some_and(|status| status.phase == CollectionPhase::Collecting);
+    let worker = status.and_then(|status| status.worker.as_deref());
+    Ok(match worker {
+        None if begun => context.claims.leads_elsewhere().await?,
+        worker => context.claims.is_anothers(worker).await?,
+    })
+}
+
+/// When to look again at a collection that another replica has claimed at the same moment.
+fn claimed_by_another(
+    context: &Context,
+    uid: &str,
+    saved: Result<(), ReconcileError>,
+) -> Result<Option<Action>, ReconcileError> {
+    match saved {
+        Err(ReconcileError::Api(error)) if error.is_conflict() => {
+            context.claims.drop_claim(uid);
+            Ok(Some(Action::requeue(AT_ONCE)))
+        }
+        saved => saved.map(|()| None),
+    }
 }
 
 fn is_final(collection: &Collection) -> bool {
@@ -381,7 +461,7 @@ async fn prepare(
     }
     let cluster = cluster_uid(context).await?;
     let own = spec.quarantine.as_deref() == Some(&*object.name_any());
-    let (before, uid, node) = match quarantine(object, context).await? {
+    let (before, uid, node) = match quarantine(object, status, context).await? {
         // As it was before containment, and also when the pod is gone meanwhile.
         Some(quarantine) => {
             let status = quarantine.status.unwrap_or_default();
@@ -595,14 +675,30 @@ impl Containment for ContainedBy {
     }
 }
 
-async fn quarantine(object: &Collection, context: &Context) -> Result<Option<Quarantine>, Unready> {
+async fn quarantine(
+    object: &Collection,
+    status: &CollectionStatus,
+    context: &Context,
+) -> Result<Option<Quarantine>, Unready> {
     let Some(name) = &object.spec.quarantine else {
         return Ok(None);
     };
     let namespace = object.namespace().unwrap_or_default();
     let api = Api::<Quarantine>::namespaced(context.client.clone(), &namespace);
     match api.get_opt(name).await {
-        Ok(Some(quarantine)) => Ok(Some(quarantine)),
+        Ok(Some(quarantine)) => {
+            let (spec, of) = (&object.spec, &quarantine.spec);
+            if spec.pod == of.pod && spec.case == of.case && is_younger(object, &quarantine) {
+                return Ok(Some(quarantine));
+            }
+            Err(Unready::Never(format!(
+                "it is not of quarantine {namespace}/{name}: that is of pod {} in case {}, and its collections are \
+                 made after it",
+                of.pod, of.case
+            )))
+        }
+        // Released and deleted while it was taken: what is stored is sealed all the same.
+        Ok(None) if status.pod_uid.is_some() => Ok(None),
         Ok(None) => Err(Unready::Never(format!(
             "quarantine {namespace}/{name} does not exist"
         ))),

@@ -1,10 +1,12 @@
 //! Notices at once that neighbours which terminate have ended: one watch over their node's pods as long as
-//! one of them is there, instead of asking the API again and again.
+//! one of them is there, instead of asking the API again and again. And what happens to a suspect that carries no
+//! label of ours (a static pod, one of a foreign controller), which the watch over quarantined pods does not show: one
+//! watch over that pod, as long as the quarantine is in force.
 //!
 //! It only wakes the reconciler, which looks for itself. A watch that fails costs time: the reconciler looks
 //! now and then without being woken.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use futures::{Stream, StreamExt, stream};
@@ -16,14 +18,17 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::record::Record;
+use super::restarts::container_ids;
 use crate::describe::describe;
 use crate::resources::Quarantine;
 
-/// The watches of this process, one for each quarantine whose neighbours terminate.
+/// The watches of this process: one for each quarantine whose neighbours terminate, one for each whose suspect
+/// carries no label.
 pub struct Endings {
     client: Client,
     wake: mpsc::UnboundedSender<ObjectRef<Quarantine>>,
     watched: Mutex<HashMap<String, Watched>>,
+    attended: Mutex<HashMap<String, AbortOnDropHandle<()>>>,
 }
 
 struct Watched {
@@ -44,6 +49,7 @@ impl Endings {
             client,
             wake,
             watched: Mutex::default(),
+            attended: Mutex::default(),
         };
         (endings, ended)
     }
@@ -80,8 +86,31 @@ impl Endings {
         watched.insert(uid, Watched { pods, task });
     }
 
+    /// Wakes the quarantine whenever its suspect's containers are others than before, or the pod is gone or another
+    /// one. `seen` is what has been looked at. What is watched already goes on being so.
+    pub fn attend(&self, record: &Record, seen: &Pod) {
+        let mut attended = self.attended.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = attended.get(&record.uid());
+        if watched.is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &record.namespace());
+        let (wake, quarantine) = (self.wake.clone(), ObjectRef::from_obj(&record.object));
+        let (name, seen) = (seen.name_any(), marks(Some(seen)));
+        let task = tokio::spawn(async move {
+            each_change(pods, &name, seen, || {
+                // As above.
+                let _ = wake.send(quarantine.clone());
+            })
+            .await;
+        });
+        attended.insert(record.uid(), AbortOnDropHandle::new(task));
+    }
+
     /// Ends what is watched for the quarantine with this uid.
     pub fn forget(&self, uid: &str) {
+        let mut attended = self.attended.lock().unwrap_or_else(PoisonError::into_inner);
+        attended.remove(uid);
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.remove(uid);
     }
@@ -115,6 +144,32 @@ async fn until_gone(client: Client, node: &str, mut left: BTreeSet<String>) {
         }
         if left.is_empty() {
             return;
+        }
+    }
+}
+
+/// What of a pod is looked at again when it is another.
+type Marks = Option<(Option<String>, BTreeMap<String, (String, i32)>)>;
+
+fn marks(pod: Option<&Pod>) -> Marks {
+    pod.map(|pod| (pod.uid(), container_ids(pod)))
+}
+
+async fn each_change(pods: Api<Pod>, name: &str, mut seen: Marks, wake: impl Fn()) {
+    let changes = watcher::watch_object(pods, name).default_backoff();
+    let mut changes = std::pin::pin!(changes);
+    while let Some(change) = changes.next().await {
+        match change {
+            Ok(pod) => {
+                let now = marks(pod.as_ref());
+                if now != seen {
+                    wake();
+                }
+                seen = now;
+            }
+            Err(error) => {
+                tracing::warn!(pod = name, error = %describe(&error), "the suspect can't be watched");
+            }
         }
     }
 }

@@ -118,6 +118,9 @@ pub async fn look(
         note(record, "MirrorMadeAnew", what);
     }
     restarts::look(record, &suspect);
+    if record.untouched().is_some() {
+        context.endings.attend(record, &suspect);
+    }
     let mut again = None;
     let Missing {
         calls,

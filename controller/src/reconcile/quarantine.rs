@@ -145,11 +145,17 @@ async fn work(
             guarding::looked(record, context);
             let logged = custody::within(AT_ONCE, log_contained(record, context));
             report(record, logged.await);
-            record.save().await?;
-            verifying::report_credentials(record, context).await;
-            Then::GoOn
+            Then::Save
         }
-        Next::Neighbours => neighbours(record, context, collection).await?,
+        Next::Neighbours => {
+            let first = next_step::state(&record.status, StepName::Neighbours).is_none();
+            let then = neighbours(record, context, collection).await?;
+            // Neither containment nor evidence waits for the lists of all rights in the cluster.
+            if first {
+                verifying::report_credentials(record, context).await;
+            }
+            then
+        }
         Next::Prove => {
             isolating::prove(record, context).await;
             Then::Save
@@ -161,7 +167,8 @@ async fn work(
             Then::Save
         }
         Next::AwaitCollection if collection.is_none() => {
-            let what = "its Collection object was deleted; what was stored is still in the store";
+            let what = "its Collection object was deleted, or is not this quarantine's any more; what was stored is still in \
+                        the store";
             record.end(StepName::Collect, StepState::Failed, what);
             Then::Save
         }
@@ -301,7 +308,10 @@ async fn neighbours(
     }
     let Some(collection) = collection else {
         record.begin(StepName::Neighbours);
-        create_collection(record, context).await?;
+        if !create_collection(record, context).await? {
+            name_taken(record);
+            return Ok(Then::Save);
+        }
         record.status.collection = Some(record.name());
         record.wait(
             StepName::Neighbours,
@@ -309,15 +319,6 @@ async fn neighbours(
         );
         return Ok(Then::Save);
     };
-    if collection.spec.quarantine.as_deref() != Some(&record.name()) {
-        let message = format!(
-            "a collection named {} exists and is not this quarantine's",
-            record.name()
-        );
-        record.end(StepName::Neighbours, StepState::Failed, message.clone());
-        record.end(StepName::Collect, StepState::Failed, message);
-        return Ok(Then::Save);
-    }
     record.status.collection = Some(record.name());
     let status = collection.status.clone().unwrap_or_default();
     if status.quick_done {
@@ -347,22 +348,38 @@ async fn neighbours(
     Ok(Then::Save)
 }
 
-async fn create_collection(record: &Record, context: &Context) -> Result<(), ReconcileError> {
-    let spec = &record.object.spec;
-    let request = custody::request_id(&record.object).map(|id| id.to_string());
-    let (name, who) = (record.name(), &spec.requested_by);
-    let collection = record.collection(&name, &spec.reason, who, request);
+/// Makes the collection. Tells whether there is one now: one of the name that is not this quarantine's is none.
+async fn create_collection(record: &Record, context: &Context) -> Result<bool, ReconcileError> {
+    let wanted = record.first_collection();
     let api = Api::<Collection>::namespaced(context.client.clone(), &record.namespace());
-    match api.create(&PostParams::default(), &collection).await {
-        Ok(_) => Ok(()),
-        Err(error) => match from_kube("POST", "collections", error) {
-            // Created by an attempt that did not get as far as recording it.
-            error if error.is_conflict() => Ok(()),
-            error => Err(error.into()),
-        },
+    let Err(error) = api.create(&PostParams::default(), &wanted).await else {
+        return Ok(true);
+    };
+    let error = from_kube("POST", "collections", error);
+    if !error.is_conflict() {
+        return Err(error.into());
+    }
+    let there = api.get_opt(&record.name()).await;
+    match there.map_err(|error| from_kube("GET", "collection", error))? {
+        // Created by an attempt that did not get as far as recording it.
+        Some(there) => Ok(record.owns(&there, &wanted)),
+        None => Err(error.into()),
     }
 }
 
+/// Nothing is collected under a name that is somebody else's.
+fn name_taken(record: &mut Record) {
+    let message = format!(
+        "NOT collected: a collection named {} exists that is not this quarantine's: it was made before it, or is of \
+         another pod, case or request. {}",
+        record.name(),
+        restarts::by_hand(record, "its own collection could not be made")
+    );
+    record.end(StepName::Neighbours, StepState::Failed, message.clone());
+    record.end(StepName::Collect, StepState::Failed, message);
+}
+
+/// The quarantine's first collection, if it is there; what else has its name is none.
 async fn collection(
     record: &Record,
     context: &Context,
@@ -375,10 +392,9 @@ async fn collection(
         return Ok(None);
     }
     let api = Api::<Collection>::namespaced(context.client.clone(), &record.namespace());
-    Ok(api
-        .get_opt(&record.name())
-        .await
-        .map_err(|error| from_kube("GET", "collection", error))?)
+    let there = api.get_opt(&record.name()).await;
+    let there = there.map_err(|error| from_kube("GET", "collection", error))?;
+    Ok(there.filter(|there| record.owns(there, &record.first_collection())))
 }
 
 fn collected(record: &mut Record, collection: Option<&Collection>) {

@@ -9,7 +9,7 @@ use kube::runtime::events::{Event, EventType};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use super::custody::REQUEST;
+use super::custody::{REQUEST, request_id};
 use super::next_step::verdict;
 use super::{Context, ReconcileError};
 use crate::contain::settings::FIELD_MANAGER;
@@ -75,6 +75,32 @@ impl Record {
         );
         collection.metadata.annotations = request.map(|id| [(REQUEST.into(), id)].into());
         collection
+    }
+
+    /// The first collection, which has the quarantine's name, not made yet.
+    #[must_use]
+    pub fn first_collection(&self) -> Collection {
+        let (name, spec) = (self.name(), &self.object.spec);
+        let request = request_id(&self.object).map(|id| id.to_string());
+        self.collection(&name, &spec.reason, &spec.requested_by, request)
+    }
+
+    /// Whether what has the name of a collection that this quarantine `wanted` is that one. A name alone says
+    /// nothing: it may be of a quarantine of the same name that was released and deleted, or somebody else's, and what
+    /// is sealed there would pass for evidence of this suspect.
+    #[must_use]
+    pub fn owns(&self, there: &Collection, wanted: &Collection) -> bool {
+        let is_about = |collection: &Collection| {
+            let spec = &collection.spec;
+            (
+                spec.quarantine.clone(),
+                spec.pod.clone(),
+                spec.pod_uid.clone(),
+                spec.case.clone(),
+                request_id(collection),
+            )
+        };
+        is_about(there) == is_about(wanted) && is_younger(there, &self.object)
     }
 
     /// Namespace of quarantine and pod.
@@ -348,6 +374,12 @@ impl Record {
         }
         self.context.publish(self.object.object_ref(&()), events);
     }
+}
+
+/// Whether a collection was made since the quarantine was, by the API server's clock in whole seconds.
+#[must_use]
+pub fn is_younger(collection: &Collection, quarantine: &Quarantine) -> bool {
+    collection.metadata.creation_timestamp >= quarantine.metadata.creation_timestamp
 }
 
 /// Writes under the name of this controller.

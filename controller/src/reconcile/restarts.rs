@@ -43,6 +43,9 @@ pub const LIMIT: usize = 5;
 /// Reason of a restart.
 const EVIDENCE_LOSS: &str = "EvidenceLoss";
 
+/// Reason of a collection that is made by hand because of one.
+const RESTART: &str = "a container was restarted";
+
 /// What making a later collection is called where it is put off, and the pauses after which it is tried again.
 const MAKE: &str = "later collection";
 const PAUSE: Duration = Duration::from_secs(5);
@@ -179,12 +182,13 @@ pub async fn make(record: &mut Record, context: &Context) -> Result<(), Reconcil
 pub async fn follow(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
     let under_way = |later: &&LaterCollection| later.phase.is_some_and(|phase| !phase.is_final());
     let mut later = record.status.later_collections.iter();
-    let Some(name) = later.find(under_way).map(|later| later.name.clone()) else {
+    let Some(later) = later.find(under_way).cloned() else {
         return Ok(());
     };
-    let found = api(record, context).get_opt(&name).await;
+    let found = api(record, context).get_opt(&later.name).await;
     let found = found.map_err(|error| from_kube("GET", "collection", error))?;
-    see(record, &name, found.as_ref());
+    let found = found.filter(|found| record.owns(found, &wanted(record, &later)));
+    see(record, &later.name, found.as_ref());
     Ok(())
 }
 
@@ -278,7 +282,7 @@ fn no_more(record: &mut Record) {
     let message = format!(
         "a container was restarted again, and what it is now is NOT collected: {LIMIT} later collections were made \
          of this quarantine, and no more is made by itself. {}",
-        by_hand(record)
+        by_hand(record, RESTART)
     );
     let mut steps = record.status.steps.iter();
     if steps.any(|step| step.name == StepName::CollectAgain && step.message == message) {
@@ -295,7 +299,10 @@ fn became(record: &Record, taken: &Taken, old: &str, new: &str) -> String {
     let first = steps.find(|step| step.name == StepName::Collect);
     let first = first.map(|step| step.message.clone()).unwrap_or_default();
     match taken {
-        Taken::Unwanted => format!("nothing was to be collected: {lost}. {}", by_hand(record)),
+        Taken::Unwanted => format!(
+            "nothing was to be collected: {lost}. {}",
+            by_hand(record, RESTART)
+        ),
         Taken::OnItsWay(collection) => {
             format!("{lost}; {collection}, which has not ended, takes it if it still exists then")
         }
@@ -306,15 +313,16 @@ fn became(record: &Record, taken: &Taken, old: &str, new: &str) -> String {
         ),
         Taken::NoMore => format!(
             "the collections had ended by then, and hold nothing of {new}. {}",
-            by_hand(record)
+            by_hand(record, RESTART)
         ),
     }
 }
 
-fn by_hand(record: &Record) -> String {
+/// The command that collects what there is, and why.
+pub(super) fn by_hand(record: &Record, why: &str) -> String {
     let spec = &record.object.spec;
     format!(
-        "To collect what is there now: impound collect {} -n {} --case {} --reason 'a container was restarted'",
+        "To collect what is there now: impound collect {} -n {} --case {} --reason '{why}'",
         spec.pod,
         record.namespace(),
         spec.case
@@ -349,6 +357,17 @@ async fn log(record: &Record, context: &Context, later: &LaterCollection) -> Res
     custody::once(context, &spec.case, vec![entry]).await
 }
 
+/// The collection as it is to be made.
+fn wanted(record: &Record, later: &LaterCollection) -> Collection {
+    let who = PeerId::Controller.to_string();
+    record.collection(
+        &later.name,
+        &later.reason,
+        &who,
+        Some(later.request.clone()),
+    )
+}
+
 /// The collection, made now or by an attempt that did not get as far as recording it; `None` if the name is
 /// somebody else's.
 async fn create(
@@ -356,17 +375,15 @@ async fn create(
     context: &Context,
     later: &LaterCollection,
 ) -> Result<Option<Collection>, ApiError> {
-    let who = PeerId::Controller.to_string();
-    let request = Some(later.request.clone());
-    let collection = record.collection(&later.name, &later.reason, &who, request);
+    let wanted = wanted(record, later);
     let api = api(record, context);
-    let made = api.create(&PostParams::default(), &collection).await;
+    let made = api.create(&PostParams::default(), &wanted).await;
     match made.map_err(|error| from_kube("POST", "collections", error)) {
         Ok(made) => Ok(Some(made)),
         Err(error) if error.is_conflict() => {
             let there = api.get_opt(&later.name).await;
             let there = there.map_err(|error| from_kube("GET", "collection", error))?;
-            Ok(there.filter(|there| there.spec.quarantine == collection.spec.quarantine))
+            Ok(there.filter(|there| record.owns(there, &wanted)))
         }
         Err(error) => Err(error),
     }
@@ -377,7 +394,8 @@ fn see(record: &mut Record, name: &str, collection: Option<&Collection>) {
     let (phase, message) = match collection {
         None => (
             CollectionPhase::Failed,
-            "its Collection object was deleted, or is not this quarantine's".to_owned(),
+            "its Collection object was deleted, or one of its name is not this quarantine's"
+                .to_owned(),
         ),
         Some(collection) => {
             let status = collection.status.clone().unwrap_or_default();

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::next_step::{blocked, is_contained};
+use super::next_step::{blocked, is_contained, state};
 use super::record::Record;
 use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::ObserveError;
+use crate::contain::owner::is_orphan;
 use crate::contain::plan::uses_node_network;
 use crate::contain::plugin::facts as plugin_facts;
 use crate::contain::{credentials, facts, pod};
@@ -37,8 +38,7 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
     loop {
         match check(record, context, None).await {
             Ok(mut facts) => {
-                // What a step that is still refused would bring about does not come by itself.
-                let settling = facts::settling(&facts) && blocked(&record.status).is_none();
+                let settling = facts::settling(&facts) && comes_by_itself(record);
                 let last = !settling || Instant::now() >= deadline;
                 if last {
                     let standing = context.guard.look(&context.client, &context.settings);
@@ -69,6 +69,12 @@ pub async fn verify(record: &mut Record, context: &Context) -> Result<(), Reconc
     Ok(())
 }
 
+/// What a step that has failed or is still refused would bring about does not come by itself.
+fn comes_by_itself(record: &Record) -> bool {
+    let failed = |step| state(&record.status, step) == Some(StepState::Failed);
+    blocked(&record.status).is_none() && !failed(StepName::Policy) && !failed(StepName::Strip)
+}
+
 /// What policies of other kinds mean for the pod; nothing where the cluster serves none.
 async fn add_plugin_facts(record: &Record, context: &Context, facts: &mut Vec<Fact>) {
     // None of them applies to a pod on its node's network either.
@@ -82,7 +88,7 @@ async fn add_plugin_facts(record: &Record, context: &Context, facts: &mut Vec<Fa
     plugin_facts::add(facts, &plugin, &namespace, &labels, &context.settings);
 }
 
-/// Reports what the suspect could act with. After containment, which must not wait for it.
+/// Reports what the suspect could act with. Once its collection is made, since nothing must wait for it.
 pub async fn report_credentials(record: &mut Record, context: &Context) {
     let pod = record.suspect_before();
     record.status.credentials = credentials::report(&context.client, &pod).await;
@@ -178,12 +184,15 @@ async fn check(
     context: &Context,
     seen: Option<facts::Seen>,
 ) -> Result<Vec<Fact>, ObserveError> {
+    let suspect = record.suspect_before();
+    let before = record.status.before.as_ref();
+    let is_orphan = is_orphan(&suspect, before.and_then(|before| before.owner.as_ref()));
     let mut facts = facts::check(
         &context.client,
-        &record.suspect_before(),
+        &suspect,
         record.status.node.as_deref().unwrap_or_default(),
         &record.name(),
-        record.untouched(),
+        (record.untouched(), is_orphan),
         seen,
         &context.settings,
     )

@@ -123,6 +123,10 @@ pub struct CollectionStatus {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<MicroTime>,
+    /// Replica that works on it, or did so last: `<its Lease>/<its process>`. Another one takes the collection once
+    /// that Lease is not renewed any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
     /// How often work was begun: more than once after a crash or an unreachable agent.
     #[serde(default)]
     pub attempts: u32,

@@ -293,11 +293,12 @@ async fn refuse_release(
         _ => {}
     }
     let namespace = found.metadata.namespace.as_deref().unwrap_or_default();
+    let record = Record::new(found.clone(), service.context.clone());
     let collection = Api::<Collection>::namespaced(service.context.client.clone(), namespace)
         .get_opt(name)
         .await
         .map_err(|error| status::of_kube("GET", name, error))?
-        .filter(|collection| collection.spec.quarantine.as_deref() == Some(name))
+        .filter(|collection| record.owns(collection, &record.first_collection()))
         .and_then(|collection| collection.status);
     if force || evidence_is_safe(&found.spec, recorded, collection.as_ref()) {
         return Ok(());

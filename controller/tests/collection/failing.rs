@@ -1,9 +1,11 @@
 //! A store that refuses single operations: what that may cost, and what not.
 
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use impound_controller::collect::{CollectError, SealedCollection};
+use impound_controller::collect::{CollectError, Limits, SealedCollection};
 use impound_evidence::{ArtifactRecord, Event, Manifest, Outcome};
 
 use super::agent::{Fault, tar};
@@ -239,6 +241,32 @@ async fn a_description_without_end_is_refused_and_costs_nothing_else() {
     let asked = fixture.agent.calls();
     let asked = asked.iter().filter(|call| call.starts_with("inspect"));
     assert!(asked.count() <= 2, "once in each stage");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nodes_tars_come_no_faster_and_no_more_at_a_time_than_its_budget_allows() {
+    let fixture = Fixture::empty().await;
+    fixture.agent.add(POD, "app", 0, 2_000_000);
+    let collector = fixture.collector(fixture.store()).with_limits(Limits {
+        streams_per_node: NonZeroUsize::new(1),
+        node_bytes_per_second: NonZeroU64::new(2 << 20),
+        ..Limits::default()
+    });
+    let jobs = ["web-1", "web-2"].map(|name| {
+        let mut job = fixture.job();
+        job.name = name.parse().unwrap();
+        job
+    });
+    let begun = Instant::now();
+    let runs = jobs.map(|job| collector.run(job, &fixture.progress));
+    for sealed in futures::future::join_all(runs).await {
+        assert_eq!(sealed.unwrap().outcome, Outcome::Complete);
+    }
+    // Each has an export and an image of two megabytes.
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(3), "it took {took:?}");
+    let sending = Arc::clone(&fixture.agent.state.lock().unwrap().sending);
+    assert_eq!(sending.most.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

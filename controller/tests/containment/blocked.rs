@@ -112,6 +112,51 @@ impl Stage {
     }
 }
 
+#[tokio::test]
+async fn a_policy_of_our_name_that_is_somebody_elses_keeps_neither_isolation_nor_collection_waiting()
+ {
+    let stage = Stage::new().await;
+    stage
+        .world
+        .create(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": { "name": "deny-all-suspectpod" },
+            "spec": { "podSelector": {}, "ingress": [{}], "egress": [{}], "policyTypes": ["Ingress", "Egress"] },
+        }))
+        .await;
+    let quarantine = stage.ask().await;
+    let begun = std::time::Instant::now();
+    let verified = stage
+        .becomes(&quarantine, "it is verified", |now| {
+            state(now, "Verify") == "Failed"
+        })
+        .await;
+    // What nobody will make is not waited for as for what the API server's own controllers do.
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(10),
+        "{verified:#?}"
+    );
+    let done = stage.world.settled(&quarantine).await;
+    assert_eq!(state(&done, "Policy"), "Failed", "{done:#?}");
+    for step in ["Strip", "Isolate", "Collect", "Evict"] {
+        assert_eq!(state(&done, step), "Done", "{step}: {done:#?}");
+    }
+    assert_eq!(done.verdict, "NotContained", "{done:#?}");
+    assert!(
+        done.message.starts_with("NOT contained: ")
+            && done.message.contains("it is not as Impound makes it"),
+        "{}",
+        done.message
+    );
+    stage.world.release(&quarantine, false).await.unwrap();
+    let released = stage.world.settled(&quarantine).await;
+    assert_eq!(released.phase, "Released", "{released:#?}");
+    let policies =
+        Api::<NetworkPolicy>::namespaced(stage.world.client.clone(), &stage.world.namespace);
+    // It was never ours.
+    policies.get("deny-all-suspectpod").await.unwrap();
+}
+
 async fn goes_on_without(refused: &str, method: &'static str, path: &'static str) {
     let stage = Stage::new().await;
     let memory = stage.world.memory.as_ref().unwrap();

@@ -9,6 +9,7 @@ use futures::StreamExt;
 use impound_controller::reconcile::next_step::{CONTAINMENT, RELEASE};
 use impound_controller::resources::StepName;
 use impound_proto::controller::v1::Quarantine;
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams};
 use kube_memory::ClusterConfig;
@@ -58,13 +59,15 @@ enum Needs {
     Memory,
     /// Pods take their time to end.
     SlowEnd,
+    /// The same, and the owner is deleted with all that it owns.
+    OwnerGone,
     /// Pods are scheduled and don't start.
     NoKubelet,
     /// Policies in Cilium's own kind are served.
     Cilium,
 }
 
-use Needs::{Any, Cilium, Memory, NoKubelet, SlowEnd};
+use Needs::{Any, Cilium, Memory, NoKubelet, OwnerGone, SlowEnd};
 use Successor::{Elsewhere, Nobody, NotHere};
 
 /// The steps of a quarantine, in order: those that change the cluster, then isolation at the node and its proof
@@ -149,12 +152,12 @@ const ROWS: &[Row] = &[
         phase: "Complete", steps: DONE, undone: UNDONE, exclude: false, stripped: &["app"], kept: &["tier", "team"], successor: Elsewhere, cluster: Any },
     Row { pod: "that another owner would take once stripped", made_of: || vec![
             owner("Deployment", json!({ "replicas": 1 })), grabber() ],
-        said: &["ReplicaSet grabber would select pod", "change that selector first"],
-        phase: "Refused", steps: REFUSED, undone: "", exclude: false, stripped: NONE, kept: &["app"], successor: NotHere, cluster: Any },
+        said: &["ReplicaSet grabber would select it without the labels app", "is not changed", "it is NOT cut off"],
+        phase: "Failed", steps: NODE_ONLY, undone: NODE_UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: Any },
     Row { pod: "selected by NotIn alone", made_of: || vec![selected_by(json!([
             { "key": "app", "operator": "NotIn", "values": ["other"] } ]))],
-        said: &["would select pod"],
-        phase: "Refused", steps: REFUSED, undone: "", exclude: false, stripped: NONE, kept: &["app"], successor: NotHere, cluster: Memory },
+        said: &["ReplicaSet s would select it whatever label is taken off", "is not changed", "it is NOT cut off"],
+        phase: "Failed", steps: NODE_ONLY, undone: NODE_UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: Memory },
     Row { pod: "static", made_of: || vec![mirror("0")],
         said: &["it is a static pod", "its manifest is moved away on the node itself", "is not changed", "it is NOT cut off"],
         phase: "Failed", steps: NODE_ONLY, undone: NODE_UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: Memory },
@@ -164,6 +167,9 @@ const ROWS: &[Row] = &[
     Row { pod: "terminating", made_of: || vec![bare(json!({ "terminationGracePeriodSeconds": 60 }))],
         said: &["The pod is being deleted since", "nothing in the API stops that"],
         phase: "Complete", steps: DONE, undone: UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: SlowEnd },
+    Row { pod: "terminating, of a ReplicaSet that is gone", made_of: || vec![owner("ReplicaSet", json!({ "replicas": 1 }))],
+        said: &["The pod is being deleted since", "ReplicaSet s does not exist any more", "garbage collection deletes it"],
+        phase: "Complete", steps: DONE, undone: UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: OwnerGone },
     Row { pod: "not yet running", made_of: || vec![bare(json!({}))],
         said: &["The pod does not run yet: there may be no container to collect from"],
         phase: "Complete", steps: DONE, undone: UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: NoKubelet },
@@ -200,7 +206,7 @@ async fn check(row: &'static Row) -> Vec<String> {
             world.start_controller().await;
             world
         }
-        SlowEnd => {
+        SlowEnd | OwnerGone => {
             World::start_in(ClusterConfig {
                 termination: std::time::Duration::from_secs(40),
                 ..ClusterConfig::default()
@@ -245,6 +251,19 @@ async fn check(row: &'static Row) -> Vec<String> {
         api.delete(&name(&suspect), &DeleteParams::default())
             .await
             .unwrap();
+    }
+    if row.cluster == OwnerGone {
+        let api = Api::<ReplicaSet>::namespaced(world.client.clone(), &world.namespace);
+        let background = DeleteParams::background();
+        api.delete("s", &background).await.unwrap();
+        eventually("its pods go with it", || async {
+            let pod = world.pod(&name(&suspect)).await;
+            match pod.metadata.deletion_timestamp {
+                Some(_) => Ok(()),
+                None => Err("not yet".to_owned()),
+            }
+        })
+        .await;
     }
 
     let before = Before::of(&world, &suspect).await;
@@ -329,8 +348,9 @@ async fn check(row: &'static Row) -> Vec<String> {
             label(&now, "status").as_deref() == Some("suspectpod"),
             "it is not labelled".into(),
         );
+        // Nobody is there to take a reference off that leads nowhere.
         expect(
-            now.metadata.owner_references.is_none(),
+            now.metadata.owner_references.is_none() || row.cluster == OwnerGone,
             "it is owned".into(),
         );
     }

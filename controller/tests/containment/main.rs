@@ -43,5 +43,6 @@ mod replicas;
 mod restarts;
 mod rotation;
 mod sweeps;
+mod taken;
 mod waiting;
 mod world;

@@ -1,12 +1,17 @@
 //! The procedure on a Deployment's pod: what is in place afterwards, and in which order it came.
 
+use std::time::Duration;
+
+use impound_controller::resources::{Collection, CollectionPhase};
 use impound_proto::controller::v1::{CreateQuarantineRequest, GetQuarantineRequest};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube_memory::{Effect, Fault};
 use serde_json::{Value, json};
 
+use super::blocked::Stage;
 use super::world::{World, calls_planned, calls_sent, eventually, label, name, node_of, state};
 
 #[tokio::test]
@@ -347,6 +352,35 @@ async fn what_the_suspect_could_act_with_is_reported_and_not_revoked() {
     );
     let request = http::Request::get(path).body(Vec::new()).unwrap();
     world.client.request::<Value>(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_list_of_rights_that_hangs_keeps_no_evidence_waiting() {
+    let stage = Stage::new().await;
+    let lists = Fault::new(Effect::Delay(Duration::from_secs(8))).on("GET", "/rolebindings");
+    let lists = stage.world.api().inject(lists);
+    let quarantine = stage.ask().await;
+    let collections =
+        Api::<Collection>::namespaced(stage.world.client.clone(), &stage.world.namespace);
+    let sealed = eventually("the evidence is sealed", || async {
+        let there = collections.get_opt(&quarantine).await.unwrap();
+        match there
+            .and_then(|there| there.status)
+            .map(|status| status.phase)
+        {
+            Some(CollectionPhase::Sealed) => Ok(lists.hits()),
+            phase => Err(format!("{phase:?}")),
+        }
+    })
+    .await;
+    assert!(sealed > 0, "the lists were not asked for yet");
+    let now = stage.world.current(&quarantine).await;
+    assert_eq!(now.credentials, [], "they were there before the evidence");
+    stage
+        .becomes(&quarantine, "they are reported", |now| {
+            !now.credentials.is_empty() && state(now, "Neighbours") == "Done"
+        })
+        .await;
 }
 
 #[tokio::test]

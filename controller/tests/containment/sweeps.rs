@@ -29,6 +29,7 @@ use super::agent::FakeAgent;
 use super::world::{CONTROLLER, World, container, eventually, free_port};
 
 mod faults;
+mod shared;
 mod silent;
 mod wishes;
 

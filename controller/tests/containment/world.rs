@@ -305,16 +305,16 @@ impl World {
         controller.as_mut().unwrap().try_wait().unwrap().is_some()
     }
 
-    /// As if the lease of a controller that was killed had run out.
+    /// As if the leases of a controller that was killed had run out.
     pub(crate) async fn expire_lease(&self) {
         let leases = Api::<Lease>::namespaced(self.client.clone(), "default");
-        let deleted = leases
-            .delete(impound_controller::leader::LEASE, &DeleteParams::default())
-            .await;
-        match deleted {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => panic!("{error}"),
+        let all = [impound_controller::leader::LEASE];
+        for name in all.iter().chain(&impound_controller::claims::LEASES) {
+            match leases.delete(name, &DeleteParams::default()).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => panic!("{error}"),
+            }
         }
     }
 

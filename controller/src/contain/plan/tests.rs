@@ -151,26 +151,6 @@ fn the_cordon_keeps_the_nodes_own_taints() {
 }
 
 #[test]
-fn a_selector_that_would_match_again_after_the_strip_is_refused() {
-    let mut observed = deployment_pod();
-    observed.adopters.push(Adopter {
-        kind: "ReplicaSet",
-        name: "catch-all".into(),
-        uid: "other".into(),
-        selector: selector(
-            json!({ "matchExpressions": [{ "key": "app", "operator": "DoesNotExist" }] }),
-        ),
-    });
-    let refusal = planned(&observed).unwrap_err();
-    assert!(
-        refusal
-            .to_string()
-            .contains("ReplicaSet catch-all would select pod shop/web-1"),
-        "{refusal}"
-    );
-}
-
-#[test]
 fn what_another_policy_still_allows_is_said_before_anything_is_done() {
     let mut observed = deployment_pod();
     observed.policies = vec![from::<NetworkPolicy>(json!({
@@ -356,45 +336,75 @@ fn impounds_own_pods_stay_and_strangers_with_its_label_do_not() {
 }
 
 #[test]
-fn a_policy_of_our_name_that_does_something_else_is_refused() {
+fn a_policy_of_our_name_that_does_something_else_keeps_nothing_else_from_being_done() {
     let mut observed = deployment_pod();
     observed.policies = vec![from(json!({
         "metadata": { "name": "deny-all-suspectpod" },
         "spec": { "podSelector": { "matchLabels": { "app": "nginx" } }, "policyTypes": ["Ingress"] },
     }))];
-    assert!(matches!(
-        planned(&observed),
-        Err(Refusal::ForeignPolicy { .. })
-    ));
+    let plan = planned(&observed).unwrap();
+    let steps =
+        |plan: &Plan| -> Vec<StepName> { plan.calls.iter().map(|call| call.step).collect() };
+    assert_eq!(steps(&plan), steps(&planned(&deployment_pod()).unwrap()));
+    let said = plan.warnings.join("\n");
+    assert!(
+        said.contains("NetworkPolicy shop/deny-all-suspectpod exists that does not deny all")
+            && said.contains("the pod is NOT contained"),
+        "{said}"
+    );
 }
 
 #[test]
-fn pods_that_cannot_be_contained_safely_are_refused_with_the_reason() {
-    type Change = fn(&mut Observed);
-    let cases: [(&str, Change); 2] = [
-        ("has ended (phase Succeeded)", |observed| {
-            observed.pod.status.as_mut().unwrap().phase = Some("Succeeded".into());
-        }),
-        (
-            "does not exist any more: its selector is unknown",
-            |observed| {
-                observed.owner.as_mut().unwrap().raw = None;
-            },
-        ),
-    ];
-    for (expected, change) in cases {
-        let mut observed = deployment_pod();
-        change(&mut observed);
-        let refusal = planned(&observed).expect_err(expected);
-        assert!(refusal.to_string().contains(expected), "{refusal}");
-        assert!(refusal.to_string().contains("shop/web-1"), "{refusal}");
+fn a_pod_that_has_ended_is_refused_with_the_reason() {
+    let mut observed = deployment_pod();
+    observed.pod.status.as_mut().unwrap().phase = Some("Succeeded".into());
+    let refusal = planned(&observed).unwrap_err().to_string();
+    for words in ["has ended (phase Succeeded)", "shop/web-1"] {
+        assert!(refusal.contains(words), "{refusal}");
     }
+}
+
+#[test]
+fn a_pod_whose_owner_is_gone_is_contained_and_who_deletes_it_is_said() {
+    let mut observed = deployment_pod();
+    observed.owner.as_mut().unwrap().raw = None;
+    observed.adopters.clear();
+    let plan = planned(&observed).unwrap();
+    assert_eq!(plan.owner, "ReplicaSet web, which is gone");
+    let said = plan.warnings.join("\n");
+    assert!(said.contains("garbage collection deletes it"), "{said}");
+    // Its Service lets go of it all the same.
+    let labels = &body(&plan, StepName::Strip)["metadata"]["labels"];
+    assert_eq!(labels["app"], Value::Null, "{labels}");
+    assert_eq!(labels["status"], "suspectpod", "{labels}");
+}
+
+#[test]
+fn an_owner_that_is_no_controller_is_named_with_what_its_end_means() {
+    let mut observed = deployment_pod();
+    let owners = observed.pod.metadata.owner_references.as_mut().unwrap();
+    owners.push(from(
+        json!({ "apiVersion": "v1", "kind": "ConfigMap", "name": "batch", "uid": "c" }),
+    ));
+    let said = planned(&observed).unwrap().warnings.join("\n");
+    assert!(said.contains("once ConfigMap batch"), "{said}");
 }
 
 #[test]
 fn a_pod_that_can_t_be_changed_is_held_at_its_node_alone_and_that_is_said() {
     type Change = fn(&mut Observed);
-    let cases: [(&str, Change); 2] = [
+    let cases: [(&str, Change); 3] = [
+        (
+            "ReplicaSet catch-all would select it without the labels app, pod-template-hash",
+            |observed| {
+                observed.adopters.push(Adopter {
+                    kind: "ReplicaSet",
+                    name: "catch-all".into(),
+                    uid: "other".into(),
+                    selector: selector(json!({ "matchExpressions": [{ "key": "app", "operator": "DoesNotExist" }] })),
+                });
+            },
+        ),
         ("it is a static pod", |observed| {
             observed.pod.metadata.annotations = from(json!({
                 "kubernetes.io/config.mirror": "x", "kubernetes.io/config.hash": "x" }));

@@ -9,6 +9,7 @@ use impound_evidence::Entry;
 use kube::ResourceExt;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -37,14 +38,32 @@ const TRIES: u32 = 2;
 #[derive(Default)]
 pub struct Sweeps {
     collections: OnceLock<Store<Collection>>,
+    woken: Mutex<Option<UnboundedSender<ObjectRef<Sweep>>>>,
     at_work: Mutex<HashMap<String, Work>>,
 }
 
 impl Sweeps {
-    /// The collections that the reconcilers' watch shows.
+    /// The collections that this process's watch shows.
     pub fn watched(&self, collections: Store<Collection>) {
-        // A process leads once at most.
+        // It has one.
         let _ = self.collections.set(collections);
+    }
+
+    /// Sweeps of which a collection has ended, from now on, for the replica that leads.
+    #[must_use]
+    pub fn wakes(&self) -> UnboundedReceiver<ObjectRef<Sweep>> {
+        let (wake, woken) = mpsc::unbounded_channel();
+        *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
+        woken
+    }
+
+    /// A collection of this sweep has ended.
+    pub fn wake(&self, sweep: ObjectRef<Sweep>) {
+        let woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wake) = &*woken {
+            // Nobody listens once the reconcilers were dropped, as by a lost lease.
+            let _ = wake.send(sweep);
+        }
     }
 
     pub(super) fn collections(&self) -> Option<&Store<Collection>> {

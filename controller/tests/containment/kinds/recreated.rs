@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube_memory::{Effect, Fault};
 use serde_json::json;
@@ -139,7 +139,6 @@ async fn a_static_pods_mirror_that_is_made_anew_is_the_suspect_as_long_as_its_ma
     let done = world.settled("q").await;
     assert_eq!(done.verdict, "NotContained", "{done:#?}");
     let pods = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
-    let nodes = Api::<Node>::all(world.client.clone());
     let node = node_of(&suspect);
     for (manifest, reason, verdict) in [
         ("one", "MirrorMadeAnew", "NotContained"),
@@ -151,12 +150,6 @@ async fn a_static_pods_mirror_that_is_made_anew_is_the_suspect_as_long_as_its_ma
         let mut anew = mirror(manifest);
         anew["spec"]["nodeName"] = json!(node);
         world.create(anew).await;
-        // It carries no label of ours, so that a look comes with what is seen of its node.
-        let uncordoned = Patch::Merge(json!({ "spec": { "unschedulable": false } }));
-        nodes
-            .patch(&node, &PatchParams::default(), &uncordoned)
-            .await
-            .unwrap();
         // Whoever looks between the two finds none, and says so as long as it is so.
         eventually("it is noted", || async {
             let now = world.current("q").await;
@@ -169,4 +162,38 @@ async fn a_static_pods_mirror_that_is_made_anew_is_the_suspect_as_long_as_its_ma
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_restart_of_a_pod_without_our_label_is_noticed_at_once() {
+    let world = World::start_in_memory().await;
+    world.create(mirror("one")).await;
+    let suspect = world.running("team=red", 1).await.remove(0);
+    world
+        .create(json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "q" },
+            "spec": { "pod": "s", "case": "INC-1", "reason": "x", "skipCollection": true },
+        }))
+        .await;
+    world.settled("q").await;
+    let mut statuses = json!(suspect.status.as_ref().unwrap().container_statuses);
+    statuses[0]["restartCount"] = json!(1);
+    statuses[0]["containerID"] = json!(format!("docker://{}", "b".repeat(64)));
+    let pods = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
+    let restarted = Patch::Merge(json!({ "status": { "containerStatuses": statuses } }));
+    pods.patch_status("s", &PatchParams::default(), &restarted)
+        .await
+        .unwrap();
+    // Without a watch of its own: two minutes.
+    let noticed = async {
+        loop {
+            let now = world.current("q").await;
+            if now.drift.iter().any(|drift| drift.reason == "EvidenceLoss") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let noticed = tokio::time::timeout(Duration::from_secs(10), noticed).await;
+    assert!(noticed.is_ok(), "{:#?}", world.current("q").await);
 }

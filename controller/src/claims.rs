@@ -1,0 +1,295 @@
+//! Which replica works on which collection: a claim for each, held by leases.
+//!
+//! ```text
+//! Collection.status.worker = "<lease>/<process>"     the claim: a guarded write, so one of two that want it gets it
+//! Lease impound-worker-<n>, held by <process>        the worker lives: renewed as long as it has claims
+//! ```
+//! A worker that could not renew in time drops what it works on, before anybody else may take it; what it had sent by
+//! then meets the resourceVersion of the status and the store's names, which are created and never written over.
+//! Containment is not shared: it stays with the replica that leads ([`crate::leader`]).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::Client;
+use kube::api::Api;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::describe::describe;
+use crate::kubernetes::{ApiError, from_kube};
+use crate::leader::{self, Leadership};
+
+/// Names of the workers' leases, one for each replica that has claims. The roles name them.
+pub const LEASES: [&str; 10] = [
+    "impound-worker-0",
+    "impound-worker-1",
+    "impound-worker-2",
+    "impound-worker-3",
+    "impound-worker-4",
+    "impound-worker-5",
+    "impound-worker-6",
+    "impound-worker-7",
+    "impound-worker-8",
+    "impound-worker-9",
+];
+
+/// A lease is kept so long after the last claim: the next collection of a sweep comes within a second.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Between two rounds over the leases, when none was to be had.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a claim waits for its worker's lease; then it is tried again.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What was read of a lease is believed for so long: all collections of a worker ask for the same one.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// A replica with this many collections takes the next one of a sweep later by this much, up to the longest, so that
+/// one with fewer comes first.
+const COURTESY: Duration = Duration::from_millis(150);
+const LONGEST_COURTESY: Duration = Duration::from_millis(900);
+
+/// Between two looks whether it is this replica's turn.
+const TURN: Duration = Duration::from_millis(50);
+
+/// The claims of this process, and what it knows of others'.
+pub struct Claims {
+    client: Client,
+    process: String,
+    /// By its uid, whether a collection is claimed or only about to be.
+    wanted: Mutex<HashMap<String, bool>>,
+    changed: Notify,
+    /// What this process is called in a claim, while it holds a lease.
+    worker: watch::Sender<Option<String>>,
+    others: Mutex<HashMap<String, Other>>,
+}
+
+/// Another worker's lease as it was read last.
+#[derive(Clone, Debug)]
+struct Other {
+    read: Instant,
+    process: String,
+    renewed: Option<MicroTime>,
+    /// Since when, by our own clock, nothing was renewed.
+    since: Instant,
+}
+
+impl Other {
+    fn lives(&self) -> bool {
+        self.since.elapsed() <= leader::DURATION
+    }
+}
+
+impl Claims {
+    /// `process` must be unique to this process, and have no slash.
+    #[must_use]
+    pub fn new(client: Client, process: String) -> Self {
+        Self {
+            client,
+            process,
+            wanted: Mutex::default(),
+            changed: Notify::new(),
+            worker: watch::Sender::new(None),
+            others: Mutex::default(),
+        }
+    }
+
+    /// What this process is called.
+    #[must_use]
+    pub fn process(&self) -> &str {
+        &self.process
+    }
+
+    /// Holds a lease while there are claims, for ever or until `stop`; then it is given up, so that others need not
+    /// wait for its end.
+    pub async fn run(&self, stop: &CancellationToken) {
+        loop {
+            let lease = async {
+                self.until(|wanted| wanted > 0).await;
+                self.acquire().await
+            };
+            let (name, mut lease) = tokio::select! {
+                () = stop.cancelled() => return,
+                acquired = lease => acquired,
+            };
+            let worker = format!("{name}/{}", self.process);
+            self.worker.send_replace(Some(worker));
+            let lost = tokio::select! {
+                lost = lease.keep() => Some(lost),
+                () = self.idle() => None,
+                () = stop.cancelled() => None,
+            };
+            // What is under way is dropped by this.
+            self.worker.send_replace(None);
+            match lost {
+                Some(lost) => tracing::warn!(
+                    lease = name,
+                    lost,
+                    "no longer a worker: collections are dropped"
+                ),
+                None => lease.give_up().await,
+            }
+        }
+    }
+
+    /// A claim on the collection with this uid: the name to write into its status, once this process has a lease.
+    /// Of those that are `shared`, a replica that has more takes one later than a replica that has fewer. `None` if
+    /// there was no lease to be had for a while.
+    pub async fn stake(&self, collection: &str, shared: bool) -> Option<String> {
+        locked(&self.wanted)
+            .entry(collection.to_owned())
+            .or_insert(false);
+        self.changed.notify_one();
+        let begun = Instant::now();
+        while shared && begun.elapsed() < self.courtesy(collection) {
+            sleep(TURN).await;
+        }
+        locked(&self.wanted).insert(collection.to_owned(), true);
+        let mut worker = self.worker.subscribe();
+        let held = timeout(PATIENCE, worker.wait_for(Option::is_some)).await;
+        held.ok()?.ok()?.clone()
+    }
+
+    /// How long a further collection is left to others.
+    fn courtesy(&self, collection: &str) -> Duration {
+        let wanted = locked(&self.wanted);
+        let claimed = wanted
+            .iter()
+            .filter(|(uid, claimed)| **claimed && *uid != collection);
+        let claimed = u32::try_from(claimed.count()).unwrap_or(u32::MAX);
+        // One that is claimed already is gone on with.
+        let again = wanted.get(collection).is_some_and(|claimed| *claimed);
+        COURTESY
+            .saturating_mul(if again { 0 } else { claimed })
+            .min(LONGEST_COURTESY)
+    }
+
+    /// The collection with this uid has ended, or is another's.
+    pub fn drop_claim(&self, collection: &str) {
+        locked(&self.wanted).remove(collection);
+        self.changed.notify_one();
+    }
+
+    /// Ends when this process is not that worker any more.
+    pub async fn lost(&self, worker: &str) {
+        let mut now = self.worker.subscribe();
+        // The sender is ours, so it is never closed.
+        let _ = now.wait_for(|now| now.as_deref() != Some(worker)).await;
+    }
+
+    /// Whether a claim is another process's that lives.
+    ///
+    /// # Errors
+    /// If its lease can't be read.
+    pub async fn is_anothers(&self, worker: Option<&str>) -> Result<bool, ApiError> {
+        let Some((lease, process)) = worker.and_then(|worker| worker.split_once('/')) else {
+            return Ok(false);
+        };
+        if process == self.process || !LEASES.contains(&lease) {
+            return Ok(false);
+        }
+        let now = self.look(lease).await?;
+        Ok(now.process == process && now.lives())
+    }
+
+    /// Whether another process that lives leads.
+    ///
+    /// # Errors
+    /// If the lease can't be read.
+    pub async fn leads_elsewhere(&self) -> Result<bool, ApiError> {
+        let now = self.look(leader::LEASE).await?;
+        Ok(!now.process.is_empty() && now.process != self.process && now.lives())
+    }
+
+    /// What is known of another worker's lease, read again if that is some time ago.
+    async fn look(&self, lease: &str) -> Result<Other, ApiError> {
+        let known = locked(&self.others).get(lease).cloned();
+        if let Some(known) = known.filter(|known| known.read.elapsed() < FRESH) {
+            return Ok(known);
+        }
+        let api = Api::<Lease>::default_namespaced(self.client.clone());
+        let found = api.get_opt(lease).await;
+        let found = found.map_err(|error| from_kube("GET", &format!("leases/{lease}"), error))?;
+        let spec = found.and_then(|found| found.spec).unwrap_or_default();
+        let process = spec.holder_identity.unwrap_or_default();
+        let mut others = locked(&self.others);
+        let since = others
+            .get(lease)
+            .filter(|known| known.process == process && known.renewed == spec.renew_time)
+            .map_or_else(Instant::now, |known| known.since);
+        let other = Other {
+            read: Instant::now(),
+            process,
+            renewed: spec.renew_time,
+            since,
+        };
+        others.insert(lease.to_owned(), other.clone());
+        Ok(other)
+    }
+
+    /// Takes the first lease that nobody holds.
+    async fn acquire(&self) -> (&'static str, Leadership) {
+        let namespace = self.client.default_namespace().to_owned();
+        let of =
+            |name| Leadership::new(self.client.clone(), &namespace, name, self.process.clone());
+        let mut leases = LEASES.map(|name| (name, of(name)));
+        loop {
+            let mut others = HashSet::new();
+            for (name, lease) in &mut leases {
+                match lease.try_take().await {
+                    Ok(None) => {
+                        let mut taken = of(name);
+                        std::mem::swap(&mut taken, lease);
+                        return (*name, taken);
+                    }
+                    Ok(Some(other)) => {
+                        others.insert(other);
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = %describe(&error), "no worker's lease, trying again");
+                        break;
+                    }
+                }
+            }
+            if others.len() == LEASES.len() {
+                tracing::warn!(
+                    workers = others.len(),
+                    "every worker's lease is held: this replica takes no collections"
+                );
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// There has been no claim for a while.
+    async fn idle(&self) {
+        loop {
+            self.until(|wanted| wanted == 0).await;
+            let anew = timeout(LINGER, self.until(|wanted| wanted > 0)).await;
+            if anew.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn until(&self, is: impl Fn(usize) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if is(locked(&self.wanted).len()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
