@@ -52,7 +52,11 @@ OUT=$REPOSITORY/target/images
 rm -rf "$OUT"
 mkdir -p "$OUT"
 
-PROGRAMS=$OUT/programs
+# What images are made in; gone at the end, also if one is too large.
+WORK=$(mktemp -d "$OUT/.work.XXXXXX")
+trap 'rm -rf "$WORK"' EXIT
+
+PROGRAMS=$WORK/programs
 "$HERE/build-programs.sh" "$PROGRAMS"
 
 # Largest image, in bytes as unpacked: nodes pull the agent's while there is an incident.
@@ -70,7 +74,7 @@ blob() {
 pack() { tar -c --format=gnu --sort=name --mtime=@0 --numeric-owner --owner=0 --group=0 -C "$1" .; }
 
 image() {
-    local name=$1 program=impound-$1 root=$OUT/$1.root layout=$OUT/$1.layout layer config manifest image=$REGISTRY/$1:$VERSION
+    local name=$1 program=impound-$1 root=$WORK/$1.root layout=$WORK/$1.layout layer config manifest image=$REGISTRY/$1:$VERSION
     mkdir -p "$root/etc/ssl/certs" "$layout/blobs/sha256"
     install -m 0555 "$PROGRAMS/$program" "$root/$program"
     install -m 0444 "$PROGRAMS/$program.cdx.json" "$root/sbom.cdx.json"
@@ -81,23 +85,23 @@ image() {
     else
         rm -r "$root/etc"
     fi
-    pack "$root" >"$OUT/layer.tar"
-    [ "$(stat -c %s "$OUT/layer.tar")" -le "$LARGEST" ] ||
-        fail "the image of $program has $(stat -c %s "$OUT/layer.tar") bytes, more than $LARGEST"
-    gzip -n -9 -c "$OUT/layer.tar" >"$OUT/layer.tar.gz"
-    layer=$(blob "$layout" "$OUT/layer.tar.gz")
-    jq -cn --arg arch "$ARCH" --arg entry "/$program" --arg diff "sha256:$(sha256 "$OUT/layer.tar")" --arg version "$VERSION" --arg name "$program" '{
+    pack "$root" >"$WORK/layer.tar"
+    [ "$(stat -c %s "$WORK/layer.tar")" -le "$LARGEST" ] ||
+        fail "the image of $program has $(stat -c %s "$WORK/layer.tar") bytes, more than $LARGEST"
+    gzip -n -9 -c "$WORK/layer.tar" >"$WORK/layer.tar.gz"
+    layer=$(blob "$layout" "$WORK/layer.tar.gz")
+    jq -cn --arg arch "$ARCH" --arg entry "/$program" --arg diff "sha256:$(sha256 "$WORK/layer.tar")" --arg version "$VERSION" --arg name "$program" '{
         architecture: $arch, os: "linux",
         config: {User: "65532:65532", Entrypoint: [$entry], Env: ["PATH=/"], WorkingDir: "/", Labels: {
             "org.opencontainers.image.title": $name, "org.opencontainers.image.version": $version,
             "org.opencontainers.image.licenses": "Apache-2.0"}},
-        rootfs: {type: "layers", diff_ids: [$diff]}}' >"$OUT/config"
-    config=$(blob "$layout" "$OUT/config")
+        rootfs: {type: "layers", diff_ids: [$diff]}}' >"$WORK/config"
+    config=$(blob "$layout" "$WORK/config")
     jq -cn --argjson config "$config" --argjson layer "$layer" '{
         schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json",
         config: ({mediaType: "application/vnd.oci.image.config.v1+json"} + $config),
-        layers: [{mediaType: "application/vnd.oci.image.layer.v1.tar+gzip"} + $layer]}' >"$OUT/manifest"
-    manifest=$(blob "$layout" "$OUT/manifest")
+        layers: [{mediaType: "application/vnd.oci.image.layer.v1.tar+gzip"} + $layer]}' >"$WORK/manifest"
+    manifest=$(blob "$layout" "$WORK/manifest")
     jq -cn --argjson manifest "$manifest" --arg version "$VERSION" '{schemaVersion: 2,
         mediaType: "application/vnd.oci.image.index.v1+json",
         manifests: [{mediaType: "application/vnd.oci.image.manifest.v1+json", annotations: {"org.opencontainers.image.ref.name": $version}} + $manifest]}' >"$layout/index.json"
@@ -108,13 +112,12 @@ image() {
         [{Config: ($config | path), RepoTags: [$image], Layers: [$layer | path]}]' >"$layout/manifest.json"
     pack "$layout" >"$OUT/$program.tar"
     printf '%s %s@%s\n' "$name" "$REGISTRY/$name:$VERSION" "$(jq -r .digest <<<"$manifest")" >>"$OUT/digests"
-    say "$program: image $(stat -c %s "$OUT/layer.tar" | numfmt --to=si --suffix=B), $(stat -c %s "$OUT/layer.tar.gz" | numfmt --to=si --suffix=B) compressed, $(jq -r .digest <<<"$manifest")"
-    rm -rf "$root" "$layout" "$OUT"/{layer.tar,layer.tar.gz,config,manifest}
+    say "$program: image $(stat -c %s "$WORK/layer.tar" | numfmt --to=si --suffix=B), $(stat -c %s "$WORK/layer.tar.gz" | numfmt --to=si --suffix=B) compressed, $(jq -r .digest <<<"$manifest")"
+    rm -rf "$root" "$layout"
 }
 
 image agent
 image controller
-rm -rf "$PROGRAMS"
 
 digest() { sed -n "s/^$1 .*@//p" "$OUT/digests"; }
 {

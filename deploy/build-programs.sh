@@ -9,6 +9,9 @@
 # scanners see it. Ends with an error if a program is not static, or does not say the same as its bill of materials.
 # deploy/build-images.sh and deploy/Dockerfile both call this.
 #
+# Names are looked up in /etc/hosts and with DNS, as /etc/resolv.conf says: both are in the static glibc (since 2.34),
+# so that an image FROM scratch needs no library and no nsswitch.conf for it.
+#
 # Usage: deploy/build-programs.sh OUT
 set -Eeuo pipefail
 # Bash reads a script while it runs it; the braces make it read the whole first.

@@ -262,6 +262,7 @@ mod tests {
         let peer = Peer {
             id: PeerId::Controller,
             certificate_sha256: [1; 32],
+            expires: None,
             remote: "10.0.0.9:40000".parse().unwrap(),
         };
         let mut headers = HeaderMap::new();

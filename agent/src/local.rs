@@ -149,6 +149,8 @@ fn named_peer(headers: &HeaderMap) -> Result<Peer, String> {
     let peer = Peer {
         id: header(headers, &PEER)?,
         certificate_sha256: *certificate.as_bytes(),
+        // The front has looked.
+        expires: None,
         remote: header(headers, &REMOTE)?,
     };
     match peer.id {

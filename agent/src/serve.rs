@@ -11,7 +11,8 @@ use futures::Stream;
 use impound_evidence::Sha256Hasher;
 use impound_proto::agent::v1::agent_server::SERVICE_NAME;
 use impound_proto::tls::{
-    Credentials, Peers, RELOAD_INTERVAL, Reloader, TlsFiles, http2, incoming, server_credentials,
+    Credentials, Peers, RELOAD_INTERVAL, Reloader, TlsFiles, Unexpired, http2, incoming,
+    server_credentials,
 };
 use impound_proto::{NodeName, PeerId, agent};
 use rustls::ServerConfig;
@@ -343,6 +344,7 @@ impl Process {
     {
         let (stopping, stopped) = oneshot::channel::<()>();
         let server = http2::server(Server::builder())
+            .layer(Unexpired)
             .add_routes(self.routes.routes())
             .serve_with_incoming_shutdown(incoming, async {
                 // An error means that the sender is gone, which is a reason to stop as well.

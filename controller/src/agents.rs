@@ -13,14 +13,13 @@ use impound_proto::PeerId;
 use impound_proto::agent::v1::agent_client::AgentClient;
 use impound_proto::agent::v1::{InfoRequest, InfoResponse};
 use impound_proto::identity::IdentityError;
-use impound_proto::tls::{self, ConnectError, Connector, Credentials, ShownCertificate};
+use impound_proto::tls::{self, ConnectError, Connector, Credentials, Link, ShownCertificate};
 use rustls::ClientConfig;
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use crate::revoked::{CONFIG_MAP, Revoked};
 
@@ -67,7 +66,7 @@ pub struct AgentConnector {
 /// A channel that is kept.
 #[derive(Clone)]
 struct Open {
-    channel: Channel,
+    link: Link,
     shown: ShownCertificate,
     /// Ends its connections at once.
     cut: CancellationToken,
@@ -76,7 +75,7 @@ struct Open {
 /// A connection to one node's agent.
 pub struct AgentConnection {
     /// Client of the agent's service.
-    pub client: AgentClient<Channel>,
+    pub client: AgentClient<Link>,
     /// Where it is.
     pub address: NodeAddress,
     /// What the agent said of itself.
@@ -250,8 +249,8 @@ impl AgentConnector {
                 reason,
             });
         }
-        let Open { channel, shown, .. } = self.channel(&address).await?;
-        let mut client = AgentClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT);
+        let Open { link, shown, .. } = self.open(&address).await?;
+        let mut client = AgentClient::new(link).max_decoding_message_size(MESSAGE_LIMIT);
         let asked = OffsetDateTime::now_utc();
         let answer = timeout(INFO_TIMEOUT, client.info(InfoRequest {})).await;
         let answered = OffsetDateTime::now_utc();
@@ -289,7 +288,7 @@ impl AgentConnector {
         })
     }
 
-    async fn channel(&self, address: &NodeAddress) -> Result<Open, AgentError> {
+    async fn open(&self, address: &NodeAddress) -> Result<Open, AgentError> {
         if let Some(open) = self.channels.lock().await.get(address) {
             return Ok(open.clone());
         }
@@ -311,12 +310,8 @@ impl AgentConnector {
             .map_err(failed)?
             .of_node(&address.uid)
             .until(cut.clone());
-        let (channel, shown) = tls::connect_with(&at, connector).await.map_err(failed)?;
-        let open = Open {
-            channel,
-            shown,
-            cut,
-        };
+        let (link, shown) = tls::link(&at, connector).await.map_err(failed)?;
+        let open = Open { link, shown, cut };
         self.channels
             .lock()
             .await

@@ -5,14 +5,17 @@
 //! the [`Peers`] that this end expects.
 //!
 //! Server: [`server_credentials`] -> [`incoming`] -> tonic's `serve_with_incoming`; each request then
-//! carries a [`Peer`]. Client: [`client_credentials`] -> [`channel`]. The [`Reloader`] that comes with
-//! the credentials re-reads the files; new handshakes use what it publishes, and servers ask clients for
-//! a new handshake every hour, see [`http2`].
+//! carries a [`Peer`], and [`Unexpired`] refuses that of a peer whose certificate has ended since. Client:
+//! [`client_credentials`] -> [`channel`] or [`link`]. The [`Reloader`] that comes with the credentials
+//! re-reads the files; new handshakes use what it publishes, and servers ask clients for a new handshake
+//! every hour, see [`http2`].
 
 mod accept;
 mod connect;
 mod cut;
+mod expiry;
 pub mod http2;
+mod link;
 mod material;
 mod reload;
 mod verify;
@@ -31,6 +34,8 @@ pub use connect::{
     explain,
 };
 pub use cut::Cuttable;
+pub use expiry::{Asked, GRACE, Unexpired};
+pub use link::{Link, link};
 pub use material::{MaterialError, certificate_life};
 pub use reload::{
     Credentials, Reload, Reloader, caller_credentials, client_credentials, open_server_credentials,

@@ -5,6 +5,7 @@ use super::*;
 fn peer(id: PeerId) -> Peer {
     Peer {
         id,
+        expires: None,
         certificate_sha256: [7; 32],
         remote: "10.0.0.9:40000".parse().unwrap(),
     }

@@ -8,14 +8,15 @@ use futures::StreamExt;
 use impound_evidence::Sha256;
 use impound_proto::PeerId;
 use impound_proto::agent::v1::ExportRequest;
+use impound_proto::agent::v1::agent_client::AgentClient;
 use impound_proto::pki::{Ca, LEAF_LIFE, Validity};
 use impound_proto::tls::{Peers, TlsFiles, client_credentials, connect_shown};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
@@ -68,6 +69,46 @@ async fn a_certificate_rotates_under_100_open_streams_and_the_next_handshake_sho
         "{} streams open over 2 rotations, none broken",
         exports.len() + others.len()
     );
+}
+
+#[tokio::test]
+async fn a_stream_outlives_the_certificate_it_was_opened_with_and_no_new_call_does() {
+    let fake = Fake::new(Export::Endless);
+    let (id, observed) = (fake.id().to_owned(), fake.observed.clone());
+    let world = World::start(fake).await;
+    let short = Validity::from_now(time::Duration::seconds(3));
+    give_controller(world.pki.path(), short);
+    let channel = controller(world.pki.path(), world.address).await;
+    let mut client = AgentClient::new(channel);
+    let export = || {
+        case(ExportRequest {
+            container_id: id.clone(),
+        })
+    };
+    let mut running = client.export(export()).await.unwrap().into_inner();
+    // The certificate says whole seconds.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let asked = observed.calls.load(Ordering::SeqCst);
+    let refused = client.export(export()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+    assert_eq!(observed.calls.load(Ordering::SeqCst), asked);
+    for _ in 0..100 {
+        running.message().await.unwrap().expect("it goes on");
+    }
+    give_controller(world.pki.path(), Validity::from_now(LEAF_LIFE));
+    let again = controller(world.pki.path(), world.address).await;
+    let _anew = AgentClient::new(again).export(export()).await.unwrap();
+    assert_eq!(observed.dropped.load(Ordering::SeqCst), 0);
+}
+
+/// Puts a new certificate into the controller's directory.
+fn give_controller(pki: &Path, validity: Validity) {
+    let read = |end| std::fs::read_to_string(pki.join(format!("ca/controller-ca.{end}"))).unwrap();
+    let ca = Ca::from_pem(&read("crt"), &read("key")).unwrap();
+    let issued = ca.issue(&PeerId::Controller, &[], validity).unwrap();
+    let files = TlsFiles::in_dir(&pki.join("controller"), "agent-ca.crt");
+    std::fs::write(files.key, &*issued.key).unwrap();
+    std::fs::write(files.certificate, &issued.certificate).unwrap();
 }
 
 /// SHA-256 of the certificate that a new connection is shown.

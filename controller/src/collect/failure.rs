@@ -64,12 +64,12 @@ impl Failure {
                 | Code::InvalidArgument
                 | Code::FailedPrecondition
                 | Code::PermissionDenied
-                | Code::Unauthenticated
                 | Code::Unimplemented
         );
         let channel = matches!(
             status.code(),
-            Code::Unavailable | Code::Unknown | Code::Cancelled
+            // Unauthenticated: by the agent's clock our certificate has ended; the next connection has a newer one.
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Unauthenticated
         );
         Self::Attempt {
             why: format!("the agent answered: {}", cut(explain(status))),

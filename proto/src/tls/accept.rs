@@ -6,6 +6,7 @@
 //! the reason.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -24,6 +25,8 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::cut::Cuttable;
+use super::expiry::grace_after;
 use super::reload::Credentials;
 use super::verify::reason;
 use super::{ALPN, HANDSHAKE_TIMEOUT};
@@ -54,6 +57,8 @@ pub struct Peer {
     pub id: PeerId,
     /// SHA-256 of the certificate's DER, for the custody log.
     pub certificate_sha256: [u8; 32],
+    /// When that certificate stops to be valid, to the second; none: whoever let the peer in looks at that.
+    pub expires: Option<SystemTime>,
     /// Remote address.
     pub remote: SocketAddr,
 }
@@ -80,7 +85,7 @@ pub struct Caller {
 /// A connection whose handshake is done, by `W`.
 #[derive(Debug)]
 pub struct Accepted<W> {
-    io: TlsStream<TcpStream>,
+    io: Cuttable<TlsStream<TcpStream>>,
     who: W,
     /// Given back when the connection ends.
     _place: Option<Place>,
@@ -276,8 +281,10 @@ fn verified(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<PeerStream, 
     usable(&io)?;
     let who = peer(&io, remote)?.ok_or("the peer presented no certificate")?;
     tracing::debug!(%remote, peer = %who.id, "accepted a peer");
+    // Of a verified peer there always is a certificate, and so its end.
+    let end = who.expires.unwrap_or(UNIX_EPOCH);
     Ok(Accepted {
-        io,
+        io: Cuttable::new(io, grace_after(end)),
         who,
         _place: None,
     })
@@ -290,13 +297,14 @@ fn known_or_not(
 ) -> Result<CallerStream, String> {
     usable(&io)?;
     let peer = peer(&io, remote)?;
-    let expires = expires(&io)?;
+    let expires = peer.as_ref().and_then(|peer| peer.expires);
     let place = match peer {
         Some(_) => None,
         None => Some(places.take(remote.ip())?),
     };
     Ok(Accepted {
-        io,
+        // Each call and each stream of theirs is looked at by itself.
+        io: Cuttable::new(io, pending()),
         who: Caller {
             peer,
             expires,
@@ -309,7 +317,7 @@ fn known_or_not(
 fn open(io: TlsStream<TcpStream>, remote: SocketAddr) -> Result<OpenStream, String> {
     usable(&io)?;
     Ok(Accepted {
-        io,
+        io: Cuttable::new(io, pending()),
         who: remote,
         _place: None,
     })
@@ -336,24 +344,15 @@ fn peer(io: &TlsStream<TcpStream>, remote: SocketAddr) -> Result<Option<Peer>, S
         return Ok(None);
     };
     let id = PeerId::from_certificate(certificate).map_err(|error| error.to_string())?;
-    Ok(Some(Peer {
-        id,
-        certificate_sha256: Sha256::digest(certificate).into(),
-        remote,
-    }))
-}
-
-/// When the peer's certificate ends; none if there is none.
-fn expires(io: &TlsStream<TcpStream>) -> Result<Option<SystemTime>, String> {
-    let (_, session) = io.get_ref();
-    let chain = session.peer_certificates();
-    let Some(certificate) = chain.and_then(|chain| chain.first()) else {
-        return Ok(None);
-    };
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
     // One that ended before 1970 was not let in.
     let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
-    Ok(Some(UNIX_EPOCH + Duration::from_secs(seconds)))
+    Ok(Some(Peer {
+        id,
+        certificate_sha256: Sha256::digest(certificate).into(),
+        expires: Some(UNIX_EPOCH + Duration::from_secs(seconds)),
+        remote,
+    }))
 }
 
 fn usable(io: &TlsStream<TcpStream>) -> Result<(), String> {

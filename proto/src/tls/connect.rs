@@ -9,7 +9,7 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use http::Uri;
@@ -28,6 +28,7 @@ use tower::Service;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::cut::Cuttable;
+use super::expiry::grace_after;
 use super::reload::Credentials;
 use super::{ALPN, HANDSHAKE_TIMEOUT, http2};
 use crate::identity::{IdentityError, PeerId};
@@ -92,12 +93,20 @@ pub async fn connect_with(
 
 /// The certificate that a peer showed at the latest handshake of a channel.
 #[derive(Clone, Debug, Default)]
-pub struct ShownCertificate(Arc<Mutex<Option<Shown>>>);
+pub struct ShownCertificate(Arc<Mutex<Handshakes>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Handshakes {
+    count: u64,
+    latest: Option<Shown>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Shown {
     sha256: [u8; 32],
-    not_after: Option<OffsetDateTime>,
+    not_after: OffsetDateTime,
+    /// Of the certificate that was shown to the peer.
+    ours_not_after: OffsetDateTime,
 }
 
 impl ShownCertificate {
@@ -110,20 +119,47 @@ impl ShownCertificate {
     /// Its last instant; `None` before the first handshake.
     #[must_use]
     pub fn not_after(&self) -> Option<OffsetDateTime> {
-        self.latest().and_then(|shown| shown.not_after)
+        self.latest().map(|shown| shown.not_after)
+    }
+
+    /// How many handshakes there were.
+    pub(super) fn handshakes(&self) -> u64 {
+        self.locked().count
+    }
+
+    /// Until when both ends' certificates of the latest handshake are valid; `None` before the first.
+    pub(super) fn both_until(&self) -> Option<OffsetDateTime> {
+        self.latest().map(Shown::both_until)
     }
 
     fn latest(&self) -> Option<Shown> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.locked().latest
     }
 
-    fn record(&self, der: &[u8]) {
-        let parsed = X509Certificate::from_der(der).ok();
-        let shown = Shown {
+    fn record(&self, shown: Shown) {
+        let mut handshakes = self.locked();
+        handshakes.count += 1;
+        handshakes.latest = Some(shown);
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Handshakes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shown {
+    fn of(der: &[u8], ours_not_after: OffsetDateTime) -> Result<Self, IdentityError> {
+        let (_, parsed) = X509Certificate::from_der(der)
+            .map_err(|error| IdentityError::Certificate(error.to_string()))?;
+        Ok(Self {
             sha256: Sha256::digest(der).into(),
-            not_after: parsed.map(|(_, parsed)| parsed.validity().not_after.to_datetime()),
-        };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
+            not_after: parsed.validity().not_after.to_datetime(),
+            ours_not_after,
+        })
+    }
+
+    fn both_until(self) -> OffsetDateTime {
+        self.not_after.min(self.ours_not_after)
     }
 }
 
@@ -145,7 +181,7 @@ pub fn explain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
+pub(super) fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
     // "http": the connector below does TLS, tonic must not.
     let endpoint =
         Endpoint::from_shared(format!("http://{address}")).map_err(|_| ConnectError::Address {
@@ -167,7 +203,7 @@ pub struct Connector {
     expected: PeerId,
     name: ServerName<'static>,
     node_uid: Option<String>,
-    shown: ShownCertificate,
+    pub(super) shown: ShownCertificate,
     cut: CancellationToken,
 }
 
@@ -196,6 +232,11 @@ impl Connector {
         })
     }
 
+    /// Whom it connects to.
+    pub(super) fn expected(&self) -> &PeerId {
+        &self.expected
+    }
+
     /// Refuses an agent whose certificate was issued for another Node object, e.g. an earlier node of the
     /// same name. A certificate that names no uid (a static installation's) is let pass.
     #[must_use]
@@ -221,13 +262,17 @@ impl Connector {
             connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => connected,
             () = cut.cancelled() => return Err(ConnectError::CutOff { peer, address }),
         };
-        match connected {
-            Ok(connected) => connected.map(|tls| TokioIo::new(Cuttable::new(tls, cut))),
-            Err(_) => Err(ConnectError::Timeout { peer, address }),
-        }
+        let (tls, shown) = connected.map_err(|_| ConnectError::Timeout { peer, address })??;
+        let end = async move {
+            tokio::select! {
+                () = cut.cancelled_owned() => "the connection was cut off: the node is revoked",
+                why = grace_after(shown.both_until().into()) => why,
+            }
+        };
+        Ok(TokioIo::new(Cuttable::new(tls, end)))
     }
 
-    async fn handshake(self, address: &str) -> Result<TlsStream<TcpStream>, ConnectError> {
+    async fn handshake(self, address: &str) -> Result<(TlsStream<TcpStream>, Shown), ConnectError> {
         let Self {
             credentials,
             expected,
@@ -242,7 +287,8 @@ impl Connector {
             .map_err(|error| ConnectError::tcp(at(error)))?;
         tcp.set_nodelay(true)
             .map_err(|error| ConnectError::tcp(at(error)))?;
-        let mut tls = TlsConnector::from(credentials.current())
+        let (config, ours_not_after) = credentials.in_use();
+        let mut tls = TlsConnector::from(config)
             .connect(name, tcp)
             .await
             .map_err(|error| ConnectError::tls(at(error)))?;
@@ -265,11 +311,11 @@ impl Connector {
                 address: address.to_owned(),
             });
         }
-        let other_node = |source| ConnectError::NoIdentity {
+        let unreadable = |source| ConnectError::NoIdentity {
             address: address.to_owned(),
             source,
         };
-        match (node_uid, PeerId::node_uid(certificate).map_err(other_node)?) {
+        match (node_uid, PeerId::node_uid(certificate).map_err(unreadable)?) {
             (Some(expected), Some(found)) if expected != found => {
                 return Err(ConnectError::OtherNode {
                     address: address.to_owned(),
@@ -279,7 +325,7 @@ impl Connector {
             }
             _ => {}
         }
-        shown.record(certificate);
+        let latest = Shown::of(certificate, ours_not_after).map_err(unreadable)?;
         if session.alpn_protocol() != Some(ALPN) {
             return Err(ConnectError::tls(at(io::Error::other(
                 "it does not speak h2",
@@ -293,7 +339,8 @@ impl Connector {
             let closed = io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection");
             return Err(ConnectError::refused(at(closed)));
         }
-        Ok(tls)
+        shown.record(latest);
+        Ok((tls, latest))
     }
 }
 

@@ -1,35 +1,52 @@
-//! A connection that somebody else can end at once: that of an agent whose node is revoked.
+//! A connection that ends for a reason of its own: its node is revoked, or its certificate ended long ago.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Reads and writes until it is cut off; then both fail, also those that wait.
 pub struct Cuttable<S> {
     io: S,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: Cut,
+}
+
+enum Cut {
+    Awaited(Pin<Box<dyn Future<Output = &'static str> + Send>>),
+    Came(&'static str),
 }
 
 impl<S> Cuttable<S> {
-    pub(super) fn new(io: S, cut: CancellationToken) -> Self {
+    /// Ends with `cut`, which says why.
+    pub(super) fn new(io: S, cut: impl Future<Output = &'static str> + Send + 'static) -> Self {
         Self {
             io,
-            cut: Box::pin(cut.cancelled_owned()),
+            cut: Cut::Awaited(Box::pin(cut)),
         }
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.cut.as_mut().poll(cx) {
-            Poll::Pending => Ok(()),
-            Poll::Ready(()) => Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "the connection was cut off: the node is revoked",
-            )),
+        if let Cut::Awaited(cut) = &mut self.cut {
+            match cut.as_mut().poll(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(why) => self.cut = Cut::Came(why),
+            }
         }
+        match self.cut {
+            Cut::Awaited(_) => Ok(()),
+            Cut::Came(why) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)),
+        }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Cuttable<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cuttable")
+            .field("io", &self.io)
+            .finish_non_exhaustive()
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::{ClientConfig, ServerConfig};
-use time::OffsetDateTime;
+use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
@@ -142,6 +142,12 @@ impl<C> Credentials<C> {
         Arc::clone(&self.published.borrow().config)
     }
 
+    /// The same, and when the certificate in it ends.
+    pub(super) fn in_use(&self) -> (Arc<C>, OffsetDateTime) {
+        let published = self.published.borrow();
+        (Arc::clone(&published.config), published.not_after)
+    }
+
     /// The identity of our own certificate.
     #[must_use]
     pub fn own(&self) -> &PeerId {
@@ -164,7 +170,8 @@ impl Credentials<ClientConfig> {
     pub fn without_certificate(own: PeerId, roots: &Path) -> Result<Self, MaterialError> {
         let (_, published) = watch::channel(Published {
             config: Arc::new(client_without_certificate(roots)?),
-            not_after: OffsetDateTime::UNIX_EPOCH,
+            // What is not there does not end.
+            not_after: PrimitiveDateTime::MAX.assume_utc(),
         });
         Ok(Self { own, published })
     }

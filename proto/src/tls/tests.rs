@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod expiry;
+
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
@@ -671,9 +673,13 @@ impl Log {
     }
 
     fn refusals(&self) -> Vec<String> {
+        self.lines("refused a peer")
+    }
+
+    fn lines(&self, with: &str) -> Vec<String> {
         let text = String::from_utf8(self.text.lock().unwrap().clone()).unwrap();
         text.lines()
-            .filter(|line| line.contains("refused a peer"))
+            .filter(|line| line.contains(with))
             .map(str::to_owned)
             .collect()
     }
