@@ -37,6 +37,12 @@ use super::{CASE_PATTERN, NAME_PATTERN, TEXT_PATTERN};
         json_path = ".metadata.creationTimestamp"
     ),
     printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.message",
+        priority = "1"
+    ),
+    printcolumn(
         name = "Location",
         type_ = "string",
         json_path = ".status.location",

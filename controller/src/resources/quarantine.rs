@@ -35,6 +35,7 @@ use super::{CASE_PATTERN, NAME_PATTERN, TEXT_PATTERN, any_object};
     printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
     printcolumn(name = "Case", type_ = "string", json_path = ".spec.case"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Verdict", type_ = "string", json_path = ".status.verdict"),
     printcolumn(name = "Evidence", type_ = "string", json_path = ".status.collection"),
     printcolumn(
         name = "Age",
