@@ -207,6 +207,7 @@ def refused(chart):
         "no replica": {"controller": {"replicas": 0}},
         "a relative path": {"runtime": {"socket": "docker.sock"}},
         "text instead of a switch": {"isolation": {"enabled": "yes"}},
+        "traces to where TLS or a password is expected": {"traces": {"endpoint": "https://otel:4317"}},
     }
     accepted = []
     for what, given in wrong.items():
@@ -330,12 +331,15 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         copy = pathlib.Path(directory) / "kustomize"
         shutil.copytree(KUSTOMIZE, copy)
-        isolating = copy / "isolating"
-        isolating.mkdir()
-        (isolating / "kustomization.yaml").write_text("resources: [../base]\ncomponents: [../components/isolation]\n")
+        for component in ("isolation", "traces"):
+            with_it = copy / f"with-{component}"
+            with_it.mkdir()
+            (with_it / "kustomization.yaml").write_text(f"resources: [../base]\ncomponents: [../components/{component}]\n")
         sets = {"base": (copy / "base", values("kustomize-base"))}
         sets |= {name: (copy / "overlays" / name, values(name)) for name in OVERLAYS}
-        sets["isolation"] = (isolating, merged(values("kustomize-base"), {"isolation": {"enabled": True}}))
+        sets["isolation"] = (copy / "with-isolation", merged(values("kustomize-base"), {"isolation": {"enabled": True}}))
+        traced = {"traces": {"endpoint": "http://otel-collector.monitoring.svc:4317"}}
+        sets["traces"] = (copy / "with-traces", merged(values("kustomize-base"), traced))
         for name, (path, given) in sets.items():
             found = overlay_matches(chart, name, path, given)
             valid(name, found)

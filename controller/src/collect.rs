@@ -28,7 +28,9 @@ use impound_evidence::{
     StampAuthority, Timestamp,
 };
 use impound_proto::PeerId;
+use impound_proto::traces::TARGET;
 use tokio::sync::Semaphore;
+use tracing::{Instrument, Span};
 
 use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
@@ -343,7 +345,7 @@ impl Collector {
         session.take_up().await?;
         if session.is_sealing().await {
             session.check_sealing().await?;
-            return session.seal().await;
+            return session.seal().instrument(seal()).await;
         }
         if !session.is_closed().await? {
             let collecting = async {
@@ -359,13 +361,17 @@ impl Collector {
         session.store_containment().await?;
         session.store_timeline().await?;
         session.begin_sealing().await?;
-        session.seal().await
+        session.seal().instrument(seal()).await
     }
 
     /// How the custody log calls this controller.
     fn who() -> String {
         PeerId::Controller.to_string()
     }
+}
+
+fn seal() -> Span {
+    tracing::info_span!(target: TARGET, "seal")
 }
 
 /// An instant of the wire contract; none if it is none.
