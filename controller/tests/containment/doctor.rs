@@ -4,8 +4,14 @@ use std::collections::HashMap;
 
 use impound_proto::controller::v1::{Check, DiagnoseRequest};
 
+use k8s_openapi::api::rbac::v1::{
+    ClusterRole, ClusterRoleBinding, Role, RoleBinding, RoleRef, Subject,
+};
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use serde_json::Value;
+
 use super::agent::FakeAgent;
-use super::world::{World, eventually};
+use super::world::{CONTROLLER, World, eventually};
 
 async fn diagnose(world: &World) -> HashMap<String, Check> {
     let mut eve = world.responder("eve").await;
@@ -65,4 +71,102 @@ async fn a_store_that_takes_nothing_is_found() {
     std::fs::remove_dir(world.dir.path().join("store")).unwrap();
     let store = &diagnose(&world).await["store"];
     assert_eq!(store.state, "failed", "{store:#?}");
+}
+
+#[tokio::test]
+async fn a_right_that_is_missing_is_named_one_of_the_reviews_too() {
+    let mut world = World::in_memory_without_controller().await;
+    world.arguments = vec!["--kubernetes-tokens".into()];
+    bind_the_installed_roles(&world).await;
+    world.start_controller().await;
+    let about = "controller's rights";
+    let rights = &diagnose(&world).await[about];
+    assert_eq!(rights.state, "ok", "{rights:#?}");
+    let bindings = Api::<ClusterRoleBinding>::all(world.client.clone());
+    let delete = DeleteParams::default();
+    bindings.delete("impound-reviews", &delete).await.unwrap();
+    let rights = eventually("what is missing is seen", || async {
+        let rights = diagnose(&world).await.remove(about).unwrap();
+        match rights.state.as_str() {
+            "failed" => Ok(rights),
+            _ => Err(format!("{rights:#?}")),
+        }
+    })
+    .await;
+    for missing in [
+        "2 of ",
+        "create tokenreviews.authentication.k8s.io",
+        "create subjectaccessreviews.authorization.k8s.io",
+    ] {
+        assert!(rights.found.contains(missing), "{rights:#?}");
+    }
+    assert!(!rights.remedy.is_empty(), "{rights:#?}");
+}
+
+/// The controller has what deploy/ gives it.
+async fn bind_the_installed_roles(world: &World) {
+    let installed = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../deploy/kustomize/base/impound.yaml"
+    );
+    let (client, make) = (&world.client, PostParams::default());
+    let own = client.default_namespace();
+    let subjects = Some(vec![Subject {
+        kind: "User".into(),
+        name: CONTROLLER.into(),
+        ..Subject::default()
+    }]);
+    let mut bound = 0;
+    for document in std::fs::read_to_string(installed).unwrap().split("\n---\n") {
+        let mut object: Value = serde_saphyr::from_str(document).unwrap();
+        let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let name = name.to_owned();
+        if !["impound-controller", "impound-reviews"].contains(&name.as_str()) {
+            continue;
+        }
+        let metadata = ObjectMeta {
+            name: Some(name.clone()),
+            ..ObjectMeta::default()
+        };
+        let role_ref = RoleRef {
+            api_group: Some("rbac.authorization.k8s.io".into()),
+            kind: kind.clone(),
+            name,
+        };
+        let subjects = subjects.clone();
+        match kind.as_str() {
+            "ClusterRole" => {
+                let role: ClusterRole = serde_json::from_value(object).unwrap();
+                let roles = Api::<ClusterRole>::all(client.clone());
+                roles.create(&make, &role).await.unwrap();
+                let binding = ClusterRoleBinding {
+                    metadata,
+                    role_ref,
+                    subjects,
+                };
+                let bindings = Api::<ClusterRoleBinding>::all(client.clone());
+                bindings.create(&make, &binding).await.unwrap();
+            }
+            "Role" => {
+                object["metadata"]["namespace"] = own.into();
+                let role: Role = serde_json::from_value(object).unwrap();
+                let roles = Api::<Role>::namespaced(client.clone(), own);
+                roles.create(&make, &role).await.unwrap();
+                let binding = RoleBinding {
+                    metadata,
+                    role_ref,
+                    subjects,
+                };
+                let bindings = Api::<RoleBinding>::namespaced(client.clone(), own);
+                bindings.create(&make, &binding).await.unwrap();
+            }
+            _ => continue,
+        }
+        bound += 1;
+    }
+    assert_eq!(
+        bound, 3,
+        "a role for the cluster, one for our namespace, one for reviews"
+    );
 }

@@ -1,10 +1,11 @@
-//! SubjectAccessReviews, answered by the roles and bindings that are in the cluster. Requests themselves are not
+//! Access reviews, answered by the roles and bindings that are in the cluster. Requests themselves are not
 //! checked: everybody who is let in may do everything.
 
 use serde_json::Value;
 
 use crate::json;
 use crate::state::State;
+use crate::store::Object;
 
 /// Who wants what, of a review's `spec`.
 #[derive(Debug)]
@@ -38,9 +39,21 @@ impl<'a> Question<'a> {
 
     /// Whether a binding that holds there gives the right.
     pub(crate) fn allowed(&self, state: &State) -> bool {
-        if self.groups.contains(&"system:masters") {
-            return true;
-        }
+        self.groups.contains(&"system:masters")
+            || self
+                .bindings(state)
+                .iter()
+                .any(|binding| self.bound(binding) && self.granted(state, binding))
+    }
+
+    /// Whether a binding that holds there names the user or a group of theirs.
+    pub(crate) fn named(&self, state: &State) -> bool {
+        self.bindings(state)
+            .iter()
+            .any(|binding| self.bound(binding))
+    }
+
+    fn bindings(&self, state: &State) -> Vec<Object> {
         let everywhere = state
             .store
             .list("clusterrolebindings.rbac.authorization.k8s.io", "");
@@ -53,8 +66,6 @@ impl<'a> Question<'a> {
             );
         }
         bindings
-            .iter()
-            .any(|binding| self.bound(binding) && self.granted(state, binding))
     }
 
     fn bound(&self, binding: &Value) -> bool {

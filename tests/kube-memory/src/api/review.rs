@@ -1,5 +1,5 @@
 //! Reviews: questions that are answered and never stored. Everybody who is let in may do everything here; what
-//! somebody may by the cluster's roles, a SubjectAccessReview says.
+//! somebody may by the cluster's roles, a SubjectAccessReview says, and a SelfSubjectAccessReview of who has any.
 
 use serde_json::{Value, json};
 
@@ -28,7 +28,16 @@ pub(super) fn answer(call: &Call<'_>) -> Outcome<Reply> {
         json!({"username": name, "groups": groups})
     };
     let status = match call.resource.kind.as_str() {
-        "SelfSubjectAccessReview" => json!({"allowed": true}),
+        "SelfSubjectAccessReview" => {
+            let mut asked = review.clone();
+            json::put(&mut asked, &["spec", "user"], call.request.user.as_str());
+            json::put(&mut asked, &["spec", "groups"], call.request.groups.clone());
+            let question = Question::of(&asked);
+            let state = &call.core.shared;
+            // Who is named in no binding may do everything, as their requests show.
+            let allowed = state.with(|state| !question.named(state) || question.allowed(state));
+            json!({"allowed": allowed})
+        }
         "SubjectAccessReview" => {
             let question = Question::of(&review);
             let allowed = call.core.shared.with(|state| question.allowed(state));
