@@ -207,6 +207,7 @@ def refused(chart):
         "no replica": {"controller": {"replicas": 0}},
         "a relative path": {"runtime": {"socket": "docker.sock"}},
         "text instead of a switch": {"isolation": {"enabled": "yes"}},
+        "traces to where TLS or a password is expected": {"traces": {"endpoint": "https://otel:4317"}},
     }
     accepted = []
     for what, given in wrong.items():
@@ -339,6 +340,8 @@ def main():
         sets["isolation"] = (with_component("isolation"), merged(values("kustomize-base"), {"isolation": {"enabled": True}}))
         tokens = merged(values("kustomize-base"), {"access": {"kubernetesTokens": True}})
         sets["kubernetes-tokens"] = (with_component("kubernetes-tokens"), tokens)
+        traced = {"traces": {"endpoint": "http://otel-collector.monitoring.svc:4317"}}
+        sets["traces"] = (with_component("traces"), merged(values("kustomize-base"), traced))
         for name, (path, given) in sets.items():
             found = overlay_matches(chart, name, path, given)
             valid(name, found)

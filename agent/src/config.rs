@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use impound_proto::NodeName;
+use impound_proto::traces::OtlpEndpoint;
 
 use crate::local::SocketPath;
 
@@ -169,6 +170,11 @@ pub struct Entrance {
     /// Off by default.
     #[arg(long, env = "IMPOUND_READY_LISTEN")]
     pub ready_listen: Option<SocketAddr>,
+
+    /// OpenTelemetry collector that takes traces as OTLP over gRPC, e.g. http://otel-collector.monitoring.svc:4317.
+    /// Without it, none are made.
+    #[arg(long, env = "IMPOUND_OTLP_ENDPOINT", value_name = "http://HOST:PORT")]
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// Getting the certificate from the controller; without it, somebody puts it into the TLS directory.

@@ -32,5 +32,5 @@ mod stream;
 pub use disk::Disk;
 pub use local::{SocketPath, listen};
 pub use methods::Part;
-pub use run::{RunError, run};
+pub use run::{RunError, run, traces};
 pub use serve::{Agent, Front, Worker};

@@ -3,7 +3,10 @@
 use anyhow::Context;
 use impound_agent::config::{Arguments, LogFormat, Mode};
 use impound_agent::confine::Confinement;
+use impound_proto::traces::{TARGET, Traces};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Threads of the runtime. One moves 600 MB/s with hashing, more than Docker exports, and a stream whose tasks
 /// stay on one thread costs fewer turns of a suspect node's processors.
@@ -11,7 +14,8 @@ const WORKERS: usize = 1;
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    init_log(arguments.log_format)?;
+    let traces = impound_agent::traces(&arguments.mode);
+    init_log(arguments.log_format, traces.as_ref())?;
     impound_proto::hardening::protect_memory()
         .context("memory could not be kept out of core dumps")?;
     // Before the first thread: each one inherits it.
@@ -20,12 +24,22 @@ fn main() -> anyhow::Result<()> {
         .worker_threads(WORKERS)
         .enable_all()
         .build()?
-        .block_on(impound_agent::run(arguments.mode))
-        .inspect_err(|error| {
-            tracing::error!(error = impound_proto::tls::explain(error), "the agent ends");
-        })?;
+        .block_on(traced(traces, arguments.mode))?;
     tracing::info!("the agent ends: it was told to");
     Ok(())
+}
+
+async fn traced(traces: Option<Traces>, mode: Mode) -> anyhow::Result<()> {
+    if let Some(traces) = &traces {
+        traces.start()?;
+    }
+    let ended = impound_agent::run(mode).await.inspect_err(|error| {
+        tracing::error!(error = impound_proto::tls::explain(error), "the agent ends");
+    });
+    if let Some(traces) = traces {
+        traces.finish().await;
+    }
+    Ok(ended?)
 }
 
 fn confinement(mode: &Mode) -> Confinement {
@@ -37,19 +51,23 @@ fn confinement(mode: &Mode) -> Confinement {
     }
 }
 
-fn init_log(format: LogFormat) -> anyhow::Result<()> {
+fn init_log(format: LogFormat, traces: Option<&Traces>) -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::Level::INFO.into())
         .from_env()
         .context("RUST_LOG is malformed")?
         // At debug level it logs whole answers of the runtime, environment variables included.
-        .add_directive("bollard=info".parse()?);
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Text => log.init(),
-    }
+        .add_directive("bollard=info".parse()?)
+        // Spans for traces; the log has its own.
+        .add_directive(format!("{TARGET}=off").parse()?);
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = match format {
+        LogFormat::Json => log.json().flatten_event(true).boxed(),
+        LogFormat::Text => log.boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(log.with_filter(filter))
+        .with(traces.map(Traces::layer))
+        .init();
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use impound_proto::NodeName;
 use impound_proto::tls::{MaterialError, TlsFiles};
+use impound_proto::traces::Traces;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinError;
@@ -33,6 +34,20 @@ pub async fn run(mode: Mode) -> Result<(), RunError> {
         Mode::Isolator(config) => work(Part::Isolator, config, stop).await,
         Mode::Single(config) => single(config, stop).await,
     }
+}
+
+/// The traces of a process of this mode, if it is to export any. A part has no network: it is the front whose spans
+/// are exported.
+#[must_use]
+pub fn traces(mode: &Mode) -> Option<Traces> {
+    let (node, entrance) = match mode {
+        Mode::Front(front) => (&front.node, &front.entrance),
+        Mode::Single(single) => (&single.node, &single.entrance),
+        Mode::Collector(_) | Mode::Isolator(_) => return None,
+    };
+    let to = entrance.otlp_endpoint.clone()?;
+    let node = ("k8s.node.name", node.to_string());
+    Some(Traces::new("impound-agent", [node], to))
 }
 
 async fn single(

@@ -14,6 +14,7 @@ use impound_proto::tls::{
     Credentials, Peers, RELOAD_INTERVAL, Reloader, TlsFiles, Unexpired, http2, incoming,
     server_credentials,
 };
+use impound_proto::traces::Served;
 use impound_proto::{NodeName, PeerId, agent};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -345,6 +346,7 @@ impl Process {
         let (stopping, stopped) = oneshot::channel::<()>();
         let server = http2::server(Server::builder())
             .layer(Unexpired)
+            .layer(Served)
             .add_routes(self.routes.routes())
             .serve_with_incoming_shutdown(incoming, async {
                 // An error means that the sender is gone, which is a reason to stop as well.

@@ -30,7 +30,9 @@ use impound_evidence::{
     StampAuthority, Timestamp,
 };
 use impound_proto::PeerId;
+use impound_proto::traces::TARGET;
 use tokio::sync::{Semaphore, mpsc};
+use tracing::{Instrument, Span};
 
 use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
@@ -360,7 +362,7 @@ impl Collector {
         session.take_up().await?;
         if session.is_sealing().await {
             session.check_sealing().await?;
-            return session.seal().await;
+            return session.seal().instrument(seal()).await;
         }
         let collecting = async {
             if !session.is_closed().await? {
@@ -374,7 +376,7 @@ impl Collector {
         };
         try_join!(collecting, session.remove_images(&mut images))?;
         session.begin_sealing().await?;
-        session.seal().await
+        session.seal().instrument(seal()).await
     }
 
     /// How the custody log calls this controller.
@@ -395,6 +397,10 @@ impl Session<'_> {
         try_join!(taking, self.list_tars(stored))?;
         self.derive_missing().await
     }
+}
+
+fn seal() -> Span {
+    tracing::info_span!(target: TARGET, "seal")
 }
 
 /// An instant of the wire contract; none if it is none.

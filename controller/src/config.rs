@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use impound_proto::traces::OtlpEndpoint;
 
 use crate::collect::Limits;
 use crate::contain::guard;
@@ -147,6 +148,10 @@ pub struct Serve {
     /// Format of the log on standard error.
     #[arg(long, env = "IMPOUND_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
+    /// OpenTelemetry collector that takes traces as OTLP over gRPC, e.g. http://otel-collector.monitoring.svc:4317.
+    /// Without it, none are made.
+    #[arg(long, env = "IMPOUND_OTLP_ENDPOINT", value_name = "http://HOST:PORT")]
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// A time-stamping authority (RFC 3161) that dates each collection's checkpoint. Off by default.

@@ -15,6 +15,7 @@ use impound_proto::controller::v1::controller_server::ControllerServer;
 use impound_proto::issuer::v1::issuer_server::IssuerServer;
 use impound_proto::pki::Ca;
 use impound_proto::tls::{self, Peers, TlsFiles};
+use impound_proto::traces::{TARGET, Traces};
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use tokio::net::TcpListener;
@@ -23,6 +24,8 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 use zeroize::Zeroizing;
 
 use crate::agents::AgentConnector;
@@ -72,7 +75,8 @@ const ISSUE_LIMIT: Duration = Duration::from_secs(30);
 /// # Errors
 /// If something that is needed is missing or wrong at start, or a part ends by itself.
 pub fn serve(config: Serve) -> Result<()> {
-    start_log(config.log_format);
+    let traces = traces(&config);
+    start_log(config.log_format, traces.as_ref())?;
     impound_proto::hardening::protect_memory()
         .context("memory could not be kept out of core dumps")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -80,7 +84,16 @@ pub fn serve(config: Serve) -> Result<()> {
         .max_blocking_threads(BLOCKING)
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(run(config));
+    let outcome = runtime.block_on(async {
+        if let Some(traces) = &traces {
+            traces.start()?;
+        }
+        let outcome = run(config).await;
+        if let Some(traces) = traces {
+            traces.finish().await;
+        }
+        outcome
+    });
     // A hash or a verification that is under way does not hold the end up.
     runtime.shutdown_timeout(Duration::from_secs(2));
     outcome
@@ -447,13 +460,26 @@ fn evidence_keys(config: &Serve) -> Result<Vec<VerifyingKey>> {
     keys.with_context(name)
 }
 
-fn start_log(format: LogFormat) {
+/// The traces of this process, if it is to export any.
+fn traces(config: &Serve) -> Option<Traces> {
+    let to = config.otlp_endpoint.clone()?;
+    let pod = config.pod_name.clone();
+    let pod = pod.map(|name| ("k8s.pod.name", name));
+    Some(Traces::new("impound-controller", pod, to))
+}
+
+fn start_log(format: LogFormat, traces: Option<&Traces>) -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.init(),
-    }
+    // Spans for traces; the log has its own.
+    let filter = filter.add_directive(format!("{TARGET}=off").parse()?);
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = match format {
+        LogFormat::Json => log.json().boxed(),
+        LogFormat::Text => log.boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(log.with_filter(filter))
+        .with(traces.map(Traces::layer))
+        .init();
+    Ok(())
 }

@@ -7,6 +7,7 @@
 //! - [`tls`]: both ends of the connection, reloading of certificates, HTTP/2 settings.
 //! - [`hardening`]: what a program that holds a key does first.
 //! - [`probe`]: the plain-HTTP server for a kubelet's probes and for metrics.
+//! - [`traces`]: spans for an OpenTelemetry collector, joined over both ends.
 //! - [`pki`]: issues the three private CAs and their certificates.
 
 pub mod hardening;
@@ -14,6 +15,7 @@ pub mod identity;
 pub mod pki;
 pub mod probe;
 pub mod tls;
+pub mod traces;
 
 pub use identity::{Namespaces, NodeName, PeerId, ResponderName, Role};
 

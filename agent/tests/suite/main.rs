@@ -23,8 +23,11 @@ mod isolation;
 mod layer;
 mod pod;
 mod process;
+#[path = "../../../proto/tests/otlp/receiver.rs"]
+mod receiver;
 mod refusals;
 mod rotation;
 mod split;
 mod streams;
+mod traces;
 mod world;

@@ -5,6 +5,8 @@ use impound_evidence::{
     ArtifactRecord, Completeness, Consistency, EvidencePath, Method, Timestamp,
 };
 use impound_proto::agent::v1 as wire;
+use impound_proto::traces::TARGET;
+use tracing::{Instrument, Span};
 
 use super::derive::{Deriving, Tap, What};
 use super::diff;
@@ -314,7 +316,8 @@ impl Session<'_> {
                 false => self.record_read_surely(&record).await,
             }
         };
-        let (read, kept) = futures::join!(read, writer.keep());
+        let stored = writer.keep().instrument(store_write(&record));
+        let (read, kept) = futures::join!(read, stored);
         read?;
         let mut kept = kept.map_err(|error| self.store_error(error))?;
         let (expected, found) = (content(&record), kept.content());
@@ -349,7 +352,7 @@ impl Session<'_> {
         objects: Vec<(ArtifactRecord, Box<dyn ObjectWriter>)>,
     ) -> Result<(), Failure> {
         let ended = objects.into_iter().map(|(record, writer)| async {
-            let kept = writer.keep().await;
+            let kept = writer.keep().instrument(store_write(&record)).await;
             kept.map(|kept| (record, kept))
                 .map_err(|error| self.store_error(error))
         });
@@ -420,6 +423,11 @@ impl Session<'_> {
         }
         Ok(kept)
     }
+}
+
+/// Until what came is durable and read back.
+fn store_write(record: &ArtifactRecord) -> Span {
+    tracing::info_span!(target: TARGET, "store write", path = %record.path, bytes = record.size)
 }
 
 pub(super) fn record(

@@ -1,9 +1,11 @@
 //! Gets one artifact from the agent into the store: attempt after attempt, each recorded.
 
 use impound_evidence::EvidencePath;
+use impound_proto::traces::TARGET;
 use tokio::sync::SetOnce;
 use tokio::time::Instant;
 use tonic::Code;
+use tracing::{Instrument, Span, field};
 
 use super::CollectError;
 use super::session::Session;
@@ -54,6 +56,18 @@ pub(super) enum Fetched {
     GivenUp(Option<Code>),
 }
 
+/// From the call until it is stored and recorded.
+fn artifact(wanted: &Wanted<'_>, attempt: u32) -> Span {
+    tracing::info_span!(
+        target: TARGET,
+        "artifact",
+        otel.status_code = field::Empty,
+        path = wanted.paths.first().map(field::display),
+        node = wanted.node,
+        attempt,
+    )
+}
+
 impl Session<'_> {
     /// Gets an artifact unless it is stored already.
     pub(super) async fn fetch(&self, wanted: &Wanted<'_>) -> Result<Fetched, CollectError> {
@@ -66,10 +80,13 @@ impl Session<'_> {
             for path in &wanted.paths {
                 self.board.running(path, attempt, wanted.expected_bytes);
             }
-            let failure = match self.attempt(wanted, attempt == attempts).await {
+            let span = artifact(wanted, attempt);
+            let attempted = self.attempt(wanted, attempt == attempts);
+            let failure = match attempted.instrument(span.clone()).await {
                 Ok(()) => return Ok(Fetched::Stored),
                 Err(failure) => failure,
             };
+            span.record("otel.status_code", "ERROR");
             if failure.is_of_channel() {
                 self.disconnect(wanted.node).await;
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use impound_evidence::{CaseId, CollectionName, Outcome, case_log};
+use impound_proto::traces::{self, TARGET};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::Api;
@@ -20,6 +21,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use self::recorded::Recorded;
 use super::custody;
@@ -124,8 +126,8 @@ pub async fn reconcile(
     // The first write is the claim: of two replicas one gets it, by the version that both have read.
     status.worker = Some(worker.clone());
     let mut recorded = Recorded::new(object.clone());
-    let job = match prepare(&object, &status, &context).await {
-        Ok(job) => job,
+    let (job, span) = match prepare(&object, &status, &context).await {
+        Ok(prepared) => prepared,
         Err(Unready::Never(reason)) => {
             fail(&mut status, reason);
             if let Some(later) =
@@ -159,7 +161,7 @@ pub async fn reconcile(
     let outcome = tokio::select! {
         biased;
         () = claims.lost(&worker) => None,
-        outcome = work(&context, &mut recorded, &mut status, job) => Some(outcome),
+        outcome = work(&context, &mut recorded, &mut status, job).instrument(span) => Some(outcome),
     };
     let Some(outcome) = outcome else {
         let key = ObjectRef::from_obj(&recorded.object);
@@ -265,6 +267,22 @@ async fn work(
     take_over(status, &sink.borrow());
     context.running.locked().remove(&key);
     outcome
+}
+
+/// A collection that a Quarantine asks for, with this uid, is part of that one's trace.
+fn span(object: &Collection, asked_by: Option<String>, job: &CollectionJob) -> Span {
+    let span = tracing::info_span!(
+        target: TARGET,
+        "collection",
+        case = %job.case,
+        collection = %job.name,
+        namespace = job.target.namespace,
+        pod = job.target.name,
+        node = job.target.node,
+    );
+    let uid = asked_by.or_else(|| object.uid());
+    traces::of_object(&span, &uid.unwrap_or_default());
+    span
 }
 
 /// Saves what has changed until the work is done. A save that was begun ends first, so none comes
@@ -448,7 +466,7 @@ async fn prepare(
     object: &Collection,
     status: &CollectionStatus,
     context: &Context,
-) -> Result<CollectionJob, Unready> {
+) -> Result<(CollectionJob, Span), Unready> {
     let namespace = object.namespace().unwrap_or_default();
     let spec = &object.spec;
     let at = collection_id(&spec.case, &object.name_any())
@@ -461,7 +479,9 @@ async fn prepare(
     }
     let cluster = cluster_uid(context).await?;
     let own = spec.quarantine.as_deref() == Some(&*object.name_any());
-    let (before, uid, node) = match quarantine(object, status, context).await? {
+    let quarantine = quarantine(object, status, context).await?;
+    let asked_by = quarantine.as_ref().and_then(ResourceExt::uid);
+    let (before, uid, node) = match quarantine {
         // As it was before containment, and also when the pod is gone meanwhile.
         Some(quarantine) => {
             let status = quarantine.status.unwrap_or_default();
@@ -521,7 +541,7 @@ async fn prepare(
     };
     let pod: Pod = serde_json::from_value(before.pod.clone()).unwrap_or_default();
     let unpaused = standstill::why_no_paused_commit(&pod).filter(|_| spec.pause);
-    Ok(CollectionJob {
+    let job = CollectionJob {
         case: at.case,
         name: at.name,
         requested_by: spec.requested_by.clone(),
@@ -568,7 +588,9 @@ async fn prepare(
                 name,
             }))
         }),
-    })
+    };
+    let span = span(object, asked_by, &job);
+    Ok((job, span))
 }
 
 /// The objects of a suspect that was contained, as they are now, for a later collection: what a container was restarted

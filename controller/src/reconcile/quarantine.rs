@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use impound_proto::traces::{self, TARGET};
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use kube::runtime::controller::Action;
+use tracing::{Instrument, Span};
 
 mod logged;
 
@@ -81,7 +83,9 @@ pub async fn reconcile(
             continue;
         }
         let collection = collection.as_ref();
-        match work(&mut record, &context, next, collection, &mut planned).await? {
+        let span = step(next, &record.object);
+        let worked = work(&mut record, &context, next, collection, &mut planned);
+        match worked.instrument(span).await? {
             Then::GoOn => {}
             Then::Save => record.save().await?,
             Then::Wait(pause) => return wait(&mut record, &context, pause).await,
@@ -106,6 +110,31 @@ impl Then {
     fn after(delay: Option<Duration>) -> Self {
         delay.map_or(Self::Save, Self::Wait)
     }
+}
+
+/// The span of what is done next; none of what is only waited for.
+fn step(next: Next, object: &Quarantine) -> Span {
+    let step = match next {
+        Next::Contain(step) | Next::Undo(step) => format!("{step:?}"),
+        Next::AwaitProof
+        | Next::AwaitCollection
+        | Next::AwaitContainment
+        | Next::AwaitLater
+        | Next::Rest => return Span::none(),
+        next => format!("{next:?}"),
+    };
+    let span = tracing::info_span!(
+        target: TARGET,
+        "quarantine step",
+        otel.name = format!("step {step}"),
+        step,
+        case = object.spec.case,
+        quarantine = object.name_any(),
+        namespace = object.namespace(),
+        pod = object.spec.pod,
+    );
+    traces::of_object(&span, &object.uid().unwrap_or_default());
+    span
 }
 
 /// Carries out what comes next. `planned`: the plan has just been made, and is carried out as it is.

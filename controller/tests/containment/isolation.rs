@@ -4,6 +4,8 @@
 //!
 //! Needs a Docker Engine, nftables, root, and the image that `deploy/images.sh pause` builds.
 
+mod traces;
+
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::receiver;
 use super::world::{World, eventually, free_port, name, state};
 
 const NODE: &str = "k8s-worker1";
@@ -185,8 +188,13 @@ struct Site {
 
 impl Site {
     async fn start(allow_isolation: bool) -> Self {
+        Self::start_with(allow_isolation, &[]).await
+    }
+
+    /// With further arguments of the controller.
+    async fn start_with(allow_isolation: bool, arguments: &[&str]) -> Self {
         let port = free_port();
-        let world = World::with_agents(port).await;
+        let world = World::with_agents(port, arguments).await;
         let cluster = world.namespace.clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let kubelet = Kubelet::connect(docker_kubelet::Config {

@@ -36,6 +36,8 @@ mod outcome;
 mod policies;
 mod procedure;
 mod races;
+#[path = "../../../proto/tests/otlp/receiver.rs"]
+mod receiver;
 mod refusals;
 mod refused;
 mod release;

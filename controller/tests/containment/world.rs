@@ -85,7 +85,7 @@ impl World {
 
     /// A cluster without the pods' play-acting kubelet, whose agents listen at this port: the in-memory one, or the
     /// one that `KUBECONFIG` names if nobody runs its pods. Where somebody does, the nodes are other machines.
-    pub(crate) async fn with_agents(port: u16) -> Self {
+    pub(crate) async fn with_agents(port: u16, arguments: &[&str]) -> Self {
         let config = ClusterConfig {
             instant_kubelet: false,
             ..ClusterConfig::default()
@@ -96,6 +96,7 @@ impl World {
         };
         let mut world = Self::prepared(real, config).await;
         world.about_agents = vec!["--agent-port".into(), port.to_string()];
+        world.arguments = arguments.iter().map(|one| (*one).to_owned()).collect();
         world.start_controller().await;
         world
     }

@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
 use super::connect::{ConnectError, Connector, ShownCertificate, endpoint};
+use crate::traces;
 
 /// Connects now.
 ///
@@ -98,7 +99,8 @@ impl Service<Request<Body>> for Link {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let shared = Arc::clone(&self.0);
-        Box::pin(async move {
+        let span = traces::call(request.uri().path(), shared.connector.expected());
+        Box::pin(traces::sent(span, request, async move |request| {
             let (channel, handshakes) = shared.channel();
             let answer = channel.oneshot(request).await?;
             // By the peer's clock, which may be ahead of ours.
@@ -106,7 +108,7 @@ impl Service<Request<Body>> for Link {
                 shared.leave(handshakes);
             }
             Ok(answer)
-        })
+        }))
     }
 }
 
