@@ -17,26 +17,26 @@ use tonic::{Request, Response, Status};
 /// A span as it arrived.
 #[derive(Clone, Debug)]
 #[allow(dead_code, reason = "each suite looks at some of it")]
-pub struct Arrived {
+pub(crate) struct Arrived {
     /// service.name of its process.
-    pub service: String,
-    pub name: String,
+    pub(crate) service: String,
+    pub(crate) name: String,
     /// Hexadecimal, as the others.
-    pub trace: String,
-    pub id: String,
-    pub parent: String,
+    pub(crate) trace: String,
+    pub(crate) id: String,
+    pub(crate) parent: String,
     /// Names and values of its attributes.
-    pub attributes: Vec<(String, String)>,
-    pub events: usize,
+    pub(crate) attributes: Vec<(String, String)>,
+    pub(crate) events: usize,
 }
 
 /// What has arrived so far.
 #[derive(Clone, Default)]
-pub struct Receiver(Arc<Mutex<Vec<Arrived>>>);
+pub(crate) struct Receiver(Arc<Mutex<Vec<Arrived>>>);
 
 impl Receiver {
     /// Starts one, and says where: `http://127.0.0.1:PORT`.
-    pub async fn start() -> (Self, String) {
+    pub(crate) async fn start() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let receiver = Self::default();
@@ -45,7 +45,7 @@ impl Receiver {
         (receiver, address)
     }
 
-    pub fn spans(&self) -> Vec<Arrived> {
+    pub(crate) fn spans(&self) -> Vec<Arrived> {
         self.0.lock().unwrap().clone()
     }
 }
