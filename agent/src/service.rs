@@ -18,7 +18,6 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use futures::StreamExt;
 use impound_evidence::Completeness;
-use impound_proto::NodeName;
 use impound_proto::agent::v1::agent_server;
 use impound_proto::agent::v1::{
     ArtifactHeader, ArtifactMessage, CommitRequest, CommitResponse, DiffMessage, DiffRequest,
@@ -28,6 +27,7 @@ use impound_proto::agent::v1::{
     ListContainersRequest, ListContainersResponse, ProbeIsolationRequest, ProbeIsolationResponse,
     RemoveImageRequest, RemoveImageResponse, SaveImageRequest, ThawRequest, ThawResponse,
 };
+use impound_proto::{BULK_STREAMS, NodeName};
 use tokio::sync::{Mutex, Semaphore};
 use tonic::{Request, Response, Status};
 
@@ -38,10 +38,6 @@ use crate::runtime::{ContainerRuntime, Image, ImageReference, RuntimeError};
 use crate::serve::REQUEST_LIMIT;
 use crate::stream::{self, CHUNK, Check, Outgoing};
 use call::Call;
-
-/// Exports and saves at the same time. They compete for one disk; the controller asks for one after
-/// the other, and four cost 12 MiB of memory.
-const BULK_STREAMS: usize = 4;
 
 /// Layers that are read at the same time. More wait.
 const CAPTURES: usize = 2;

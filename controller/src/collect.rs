@@ -71,6 +71,8 @@ mod timeline;
 /// indexes and a hash) and some 20 MiB: without a bound they would wait for each other's threads, and memory would
 /// end first. Those that wait have not asked their agent for anything yet. The default of `--collect-streams`.
 pub const EXPORTS: usize = 16;
+/// Tars whose listings wait for the rest of them, each with what an export holds but for its connection.
+const BEHIND: usize = 8;
 /// Layers that are received at the same time: they are small, and evictions wait for them, so that they don't
 /// wait for exports.
 const LAYERS: usize = 8;
@@ -80,6 +82,7 @@ pub struct Collector {
     store: Arc<dyn Store>,
     exports: Semaphore,
     layers: Semaphore,
+    behind: Arc<Semaphore>,
     budget: Budget,
     agents: AgentConnector,
     custody: Arc<CustodyAppender>,
@@ -297,6 +300,7 @@ impl Collector {
             store,
             exports: Semaphore::new(EXPORTS),
             layers: Semaphore::new(LAYERS),
+            behind: Arc::new(Semaphore::new(BEHIND)),
             budget: Budget::default(),
             agents,
             custody,
@@ -364,6 +368,7 @@ impl Collector {
             session.check_sealing().await?;
             return session.seal().instrument(seal()).await;
         }
+        let left = session.images_left().await?;
         let collecting = async {
             if !session.is_closed().await? {
                 session.collect(&mut stored).await?;
@@ -374,7 +379,7 @@ impl Collector {
             session.no_more_images();
             Ok(())
         };
-        try_join!(collecting, session.remove_images(&mut images))?;
+        try_join!(collecting, session.remove_images(left, &mut images))?;
         session.begin_sealing().await?;
         session.seal().instrument(seal()).await
     }

@@ -238,7 +238,7 @@ pub struct Collecting {
         value_name = "STREAMS"
     )]
     pub collect_streams: u16,
-    /// Of them, from one node; without it, as many as of all nodes
+    /// Of them, from one node; without it, 4, which is what an agent gives at a time
     #[arg(long, env = "IMPOUND_COLLECT_STREAMS_PER_NODE", value_name = "STREAMS")]
     pub collect_streams_per_node: Option<NonZeroUsize>,
     /// MiB a second of all streams together; without it, as fast as they come

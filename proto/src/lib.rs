@@ -19,6 +19,10 @@ pub mod traces;
 
 pub use identity::{Namespaces, NodeName, PeerId, ResponderName, Role};
 
+/// Exports and saves of one node at the same time: they compete for one disk, and four cost the agent 12 MiB of memory.
+/// An agent refuses more with `RESOURCE_EXHAUSTED`.
+pub const BULK_STREAMS: usize = 4;
+
 /// gRPC metadata key that carries the case id, so both ends' logs join.
 pub const CASE_METADATA: &str = "impound-case";
 

@@ -119,8 +119,12 @@ impl Session<'_> {
             &share,
         )
         .await;
-        let standstill = self.let_go().await?;
-        if let Ask::Export { read, .. } = wanted.ask {
+        // Others come beside an export, and let nothing go that stands still for it.
+        let standstill = match wanted.ask {
+            Ask::Export { .. } => self.let_go().await?,
+            _ => None,
+        };
+        if let (Ask::Export { read, .. }, true) = (wanted.ask, last || received.is_ok()) {
             let bytes = received
                 .as_ref()
                 .map_or(0, |received| received.content.size);

@@ -13,6 +13,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use impound_proto::BULK_STREAMS;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
@@ -20,12 +21,16 @@ use tokio::time::{Instant, sleep_until};
 /// enough that nobody sees it in a rate.
 const BURST: Duration = Duration::from_millis(100);
 
+/// Longest wait of a stream for what was taken before, mostly by layers, which wait for nobody: an agent gives a stream
+/// up that is not read for 15 minutes. What would cost more is not charged.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// Bounds of one process. Replicas don't know of each other's streams: each has its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// Exports and images at the same time; none: [`super::EXPORTS`].
     pub streams: Option<NonZeroUsize>,
-    /// Exports and images of one node at the same time; none: as many as of all nodes.
+    /// Exports and images of one node at the same time; none: [`BULK_STREAMS`], which is what its agent gives.
     pub streams_per_node: Option<NonZeroUsize>,
     /// Bytes a second of all streams together; none: as fast as they come.
     pub bytes_per_second: Option<NonZeroU64>,
@@ -98,7 +103,7 @@ impl Budget {
         let streams = self.limits.streams_per_node;
         let node = Arc::new(Node {
             streams: Arc::new(Semaphore::new(
-                streams.map_or(Semaphore::MAX_PERMITS, NonZeroUsize::get),
+                streams.map_or(BULK_STREAMS, NonZeroUsize::get),
             )),
             bytes: Bucket::default(),
         });
@@ -139,7 +144,7 @@ impl Bucket {
         let begin = paid.map_or(earliest, |paid| paid.max(earliest));
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.get());
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        let until = begin.checked_add(cost).unwrap_or(begin);
+        let until = begin.checked_add(cost).unwrap_or(begin).min(now + LONGEST);
         *paid = Some(until);
         Some(until)
     }

@@ -1,5 +1,7 @@
 //! Gets one artifact from the agent into the store: attempt after attempt, each recorded.
 
+use std::time::Duration;
+
 use impound_evidence::EvidencePath;
 use impound_proto::traces::TARGET;
 use tokio::sync::SetOnce;
@@ -69,6 +71,9 @@ fn artifact(wanted: &Wanted<'_>, attempt: u32) -> Span {
     )
 }
 
+/// Longest wait for a place among the streams that an agent gives at a time: other controllers' come first.
+const BUSY: Duration = Duration::from_secs(30 * 60);
+
 impl Session<'_> {
     /// Gets an artifact unless it is stored already.
     pub(super) async fn fetch(&self, wanted: &Wanted<'_>) -> Result<Fetched, CollectError> {
@@ -77,6 +82,7 @@ impl Session<'_> {
         }
         let attempts = self.collector.retry.attempts.max(1);
         let mut attempt = 1;
+        let (begun, mut refused) = (Instant::now(), 0);
         loop {
             for path in &wanted.paths {
                 self.board.running(path, attempt, wanted.expected_bytes);
@@ -96,6 +102,15 @@ impl Session<'_> {
                 self.disconnect(wanted.node).await;
             }
             let code = failure.code();
+            let waits = matches!(wanted.ask, Ask::Export { .. } | Ask::Save { .. });
+            if waits && code == Some(Code::ResourceExhausted) && begun.elapsed() < BUSY {
+                // Not an attempt: nothing was asked of the runtime.
+                tracing::info!(case = %self.at.case, collection = %self.at.name, node = wanted.node, reason = failure.words(), "waiting for the agent");
+                refused += 1;
+                let pause = self.collector.retry.before(1 + refused);
+                tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                continue;
+            }
             let can_not = matches!(code, Some(Code::FailedPrecondition | Code::Unimplemented));
             let (why, again) = failure.reason()?;
             if let (Ask::Layer { .. }, [path], true) = (wanted.ask, &*wanted.paths, can_not) {

@@ -90,14 +90,32 @@ impl Session<'_> {
         }
     }
 
-    /// Removes images from the node, beside everything else: those that a crash has left there between storing and
-    /// removing, and those that come from `saved`, until it says that no other does.
-    pub(super) async fn remove_images(&self, saved: &mut Saved) -> Result<(), CollectError> {
+    /// Images that a crash has left on their node between storing and removing.
+    pub(super) async fn images_left(&self) -> Result<Vec<ImagePaths>, CollectError> {
+        let mut left = Vec::new();
         for known in self.noted(|note| note.containers.clone()).await {
             let image = self.image_paths(&known)?;
-            if self.stored(&image.path).is_some() {
-                self.remove(&image).await?;
+            let (Some(made), Some(record)) = (self.made(&image).await, self.stored(&image.path))
+            else {
+                continue;
+            };
+            if made.id.is_none() {
+                self.note_made(&known, &image, record.source_id).await?;
             }
+            left.push(image);
+        }
+        Ok(left)
+    }
+
+    /// Removes images from the node, beside everything else: those that are `left`, and those that come from `saved`,
+    /// until it says that no other does.
+    pub(super) async fn remove_images(
+        &self,
+        left: Vec<ImagePaths>,
+        saved: &mut Saved,
+    ) -> Result<(), CollectError> {
+        for image in left {
+            self.remove(&image).await?;
         }
         while let Some(Some(image)) = saved.recv().await {
             self.remove(&image).await?;
@@ -348,7 +366,9 @@ impl Session<'_> {
         let reference = &image.reference;
         let effect = match answer.removed {
             true => "the image is gone from the node",
-            false => "the image was gone already",
+            false => {
+                "the image was gone already: the answer to an earlier call was lost, or somebody else has removed it"
+            }
         };
         let api_call = match answer.api_call.is_empty() {
             // The answer to an earlier attempt was lost.

@@ -290,6 +290,21 @@ async fn a_full_store_costs_the_large_artifacts_and_still_seals() {
 }
 
 #[tokio::test]
+async fn an_agent_that_has_no_place_for_another_stream_is_waited_for() {
+    let fixture = Fixture::small().await;
+    for call in ["export", "save_image"] {
+        for _ in 0..7 {
+            fixture
+                .agent
+                .fail(call, Fault::Status(Code::ResourceExhausted));
+        }
+    }
+    let sealed = fixture.run().await.unwrap();
+    assert_eq!(sealed.outcome, Outcome::Complete, "{:?}", sealed.missing);
+    assert_eq!(fixture.events(Event::Failed), 0);
+}
+
+#[tokio::test]
 async fn a_node_without_room_for_an_image_costs_only_the_image() {
     let fixture = Fixture::new().await;
     let (export, image) = paths(&fixture);

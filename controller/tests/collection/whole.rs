@@ -236,6 +236,31 @@ async fn of_neighbours_only_what_is_quick_is_taken_and_it_waits_for_no_export() 
 }
 
 #[tokio::test]
+async fn a_container_stands_still_for_its_export_whatever_comes_beside_it() {
+    let fixture = Fixture::small().await;
+    let mut job = fixture.job();
+    let neighbour = ("data", "db-0", "uid-0");
+    fixture.agent.add(neighbour, "db", 0, 100);
+    job.neighbours.push(pod(neighbour));
+    job.freeze = Some(Duration::from_secs(30));
+    fixture.agent.state.lock().unwrap().slow = true;
+    let mut seen = fixture.progress.subscribe();
+    let thaws = |fixture: &Fixture| {
+        let calls = fixture.agent.calls();
+        calls.iter().filter(|call| call.starts_with("thaw")).count()
+    };
+    let described = async {
+        let quick = seen.wait_for(CollectionProgress::quick_done).await;
+        assert_eq!(quick.unwrap().quick.as_ref().unwrap().failures.len(), 0);
+        assert_eq!(thaws(&fixture), 0);
+        fixture.agent.state.lock().unwrap().slow = false;
+    };
+    let (sealed, ()) = tokio::join!(fixture.run_job(job), described);
+    assert_eq!(sealed.unwrap().outcome, Outcome::Complete);
+    assert_eq!(thaws(&fixture), 1);
+}
+
+#[tokio::test]
 async fn an_image_that_may_not_be_made_at_a_standstill_is_made_without_one_and_that_is_said() {
     let fixture = Fixture::new().await;
     let mut job = fixture.job();

@@ -1,9 +1,11 @@
 //! Lists tars that are stored: what was seen to the end while it arrived is only finished, what fell behind is given
 //! the rest.
 
+use std::sync::Arc;
+
 use futures::TryStreamExt as _;
 use impound_evidence::{ArtifactRecord, EvidencePath};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::{Deriving, What};
 use crate::collect::CollectError;
@@ -17,6 +19,8 @@ use crate::store::StoreError;
 pub(in crate::collect) struct Unlisted {
     tar: EvidencePath,
     deriving: Deriving,
+    /// Of one that waits for the rest of its tar.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 /// To where the tars of a collection go that are stored and not listed yet; nothing: no other comes.
@@ -79,12 +83,23 @@ impl Session<'_> {
         deriving: Deriving,
     ) {
         let behind = deriving.is_behind();
-        let unlisted = Some(Unlisted { tar, deriving });
+        let mut unlisted = Unlisted {
+            tar,
+            deriving,
+            place: None,
+        };
         // If nobody takes it, the run has failed.
-        if behind {
-            let _ = self.tars.behind.send(unlisted);
-        } else {
-            let _ = self.tars.seen.send(unlisted).await;
+        if !behind {
+            let _ = self.tars.seen.send(Some(unlisted)).await;
+            return;
+        }
+        match Arc::clone(&self.collector.behind).try_acquire_owned() {
+            Ok(place) => {
+                unlisted.place = Some(place);
+                let _ = self.tars.behind.send(Some(unlisted));
+            }
+            // Begun again at the end: it would hold its queues and tables for as long as others are on their way.
+            Err(_) => self.drop_deriving(unlisted.deriving).await,
         }
     }
 
@@ -107,7 +122,7 @@ impl Session<'_> {
         &self,
         seen: &mut mpsc::Receiver<Option<Unlisted>>,
     ) -> Result<(), CollectError> {
-        while let Some(Some(Unlisted { tar, deriving })) = seen.recv().await {
+        while let Some(Some(Unlisted { tar, deriving, .. })) = seen.recv().await {
             let listed = self.finish_deriving(deriving, &tar).await;
             self.record_unlisted(&tar, listed).await?;
         }
@@ -119,7 +134,12 @@ impl Session<'_> {
         &self,
         behind: &mut mpsc::UnboundedReceiver<Option<Unlisted>>,
     ) -> Result<(), CollectError> {
-        while let Some(Some(Unlisted { tar, deriving })) = behind.recv().await {
+        while let Some(Some(Unlisted {
+            tar,
+            deriving,
+            place: _place,
+        })) = behind.recv().await
+        {
             let Some(record) = self.stored(&tar) else {
                 continue;
             };

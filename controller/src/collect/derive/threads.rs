@@ -47,18 +47,14 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Gives the thread what it lacks of the bytes at `at`, and waits while it is busy.
-    async fn give(&mut self, at: u64, chunk: &Bytes, patience: Duration) -> Result<(), Lost> {
+    async fn give(&mut self, at: u64, chunk: &Bytes) -> Result<(), Lost> {
         let seen = usize::try_from(self.at.saturating_sub(at)).unwrap_or(usize::MAX);
         if seen >= chunk.len() {
             return Ok(());
         }
-        match timeout(patience, self.to.send(chunk.slice(seen..))).await {
-            Ok(Ok(())) => {
-                self.at = at + chunk.len() as u64;
-                Ok(())
-            }
-            _ => Err(Lost),
-        }
+        self.to.send(chunk.slice(seen..)).await.map_err(|_| Lost)?;
+        self.at = at + chunk.len() as u64;
+        Ok(())
     }
 }
 
@@ -105,7 +101,8 @@ impl Tap {
                     Err(TrySendError::Closed(_)) => Err(Lost),
                 }
             } else {
-                queue.give(self.at, chunk, self.patience).await
+                let given = timeout(self.patience, queue.give(self.at, chunk)).await;
+                given.unwrap_or(Err(Lost))
             };
             if given == Err(Lost) {
                 self.queues.clear();
@@ -166,10 +163,11 @@ impl Behind {
         self.queues.iter().map(|queue| queue.at).min()
     }
 
-    /// Gives the bytes at `at` to all that lack them.
+    /// Gives the bytes at `at` to all that lack them. Nothing else waits, so a thread that gets little of a busy
+    /// processor has the time it needs.
     pub(super) async fn give(&mut self, at: u64, chunk: &Bytes) {
         for queue in &mut self.queues {
-            if queue.give(at, chunk, STANDSTILL).await.is_err() {
+            if queue.give(at, chunk).await.is_err() {
                 self.lose();
                 return;
             }
