@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use self::objects::{
     LAST, allowing, bare, cron_job, foreign, grabber, job, job_of_cron_job, mirror,
-    on_node_network, owner, selected_by, service,
+    on_node_network, owner, selected_by, service, slow_to_end,
 };
 use self::restored::{Before, release};
 use super::outcome::last_seen;
@@ -167,7 +167,7 @@ const ROWS: &[Row] = &[
     Row { pod: "terminating", made_of: || vec![bare(json!({ "terminationGracePeriodSeconds": 60 }))],
         said: &["The pod is being deleted since", "nothing in the API stops that"],
         phase: "Complete", steps: DONE, undone: UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: SlowEnd },
-    Row { pod: "terminating, of a ReplicaSet that is gone", made_of: || vec![owner("ReplicaSet", json!({ "replicas": 1 }))],
+    Row { pod: "terminating, of a ReplicaSet that is gone", made_of: || vec![slow_to_end("ReplicaSet")],
         said: &["The pod is being deleted since", "ReplicaSet s does not exist any more", "garbage collection deletes it"],
         phase: "Complete", steps: DONE, undone: UNDONE, exclude: false, stripped: NONE, kept: &["app"], successor: Nobody, cluster: OwnerGone },
     Row { pod: "not yet running", made_of: || vec![bare(json!({}))],

@@ -40,6 +40,12 @@ pub(super) fn on_node_network(kind: &str) -> Value {
     owner
 }
 
+pub(super) fn slow_to_end(kind: &str) -> Value {
+    let mut owner = owner(kind, json!({ "replicas": 1 }));
+    owner["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(60);
+    owner
+}
+
 pub(super) fn selected_by(expressions: Value) -> Value {
     owner(
         "ReplicaSet",

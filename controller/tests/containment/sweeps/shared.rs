@@ -124,7 +124,19 @@ async fn what_a_killed_replica_worked_on_is_taken_over_and_not_before() {
     fleet
         .becomes("all are at work", |now| now.counts.unwrap().running == 3)
         .await;
-    let before: BTreeSet<String> = fleet.collections().await.iter().map(worker).collect();
+    // What is made may not be claimed yet.
+    let before = eventually("all are claimed", || async {
+        let collections = fleet.collections().await;
+        let claimed = collections
+            .iter()
+            .filter_map(|one| one.status.as_ref()?.worker.clone());
+        let claimed: Vec<String> = claimed.collect();
+        match claimed.len() {
+            3 => Ok(BTreeSet::from_iter(claimed)),
+            few => Err(format!("{few} of 3")),
+        }
+    })
+    .await;
     assert_eq!(before.len(), 1, "{before:#?}");
     let _other = fleet.joined().await;
     let looks = |fleet: &Fleet| {
@@ -163,6 +175,13 @@ async fn who_can_not_renew_its_lease_drops_its_collections_before_another_takes_
     fleet
         .becomes("all are at work", |now| now.counts.unwrap().running == 3)
         .await;
+    eventually("all are claimed", || async {
+        match fleet.writers().len() {
+            3 => Ok(()),
+            few => Err(format!("{few} of 3")),
+        }
+    })
+    .await;
     let _other = fleet.joined().await;
     let renewal = Fault::answer(409)
         .by(CONTROLLER)
