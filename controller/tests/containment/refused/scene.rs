@@ -128,7 +128,7 @@ impl Scene {
             .await;
         let installed = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../deploy/kustomize/base/impound.yaml"
+            "/../deploy/kustomize/components/kubernetes-tokens/roles.yaml"
         );
         let rbac = "/apis/rbac.authorization.k8s.io/v1";
         let mut roles = 0;
