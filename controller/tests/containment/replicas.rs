@@ -205,3 +205,50 @@ async fn a_collection_that_another_has_sealed_is_not_written_over() {
     assert_eq!(status.phase, CollectionPhase::Sealed);
     assert_eq!(status.message, "by another");
 }
+
+#[tokio::test]
+async fn a_lock_that_a_dead_replica_has_left_in_the_store_is_waited_out() {
+    let mut stage = Stage::new().await;
+    let quarantine = stage.ask_slowly().await;
+    stage.world.kill_controller();
+    // As an NFS server keeps it for a client that is gone.
+    let case = stage.world.dir.path().join("store/INC-1");
+    let lock = std::fs::File::options()
+        .write(true)
+        .open(case.join(format!(".lock-{quarantine}")))
+        .unwrap();
+    lock.lock().unwrap();
+    stage.agent.state.lock().unwrap().slow = false;
+    stage.world.expire_lease().await;
+    stage.world.start_controller().await;
+    let collections =
+        Api::<Collection>::namespaced(stage.world.client.clone(), &stage.world.namespace);
+    let status = || async {
+        let collection = collections.get(&quarantine).await.unwrap();
+        collection.status.unwrap()
+    };
+    eventually("the lock is met more often than attempts fail", || async {
+        let log = stage.world.log();
+        match log.matches("somebody else holds it in the store").count() {
+            5.. => Ok(()),
+            few => Err(format!("{few} times; {:?}", status().await)),
+        }
+    })
+    .await;
+    let now = status().await;
+    assert_eq!(now.phase, CollectionPhase::Collecting, "{now:#?}");
+    assert!(
+        now.message.contains("another task or replica"),
+        "{}",
+        now.message
+    );
+    drop(lock);
+    eventually("it is sealed", || async {
+        let now = status().await;
+        match now.phase {
+            CollectionPhase::Sealed => Ok(()),
+            _ => Err(format!("{now:?}")),
+        }
+    })
+    .await;
+}
