@@ -133,7 +133,7 @@ pub async fn reconcile(
     }
     status.started.get_or_insert_with(now);
     // The first write is the claim: of two replicas one gets it, by the version that both have read.
-    status.worker = Some(worker.clone());
+    status.worker = Some(worker.name().to_owned());
     let mut recorded = Recorded::new(object.clone());
     let (job, span) = match prepare(&object, &status, &context).await {
         Ok(prepared) => prepared,
@@ -166,22 +166,23 @@ pub async fn reconcile(
     }
 
     // One reconciliation of an object runs at a time, so nobody else is at it in this process. Once its lease is
-    // lost, nothing more is written, neither there nor to the store.
+    // lost, or somebody else has written the status, nothing more is written, neither there nor to the store.
     let working = work(&context, &mut recorded, &mut status, job).instrument(span);
     let outcome = tokio::select! {
         biased;
-        () = claims.lost(&worker) => None,
-        outcome = working => Some(outcome),
+        () = worker.lost() => Err("this worker's lease is lost"),
+        outcome = working => outcome.ok_or("somebody else has written its status"),
     };
-    let Some(outcome) = outcome else {
-        let key = ObjectRef::from_obj(&recorded.object);
-        locked(&context.running.at_work).remove(&key);
-        tracing::warn!(
-            case = object.spec.case,
-            worker,
-            "collection dropped: this worker's lease is lost"
-        );
-        return Ok(Action::requeue(AT_ONCE));
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(why) => {
+            let key = ObjectRef::from_obj(&recorded.object);
+            locked(&context.running.at_work).remove(&key);
+            claims.drop_claim(&uid);
+            let (case, worker) = (&object.spec.case, worker.name());
+            tracing::warn!(case, worker, why, "collection dropped");
+            return Ok(Action::requeue(AT_ONCE));
+        }
     };
     let held = outcome.as_ref().is_err_and(is_held);
     if held {
@@ -225,12 +226,16 @@ fn claimed_by_another(
     saved: Result<(), ReconcileError>,
 ) -> Result<Option<Action>, ReconcileError> {
     match saved {
-        Err(ReconcileError::Api(error)) if error.is_conflict() => {
+        Err(error) if is_conflict(&error) => {
             context.claims.drop_claim(uid);
             Ok(Some(Action::requeue(AT_ONCE)))
         }
         saved => saved.map(|()| None),
     }
+}
+
+fn is_conflict(error: &ReconcileError) -> bool {
+    matches!(error, ReconcileError::Api(error) if error.is_conflict())
 }
 
 fn is_final(collection: &Collection) -> bool {
@@ -261,30 +266,31 @@ fn artifact(progress: &ArtifactProgress) -> ArtifactStatus {
 }
 
 /// Works until the collector ends, and meanwhile keeps the status near the truth. The end of the
-/// quick stage is saved at once: evictions wait for it.
+/// quick stage is saved at once: evictions wait for it. `None` once somebody else has written the status: what is under
+/// way is dropped.
 async fn work(
     context: &Context,
     recorded: &mut Recorded,
     status: &mut CollectionStatus,
     job: CollectionJob,
-) -> Result<SealedCollection, CollectError> {
+) -> Option<Result<SealedCollection, CollectError>> {
     let (sink, seen) = watch::channel(CollectionProgress::default());
     let key = ObjectRef::from_obj(&recorded.object);
     locked(&context.running.at_work).insert(key.clone(), seen.clone());
     let collector = context.collector.clone();
     let done = CancellationToken::new();
     // Side by side: an API that is slow must not stop the evidence.
-    let (outcome, ()) = futures::join!(
+    let outcome = futures::try_join!(
         async {
             let outcome = collector.run(job, &sink).await;
             done.cancel();
-            outcome
+            Ok(outcome)
         },
         report(context, recorded, status, seen, &done),
     );
     take_over(status, &sink.borrow());
     locked(&context.running.at_work).remove(&key);
-    outcome
+    outcome.ok().map(|(outcome, ())| outcome)
 }
 
 /// A collection that a Quarantine asks for, with this uid, is part of that one's trace.
@@ -303,20 +309,26 @@ fn span(object: &Collection, asked_by: Option<String>, job: &CollectionJob) -> S
     span
 }
 
+/// Somebody else has written the status.
+struct Overtaken;
+
 /// Saves what has changed until the work is done. A save that was begun ends first, so none comes
 /// after the last word.
+///
+/// # Errors
+/// If somebody else has written the status: the collection is theirs.
 async fn report(
     context: &Context,
     recorded: &mut Recorded,
     status: &mut CollectionStatus,
     mut seen: watch::Receiver<CollectionProgress>,
     done: &CancellationToken,
-) {
+) -> Result<(), Overtaken> {
     let mut tick = interval(REPORT_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let at_once = tokio::select! {
-            () = done.cancelled() => return,
+            () = done.cancelled() => return Ok(()),
             changed = seen.changed() => {
                 changed.is_ok() && seen.borrow_and_update().quick_done() && !status.quick_done
             }
@@ -327,6 +339,9 @@ async fn report(
         }
         take_over(status, &seen.borrow());
         if let Err(error) = recorded.save(context, status).await {
+            if is_conflict(&error) {
+                return Err(Overtaken);
+            }
             tracing::warn!(case = recorded.object.spec.case, error = %describe(&error), "progress not recorded");
             // The next report says it again.
             status.quick_done = false;
