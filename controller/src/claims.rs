@@ -4,8 +4,9 @@
 //! Collection.status.worker = "<lease>/<process>"     the claim: a guarded write, so one of two that want it gets it
 //! Lease impound-worker-<n>, held by <process>        the worker lives: renewed as long as it has claims
 //! ```
-//! A worker that could not renew in time drops what it works on, before anybody else may take it; what it had sent by
-//! then meets the resourceVersion of the status and the store's names, which are created and never written over.
+//! A worker that could not renew in time drops what it works on, before anybody else may take it, and so does one that
+//! finds the status written by somebody else; what it had sent by then meets the resourceVersion of the status and the
+//! store's names, which are created and never written over.
 //! Containment is not shared: it stays with the replica that leads ([`crate::leader`]).
 
 use std::collections::{HashMap, HashSet};
@@ -66,8 +67,28 @@ pub struct Claims {
     wanted: Mutex<HashMap<String, bool>>,
     changed: Notify,
     /// What this process is called in a claim, while it holds a lease.
-    worker: watch::Sender<Option<String>>,
+    worker: watch::Sender<Option<Worker>>,
     others: Mutex<HashMap<String, Other>>,
+}
+
+/// What this process is while it holds a lease. The next time it has the same name, and is another.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    name: String,
+    over: CancellationToken,
+}
+
+impl Worker {
+    /// As a status has it: `<lease>/<process>`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Ends when the lease is lost, or was, also if this process holds it again.
+    pub async fn lost(&self) {
+        self.over.cancelled().await;
+    }
 }
 
 /// Another worker's lease as it was read last.
@@ -118,7 +139,11 @@ impl Claims {
                 () = stop.cancelled() => return,
                 acquired = lease => acquired,
             };
-            let worker = format!("{name}/{}", self.process);
+            let over = CancellationToken::new();
+            let worker = Worker {
+                name: format!("{name}/{}", self.process),
+                over: over.clone(),
+            };
             self.worker.send_replace(Some(worker));
             let lost = tokio::select! {
                 lost = lease.keep() => Some(lost),
@@ -127,6 +152,7 @@ impl Claims {
             };
             // What is under way is dropped by this.
             self.worker.send_replace(None);
+            over.cancel();
             match lost {
                 Some(lost) => tracing::warn!(
                     lease = name,
@@ -138,10 +164,10 @@ impl Claims {
         }
     }
 
-    /// A claim on the collection with this uid: the name to write into its status, once this process has a lease.
+    /// A claim on the collection with this uid: the worker to write into its status, once this process has a lease.
     /// Of those that are `shared`, a replica that has more takes one later than a replica that has fewer. `None` if
     /// there was no lease to be had for a while.
-    pub async fn stake(&self, collection: &str, shared: bool) -> Option<String> {
+    pub async fn stake(&self, collection: &str, shared: bool) -> Option<Worker> {
         locked(&self.wanted)
             .entry(collection.to_owned())
             .or_insert(false);
@@ -174,13 +200,6 @@ impl Claims {
     pub fn drop_claim(&self, collection: &str) {
         locked(&self.wanted).remove(collection);
         self.changed.notify_one();
-    }
-
-    /// Ends when this process is not that worker any more.
-    pub async fn lost(&self, worker: &str) {
-        let mut now = self.worker.subscribe();
-        // The sender is ours, so it is never closed.
-        let _ = now.wait_for(|now| now.as_deref() != Some(worker)).await;
     }
 
     /// Whether a claim is another process's that lives.
@@ -242,7 +261,7 @@ impl Claims {
         loop {
             let mut others = HashSet::new();
             for (name, lease) in &mut leases {
-                match lease.try_take().await {
+                match lease.take().await {
                     Ok(None) => {
                         let mut taken = of(name);
                         std::mem::swap(&mut taken, lease);

@@ -37,6 +37,9 @@ pub struct Leadership {
     /// The last renewal that was seen, and when: another replica's clock is not to be trusted, so
     /// a lease has run out when it was not renewed for its duration by our own clock.
     seen: Option<(MicroTime, Instant)>,
+    /// Just before the write by which the lease was taken or renewed last: an answer that is late says when it was
+    /// true at the latest.
+    renewed: Instant,
     /// The lease as we wrote it last: it can be renewed without a look, for its version guards the write.
     written: Option<Lease>,
 }
@@ -50,6 +53,7 @@ impl Leadership {
             name,
             holder,
             seen: None,
+            renewed: Instant::now(),
             written: None,
         }
     }
@@ -58,7 +62,7 @@ impl Leadership {
     pub async fn acquire(&mut self) {
         let mut said = String::new();
         loop {
-            match self.try_take().await {
+            match self.take().await {
                 Ok(None) => {
                     tracing::info!(holder = self.holder, "holding the lease: working");
                     return;
@@ -77,24 +81,32 @@ impl Leadership {
         }
     }
 
+    /// Takes the lease with time left to renew it; gives the other holder's name if it is not to be had.
+    pub(crate) async fn take(&mut self) -> Result<Option<String>, ApiError> {
+        loop {
+            let other = self.try_take().await?;
+            // After an answer that took longer another may already have counted the lease as ended.
+            if other.is_some() || self.renewed.elapsed() < RENEW_WITHIN {
+                return Ok(other);
+            }
+        }
+    }
+
     /// Renews until the lease is lost, then says why.
     pub async fn keep(&mut self) -> String {
-        let mut renewed = Instant::now();
-        let mut pause = RENEW_EVERY;
+        let mut pause = RENEW_EVERY.saturating_sub(self.renewed.elapsed());
         loop {
-            sleep(std::mem::replace(&mut pause, RENEW_EVERY)).await;
-            // Counted from before the write: an answer that is late says when it was true at the latest.
-            let begun = Instant::now();
-            let left = RENEW_WITHIN.saturating_sub(renewed.elapsed());
-            match timeout(left, self.try_take()).await {
+            sleep(pause).await;
+            let left = RENEW_WITHIN.saturating_sub(self.renewed.elapsed());
+            pause = match timeout(left, self.try_take()).await {
                 Err(_) => return "the lease could not be renewed in time".into(),
-                Ok(Ok(None)) => renewed = begun,
+                Ok(Ok(None)) => RENEW_EVERY.saturating_sub(self.renewed.elapsed()),
                 Ok(Ok(Some(other))) => return format!("{other} has taken the lease"),
                 Ok(Err(error)) => {
-                    pause = RENEW_AGAIN;
                     tracing::warn!(error = %describe(&error), "lease not renewed, trying again");
+                    RENEW_AGAIN
                 }
-            }
+            };
         }
     }
 
@@ -120,14 +132,15 @@ impl Leadership {
 
     /// Takes or renews the lease; gives the other holder's name if it is not to be had. The
     /// resourceVersion in the write makes sure that only one of two candidates succeeds.
-    pub(crate) async fn try_take(&mut self) -> Result<Option<String>, ApiError> {
+    async fn try_take(&mut self) -> Result<Option<String>, ApiError> {
         let current = match self.written.take() {
             Some(written) => Some(written),
             None => self.api.get_opt(self.name).await.map_err(failed)?,
         };
         let Some(mut lease) = current else {
+            let begun = Instant::now();
             let created = self.api.create(&PostParams::default(), &self.first()).await;
-            return self.won(created).await;
+            return self.won(begun, created).await;
         };
         let other = holder(&lease).to_owned();
         if !other.is_empty() && other != self.holder && !self.has_run_out(&lease) {
@@ -141,11 +154,12 @@ impl Leadership {
         }
         spec.lease_duration_seconds = Some(seconds());
         spec.renew_time = Some(now());
+        let begun = Instant::now();
         let replaced = self
             .api
             .replace(self.name, &PostParams::default(), &lease)
             .await;
-        self.won(replaced).await
+        self.won(begun, replaced).await
     }
 
     fn has_run_out(&mut self, lease: &Lease) -> bool {
@@ -161,9 +175,14 @@ impl Leadership {
         }
     }
 
-    async fn won(&mut self, written: kube::Result<Lease>) -> Result<Option<String>, ApiError> {
+    async fn won(
+        &mut self,
+        begun: Instant,
+        written: kube::Result<Lease>,
+    ) -> Result<Option<String>, ApiError> {
         match written.map_err(failed) {
             Ok(lease) => {
+                self.renewed = begun;
                 self.written = Some(lease);
                 Ok(None)
             }
@@ -213,3 +232,6 @@ fn seconds() -> i32 {
 fn failed(error: kube::Error) -> ApiError {
     from_kube("PUT", "lease", error)
 }
+
+#[cfg(test)]
+mod tests;

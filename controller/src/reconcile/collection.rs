@@ -1,14 +1,15 @@
 //! Reconciles a collection: claims it for this replica, starts the work once, reports how far it is, records how it
 //! ended.
 
+mod conclude;
 mod recorded;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use impound_evidence::{CaseId, CollectionName, Outcome, case_log};
+use impound_evidence::{CaseId, CollectionName, case_log};
 use impound_proto::traces::{self, TARGET};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -19,10 +20,11 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource, ResourceExt};
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
+use self::conclude::{PAUSE, conclude, fail, is_held};
 use self::recorded::Recorded;
 use super::custody;
 use super::record::{is_younger, shortened};
@@ -46,11 +48,6 @@ use crate::store::CollectionId;
 /// Between two reports of progress in the object's status. Watchers over gRPC see more.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// Failed attempts before a collection that can't be written or sealed is given up, and the pause
-/// before the next one.
-const ATTEMPTS: u32 = 4;
-const PAUSE: Duration = Duration::from_secs(5);
-
 /// How often a collection is looked at that another replica works on. Three looks within five seconds would be taken
 /// for a loop ([`crate::kubernetes::pace`]).
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -64,23 +61,35 @@ pub(super) const AGENT_PATIENCE: SignedDuration = SignedDuration::from_secs(120)
 
 /// Collections that this process is working on, with how far they are.
 #[derive(Default)]
-pub struct Running(Mutex<HashMap<ObjectRef<Collection>, watch::Receiver<CollectionProgress>>>);
+pub struct Running {
+    at_work: Mutex<HashMap<ObjectRef<Collection>, watch::Receiver<CollectionProgress>>>,
+    /// By its uid, since when a collection has met nothing but somebody else's hold in the store.
+    held: Mutex<HashMap<String, Instant>>,
+}
 
 impl Running {
     /// How far a collection is, if this process is working on it.
     pub fn progress(&self, collection: &Collection) -> Option<watch::Receiver<CollectionProgress>> {
-        self.locked().get(&ObjectRef::from_obj(collection)).cloned()
+        let key = ObjectRef::from_obj(collection);
+        locked(&self.at_work).get(&key).cloned()
     }
 
-    fn locked(
-        &self,
-    ) -> std::sync::MutexGuard<
-        '_,
-        HashMap<ObjectRef<Collection>, watch::Receiver<CollectionProgress>>,
-    > {
-        // The map is whole after every operation, also if a holder panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How long the collection with this uid has met nothing but somebody else's hold, `now` included.
+    fn held(&self, uid: &str, now: bool) -> Duration {
+        let mut held = locked(&self.held);
+        if !now {
+            held.remove(uid);
+            return Duration::ZERO;
+        }
+        held.entry(uid.to_owned())
+            .or_insert_with(Instant::now)
+            .elapsed()
     }
+}
+
+/// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes a collection that is neither final nor under work and works on it until it ends.
@@ -124,7 +133,7 @@ pub async fn reconcile(
     }
     status.started.get_or_insert_with(now);
     // The first write is the claim: of two replicas one gets it, by the version that both have read.
-    status.worker = Some(worker.clone());
+    status.worker = Some(worker.name().to_owned());
     let mut recorded = Recorded::new(object.clone());
     let (job, span) = match prepare(&object, &status, &context).await {
         Ok(prepared) => prepared,
@@ -157,24 +166,33 @@ pub async fn reconcile(
     }
 
     // One reconciliation of an object runs at a time, so nobody else is at it in this process. Once its lease is
-    // lost, nothing more is written, neither there nor to the store.
+    // lost, or somebody else has written the status, nothing more is written, neither there nor to the store.
     let working = work(&context, &mut recorded, &mut status, job).instrument(span);
     let outcome = tokio::select! {
         biased;
-        () = claims.lost(&worker) => None,
-        outcome = working => Some(outcome),
+        () = worker.lost() => Err("this worker's lease is lost"),
+        outcome = working => outcome.ok_or("somebody else has written its status"),
     };
-    let Some(outcome) = outcome else {
-        let key = ObjectRef::from_obj(&recorded.object);
-        context.running.locked().remove(&key);
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(why) => {
+            let key = ObjectRef::from_obj(&recorded.object);
+            locked(&context.running.at_work).remove(&key);
+            claims.drop_claim(&uid);
+            let (case, worker) = (&object.spec.case, worker.name());
+            tracing::warn!(case, worker, why, "collection dropped");
+            return Ok(Action::requeue(AT_ONCE));
+        }
+    };
+    let held = outcome.as_ref().is_err_and(is_held);
+    if held {
         tracing::warn!(
             case = object.spec.case,
-            worker,
-            "collection dropped: this worker's lease is lost"
+            collection = object.name_any(),
+            "collection waits: somebody else holds it in the store"
         );
-        return Ok(Action::requeue(AT_ONCE));
-    };
-    let pause = conclude(&mut status, outcome);
+    }
+    let pause = conclude(&mut status, outcome, context.running.held(&uid, held));
     if status.phase.is_final() {
         let outcome = format!("{:?}", status.phase);
         context.metrics.collection_ended(&outcome, status.bytes);
@@ -208,12 +226,16 @@ fn claimed_by_another(
     saved: Result<(), ReconcileError>,
 ) -> Result<Option<Action>, ReconcileError> {
     match saved {
-        Err(ReconcileError::Api(error)) if error.is_conflict() => {
+        Err(error) if is_conflict(&error) => {
             context.claims.drop_claim(uid);
             Ok(Some(Action::requeue(AT_ONCE)))
         }
         saved => saved.map(|()| None),
     }
+}
+
+fn is_conflict(error: &ReconcileError) -> bool {
+    matches!(error, ReconcileError::Api(error) if error.is_conflict())
 }
 
 fn is_final(collection: &Collection) -> bool {
@@ -244,30 +266,31 @@ fn artifact(progress: &ArtifactProgress) -> ArtifactStatus {
 }
 
 /// Works until the collector ends, and meanwhile keeps the status near the truth. The end of the
-/// quick stage is saved at once: evictions wait for it.
+/// quick stage is saved at once: evictions wait for it. `None` once somebody else has written the status: what is under
+/// way is dropped.
 async fn work(
     context: &Context,
     recorded: &mut Recorded,
     status: &mut CollectionStatus,
     job: CollectionJob,
-) -> Result<SealedCollection, CollectError> {
+) -> Option<Result<SealedCollection, CollectError>> {
     let (sink, seen) = watch::channel(CollectionProgress::default());
     let key = ObjectRef::from_obj(&recorded.object);
-    context.running.locked().insert(key.clone(), seen.clone());
+    locked(&context.running.at_work).insert(key.clone(), seen.clone());
     let collector = context.collector.clone();
     let done = CancellationToken::new();
     // Side by side: an API that is slow must not stop the evidence.
-    let (outcome, ()) = futures::join!(
+    let outcome = futures::try_join!(
         async {
             let outcome = collector.run(job, &sink).await;
             done.cancel();
-            outcome
+            Ok(outcome)
         },
         report(context, recorded, status, seen, &done),
     );
     take_over(status, &sink.borrow());
-    context.running.locked().remove(&key);
-    outcome
+    locked(&context.running.at_work).remove(&key);
+    outcome.ok().map(|(outcome, ())| outcome)
 }
 
 /// A collection that a Quarantine asks for, with this uid, is part of that one's trace.
@@ -286,20 +309,26 @@ fn span(object: &Collection, asked_by: Option<String>, job: &CollectionJob) -> S
     span
 }
 
+/// Somebody else has written the status.
+struct Overtaken;
+
 /// Saves what has changed until the work is done. A save that was begun ends first, so none comes
 /// after the last word.
+///
+/// # Errors
+/// If somebody else has written the status: the collection is theirs.
 async fn report(
     context: &Context,
     recorded: &mut Recorded,
     status: &mut CollectionStatus,
     mut seen: watch::Receiver<CollectionProgress>,
     done: &CancellationToken,
-) {
+) -> Result<(), Overtaken> {
     let mut tick = interval(REPORT_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let at_once = tokio::select! {
-            () = done.cancelled() => return,
+            () = done.cancelled() => return Ok(()),
             changed = seen.changed() => {
                 changed.is_ok() && seen.borrow_and_update().quick_done() && !status.quick_done
             }
@@ -310,6 +339,9 @@ async fn report(
         }
         take_over(status, &seen.borrow());
         if let Err(error) = recorded.save(context, status).await {
+            if is_conflict(&error) {
+                return Err(Overtaken);
+            }
             tracing::warn!(case = recorded.object.spec.case, error = %describe(&error), "progress not recorded");
             // The next report says it again.
             status.quick_done = false;
@@ -332,58 +364,6 @@ fn take_over(status: &mut CollectionStatus, progress: &CollectionProgress) {
     if let Some(quick) = &progress.quick {
         status.quick_done = true;
         status.missing.clone_from(&quick.failures);
-    }
-}
-
-/// Records the end; returns a pause if the collection is to be tried again.
-fn conclude(
-    status: &mut CollectionStatus,
-    outcome: Result<SealedCollection, CollectError>,
-) -> Option<Duration> {
-    match outcome {
-        Ok(sealed) => {
-            let complete = sealed.outcome == Outcome::Complete;
-            status.phase = if complete {
-                CollectionPhase::Sealed
-            } else {
-                CollectionPhase::Partial
-            };
-            status.missing = sealed.missing;
-            status.message = if complete {
-                "everything asked for is stored, re-read, complete and signed".into()
-            } else {
-                format!(
-                    "signed, but {} are missing or incomplete",
-                    status.missing.len()
-                )
-            };
-            for warning in sealed.warnings {
-                status.message.push_str("; ");
-                status.message.push_str(&warning);
-            }
-            status.location = Some(sealed.location);
-            status.storage = Some(sealed.storage);
-            status.manifest_sha256 = Some(sealed.manifest_sha256.to_string());
-            status.finished = Some(now());
-            None
-        }
-        Err(error) if error.is_transient() && status.attempts + 1 < ATTEMPTS => {
-            status.attempts += 1;
-            status.message = format!("tried again in {} s: {}", PAUSE.as_secs(), describe(&error));
-            Some(PAUSE)
-        }
-        Err(error) => {
-            status.attempts += 1;
-            fail(
-                status,
-                format!(
-                    "given up after {} attempts: {}",
-                    status.attempts,
-                    describe(&error)
-                ),
-            );
-            None
-        }
     }
 }
 
@@ -416,12 +396,6 @@ fn announce(context: &Context, object: &Collection, status: &CollectionStatus) {
         }),
     };
     context.publish(object.object_ref(&()), vec![event]);
-}
-
-fn fail(status: &mut CollectionStatus, reason: String) {
-    status.phase = CollectionPhase::Failed;
-    status.message = reason;
-    status.finished = Some(now());
 }
 
 /// Why the node's agent can't be asked at the moment. An agent that is being restarted must not

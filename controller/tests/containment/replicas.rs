@@ -188,7 +188,8 @@ async fn a_collection_that_another_has_sealed_is_not_written_over() {
     };
     eventually("its own end is refused", || async {
         let log = stage.world.log();
-        let over = log.contains("reconciliation failed and is tried again");
+        let over = log.contains("reconciliation failed and is tried again")
+            || log.contains("somebody else has written its status");
         match reports() {
             reports if over && reports.contains(&409) => Ok(()),
             reports => Err(format!("{reports:?}")),
@@ -204,4 +205,97 @@ async fn a_collection_that_another_has_sealed_is_not_written_over() {
     let status = status().await.unwrap();
     assert_eq!(status.phase, CollectionPhase::Sealed);
     assert_eq!(status.message, "by another");
+}
+
+#[tokio::test]
+async fn a_lock_that_a_dead_replica_has_left_in_the_store_is_waited_out() {
+    let mut stage = Stage::new().await;
+    let quarantine = stage.ask_slowly().await;
+    stage.world.kill_controller();
+    // As an NFS server keeps it for a client that is gone.
+    let case = stage.world.dir.path().join("store/INC-1");
+    let lock = std::fs::File::options()
+        .write(true)
+        .open(case.join(format!(".lock-{quarantine}")))
+        .unwrap();
+    lock.lock().unwrap();
+    stage.agent.state.lock().unwrap().slow = false;
+    stage.world.expire_lease().await;
+    stage.world.start_controller().await;
+    let collections =
+        Api::<Collection>::namespaced(stage.world.client.clone(), &stage.world.namespace);
+    let status = || async {
+        let collection = collections.get(&quarantine).await.unwrap();
+        collection.status.unwrap()
+    };
+    eventually("the lock is met more often than attempts fail", || async {
+        let log = stage.world.log();
+        match log.matches("somebody else holds it in the store").count() {
+            5.. => Ok(()),
+            few => Err(format!("{few} times; {:?}", status().await)),
+        }
+    })
+    .await;
+    let now = status().await;
+    assert_eq!(now.phase, CollectionPhase::Collecting, "{now:#?}");
+    assert!(
+        now.message.contains("another task or replica"),
+        "{}",
+        now.message
+    );
+    drop(lock);
+    eventually("it is sealed", || async {
+        let now = status().await;
+        match now.phase {
+            CollectionPhase::Sealed => Ok(()),
+            _ => Err(format!("{now:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_collection_that_another_has_claimed_is_dropped_in_the_middle() {
+    let stage = Stage::new().await;
+    stage.agent.state.lock().unwrap().slow_inspect = true;
+    stage.agent.state.lock().unwrap().slow = true;
+    let quarantine = stage.ask().await;
+    let collections =
+        Api::<Collection>::namespaced(stage.world.client.clone(), &stage.world.namespace);
+    let status = || async {
+        let collection = collections.get_opt(&quarantine).await.unwrap();
+        collection.and_then(|collection| collection.status)
+    };
+    eventually("it is at work", || async {
+        match status().await {
+            Some(status) if status.worker.is_some() => Ok(()),
+            status => Err(format!("{status:?}")),
+        }
+    })
+    .await;
+    // As one does that takes this worker for dead, while its own lease is renewed all the same.
+    let claimed = json!({ "status": { "worker": "impound-worker-9/another" } });
+    collections
+        .patch_status(&quarantine, &PatchParams::default(), &Patch::Merge(claimed))
+        .await
+        .unwrap();
+    stage.agent.state.lock().unwrap().slow_inspect = false;
+    // Its export would be waited for without end.
+    eventually("it is dropped", || async {
+        let log = stage.world.log();
+        match log.contains("somebody else has written its status") {
+            true => Ok(()),
+            false => Err(log),
+        }
+    })
+    .await;
+    // The other one has no lease, so this one goes on in its place.
+    stage.agent.state.lock().unwrap().slow = false;
+    eventually("it is sealed", || async {
+        match status().await {
+            Some(status) if status.phase == CollectionPhase::Sealed => Ok(()),
+            status => Err(format!("{status:?}")),
+        }
+    })
+    .await;
 }
