@@ -1,7 +1,7 @@
 #!/bin/bash
 # Evidence is checked by programs that are not ours: a Sigstore verifier from npm (@sigstore/verify, with a
 # public key that it is given), a JSON Schema validator from PyPI (jsonschema), openssl and jq (verify.sh),
-# and what is made for analysis is read by those that it is for: mactime of The Sleuth Kit, sha256sum and
+# what is encrypted is decrypted by age, and what is made for analysis is read by those that it is for: mactime of The Sleuth Kit, sha256sum and
 # md5sum over what GNU tar extracts, the rules of Timesketch's importer. The report on it is looked at by axe
 # (axe-core from npm) in chromium, for whoever can't see or hold a mouse.
 #
@@ -19,8 +19,8 @@ mkdir -p "$TOOLS"
 
 say() { printf '    %s\n' "$*"; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
-for tool in node npm python3 openssl jq mactime chromium; do
-    command -v "$tool" > /dev/null || fail "this needs $tool: apt-get install nodejs npm python3-venv openssl jq sleuthkit chromium"
+for tool in node npm python3 openssl jq mactime chromium age; do
+    command -v "$tool" > /dev/null || fail "this needs $tool: apt-get install nodejs npm python3-venv openssl jq sleuthkit chromium age"
 done
 IMPOUND=${IMPOUND_BIN:-${CARGO_TARGET_DIR:-$REPOSITORY/target}/debug}/impound
 [ -x "$IMPOUND" ] || fail "this needs $IMPOUND: cargo build -p impound-cli, or say where it is with IMPOUND_BIN"
@@ -33,6 +33,10 @@ if [ ! -x "$TOOLS/venv/bin/python" ]; then
     python3 -m venv "$TOOLS/venv"
     "$TOOLS/venv/bin/pip" install --quiet jsonschema==4.23.0
 fi
+
+AGE=$REPOSITORY/evidence/tests/age
+age -d -i "$AGE/key.txt" "$AGE/ours.age" | cmp - <(seq 1 25000) || fail "age: reads something else out of what was encrypted here"
+say "age: what was encrypted here is decrypted"
 
 cat > "$TOOLS/verify.js" <<'JS'
 const fs = require('fs'), crypto = require('crypto'), path = require('path');

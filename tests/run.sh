@@ -97,7 +97,7 @@ stop_all() {
 }
 trap stop_all EXIT
 need_packages jq=jq openssl=openssl curl=curl kubectl=kubernetes-client setpriv=util-linux busybox=busybox-static \
-    nft=nftables ip=iproute2 chromium=chromium pdftotext=poppler-utils mactime=sleuthkit node=nodejs npm=npm python3=python3-venv
+    nft=nftables ip=iproute2 chromium=chromium pdftotext=poppler-utils mactime=sleuthkit age=age node=nodejs npm=npm python3=python3-venv
 need_docker
 need_rust "$REPOSITORY"
 deploy/images.sh

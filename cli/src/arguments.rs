@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
+use impound_evidence::age::Recipient;
 use impound_evidence::{CaseId, CollectionName, EvidencePath};
 use impound_proto::identity::IdentityError;
 use impound_proto::pki::Responder;
@@ -189,6 +190,10 @@ pub(crate) struct Quarantine {
     /// Pause the pod's containers while they are exported, for no longer than their probes stand
     #[arg(long)]
     pub(crate) freeze: bool,
+    /// Encrypt the evidence to this age recipient (age1…, a public key), besides those of the controller's
+    /// configuration; may be given several times
+    #[arg(long, value_name = "RECIPIENT")]
+    pub(crate) encrypt_to: Vec<Recipient>,
     #[command(flatten)]
     pub(crate) isolation: Isolation,
 }
@@ -244,6 +249,10 @@ pub(crate) struct Collect {
     /// Pause the pod's containers while they are exported, for no longer than their probes stand
     #[arg(long)]
     pub(crate) freeze: bool,
+    /// Encrypt the evidence to this age recipient (age1…, a public key), besides those of the controller's
+    /// configuration; may be given several times
+    #[arg(long, value_name = "RECIPIENT")]
+    pub(crate) encrypt_to: Vec<Recipient>,
     /// Follow until the evidence is sealed
     #[arg(long, short)]
     pub(crate) wait: bool,
@@ -371,6 +380,7 @@ pub(crate) enum Evidence {
 Examples:
   impound evidence get INC-7 web-5d4f-x7
   impound evidence get INC-7 web-5d4f-x7 manifest.json before/pod.json --to /mnt/case
+  impound evidence get INC-7 web-5d4f-x7 --identity key.txt
 
 Run it again after an interruption: it goes on where it stopped. Files that are there already are
 checked and never overwritten; only the custody log may grow.")]
@@ -494,6 +504,9 @@ pub(crate) struct EvidenceExtract {
     /// Public key that must have signed, PEM; may be given several times
     #[arg(long = "key", value_name = "FILE", required_unless_present = "unverified", value_hint = ValueHint::FilePath)]
     pub(crate) keys: Vec<PathBuf>,
+    /// Secret key that opens encrypted evidence: a file as age-keygen writes it; may be given several times
+    #[arg(long = "identity", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) identities: Vec<PathBuf>,
     /// Extract what nobody vouches for: a single tar, or a collection that is not intact
     #[arg(long, conflicts_with = "keys")]
     pub(crate) unverified: bool,
@@ -534,6 +547,10 @@ pub(crate) struct EvidenceGet {
     /// Where to [default: CASE/COLLECTION in the working directory]; without a collection DIR/CASE/COLLECTION
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) to: Option<PathBuf>,
+    /// Also decrypt what is encrypted, to TO.plain: with this secret key, a file as age-keygen writes it; may be given
+    /// several times
+    #[arg(long = "identity", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) identities: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -576,7 +593,8 @@ Examples:
 
 Needs no network. Get the public key from who runs the controller, not from where the evidence came
 from. Checks the signature, every file's SHA-256, that nothing was added or left out, the custody
-log, and that every tar has its end.")]
+log, and that every tar has its end. Of encrypted files it says that what is in them was not checked, unless
+--identity opens them.")]
 pub(crate) struct Verify {
     /// The collection's directory, the one that holds manifest.json
     #[arg(value_hint = ValueHint::DirPath)]
@@ -601,6 +619,9 @@ pub(crate) struct Besides {
     /// Root certificate of the time-stamping authority, PEM: what it says of the evidence is checked, too
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) timestamp_ca: Option<PathBuf>,
+    /// Secret key that opens encrypted evidence: a file as age-keygen writes it; may be given several times
+    #[arg(long = "identity", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) identities: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -28,6 +28,7 @@ pub(crate) async fn create(
         name: wanted.name.map(|name| name.to_string()).unwrap_or_default(),
         pause: wanted.pause,
         freeze: wanted.freeze,
+        encrypt_to: wanted.encrypt_to.iter().map(ToString::to_string).collect(),
     };
     let collection = answer(client.grpc().create_collection(request(asked)).await)?;
     if wanted.wait {

@@ -7,6 +7,7 @@
 //! the case's grows (by our own reads, too), so its checkpoint is read first, the log cut to what that
 //! covers, and a copy that is there already must be its beginning.
 
+pub(crate) mod opened;
 mod place;
 
 use std::fs::File;

@@ -3,13 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
+use impound_evidence::age::Identity;
 use impound_evidence::{CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath};
 use impound_proto::controller::v1 as wire;
 use serde::Serialize;
 
 use crate::arguments::{Connection, Evidence, EvidenceGet, EvidenceLs, EvidenceVerify};
 use crate::client::{Client, LONG_CALL, answer, request, request_within};
-use crate::download::{Download, State, Wanted};
+use crate::download::{Download, State, Wanted, opened};
 use crate::extract;
 use crate::failure::{Exit, Failure};
 use crate::follow::path_below_node;
@@ -18,6 +19,7 @@ use crate::human;
 use crate::output::{Output, Table};
 use crate::screen::{Bytes, Line};
 use crate::sign;
+use crate::verify::identities;
 use crate::view;
 
 pub(crate) async fn run(
@@ -90,6 +92,16 @@ struct Got {
     bytes: u64,
     /// How many files were compared with their SHA-256 in the manifest.
     compared: usize,
+    /// Where what was encrypted is, decrypted, and how many files that are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decrypted: Option<Decrypted>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Decrypted {
+    directory: String,
+    files: usize,
 }
 
 #[derive(Serialize)]
@@ -101,13 +113,15 @@ struct GotFile {
 }
 
 async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Result<Exit, Failure> {
+    // A wrong file is said before hours of copying.
+    let identities = identities(&wanted.identities)?;
     let program = output.program().to_owned();
     let Some(collection) = &wanted.collection else {
         let mut got = Vec::new();
         for (case, collection) in collections(client, &wanted.case).await? {
             let below = wanted.to.clone().unwrap_or_default();
             let root = below.join(case.as_str()).join(collection.as_str());
-            got.push(copy(client, output, (&case, &collection), &[], root).await?);
+            got.push(copy(client, output, (&case, &collection), &[], root, &identities).await?);
         }
         output.document(&got, |_| {
             got.iter().map(|got| got.text(Some(&program))).collect()
@@ -118,7 +132,7 @@ async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Resul
         .to
         .unwrap_or_else(|| PathBuf::from(wanted.case.as_str()).join(collection.as_str()));
     let of = (&wanted.case, collection);
-    let got = copy(client, output, of, &wanted.paths, root).await?;
+    let got = copy(client, output, of, &wanted.paths, root, &identities).await?;
     let whole = wanted.paths.is_empty();
     output.document(&got, |_| got.text(whole.then_some(&program)))?;
     Ok(Exit::Ok)
@@ -154,6 +168,7 @@ async fn copy(
     (case, collection): (&CaseId, &CollectionName),
     paths: &[EvidencePath],
     root: PathBuf,
+    identities: &[Identity],
 ) -> Result<Got, Failure> {
     let listed = files(client, case, Some(collection)).await?;
     let wanted_files = choose(&listed, paths, case, collection)?;
@@ -168,6 +183,7 @@ async fn copy(
         files: Vec::new(),
         bytes: 0,
         compared: 0,
+        decrypted: None,
     };
     for file in &wanted_files {
         let before = got.bytes;
@@ -206,6 +222,18 @@ async fn copy(
         });
     }
     download.finish()?;
+    drop(screen);
+    if !identities.is_empty() {
+        let (from, identities) = (root.clone(), identities.to_vec());
+        let decrypting = tokio::task::spawn_blocking(move || opened::decrypt(&from, &identities));
+        let files = decrypting
+            .await
+            .map_err(|error| Failure::failed("decrypting failed", &error))??;
+        got.decrypted = Some(Decrypted {
+            directory: opened::directory(&root).display().to_string(),
+            files,
+        });
+    }
     Ok(got)
 }
 
@@ -223,6 +251,13 @@ impl Got {
             self.compared,
             self.files.len()
         );
+        let decrypted = self.decrypted.as_ref().map(|decrypted| {
+            format!(
+                "{} files decrypted to {}, each compared with the manifest\n",
+                decrypted.files, decrypted.directory
+            )
+        });
+        let done = format!("{done}{}", decrypted.unwrap_or_default());
         match verify_by {
             Some(program) => format!(
                 "{done}\nNext\n  {program} verify {} --key evidence.pub\n",
@@ -243,6 +278,7 @@ struct Verified<'a> {
     problems: &'a [String],
     files: u64,
     bytes: u64,
+    closed: u64,
 }
 
 async fn verify(
@@ -268,6 +304,7 @@ async fn verify(
         problems: &verdict.problems,
         files: verdict.files,
         bytes: verdict.bytes,
+        closed: verdict.closed,
     };
     output.document(&view, |_| {
         let name = format!("{}/{}", wanted.case, wanted.collection);
@@ -276,6 +313,10 @@ async fn verify(
             verdict.files,
             human::bytes(verdict.bytes)
         );
+        let read = match verdict.closed {
+            0 => read,
+            n => format!("{read}; what is in {n} encrypted files is not checked, `impound verify --identity` does that"),
+        };
         match (verdict.intact, verdict.complete) {
             (true, true) => format!("{name} is intact and complete: {read}"),
             (true, false) => format!("{name} is intact, but partial: {read}"),

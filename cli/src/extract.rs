@@ -19,11 +19,16 @@ mod section;
 mod tree;
 
 use std::cell::{Cell, RefCell};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::Seek as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use impound_evidence::{ArtifactRecord, Completeness, Manifest, Method, Sha256, short_id};
+use impound_evidence::age::Identity;
+use impound_evidence::{
+    ArtifactRecord, Completeness, Given, Manifest, Method, Sha256, open_artifact, short_id,
+};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde::Serialize;
 
@@ -123,11 +128,15 @@ async fn collection(
     wanted: &EvidenceExtract,
 ) -> Result<(Vec<Source>, Option<Sha256>), Failure> {
     let at = wanted.source.display();
+    let identities = verify::identities(&wanted.identities)?;
     let verdict = verify::watch(
         output,
         verify::open(&wanted.source)?,
         verify::keys(&wanted.keys)?,
-        None,
+        Given {
+            identities: identities.clone(),
+            ..Given::default()
+        },
     )
     .await?;
     if !wanted.unverified && !verdict.intact() {
@@ -154,7 +163,10 @@ async fn collection(
     let root = std::fs::canonicalize(&wanted.source).map_err(Failure::Output)?;
     let sources = tars
         .into_iter()
-        .map(|record| open_artifact(&root, record))
+        .map(|record| match record.stored {
+            None => open_plain(&root, record),
+            Some(_) => open_encoded(&wanted.source, record, &identities, &wanted.to),
+        })
         .collect::<Result<_, _>>()?;
     Ok((sources, verdict.key.filter(|_| !wanted.unverified)))
 }
@@ -171,7 +183,7 @@ fn tars(manifest: &Manifest, images: bool) -> impl Iterator<Item = &ArtifactReco
 }
 
 /// The artifact's file, through no link.
-fn open_artifact(root: &Path, record: &ArtifactRecord) -> Result<Source, Failure> {
+fn open_plain(root: &Path, record: &ArtifactRecord) -> Result<Source, Failure> {
     let wrong =
         |error: &dyn std::error::Error| Failure::Failed(format!("{}: {error}", record.path));
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -184,6 +196,39 @@ fn open_artifact(root: &Path, record: &ArtifactRecord) -> Result<Source, Failure
     Ok(Source {
         name: name_of(record),
         size: file.metadata().map_err(|error| wrong(&error))?.len(),
+        file,
+        image: record.method == Method::Commit,
+        record: Some(record.clone()),
+    })
+}
+
+/// What is in an encrypted file: a copy below `to` that has no name and is gone when it is closed, as a tar is read in
+/// more than one place.
+fn open_encoded(
+    collection: &Path,
+    record: &ArtifactRecord,
+    identities: &[Identity],
+    to: &Path,
+) -> Result<Source, Failure> {
+    let wrong =
+        |error: &dyn std::fmt::Display| Failure::Failed(format!("{}: {error}", record.path));
+    let source = verify::open(collection)?;
+    let mut artifact = open_artifact(&source, record, identities).map_err(|error| wrong(&error))?;
+    std::fs::create_dir_all(to).map_err(|error| wrong(&error))?;
+    let name = to.join(format!(".{}.decrypted", name_of(record)));
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&name)
+        .map_err(|error| wrong(&format!("{}: {error}", name.display())))?;
+    std::fs::remove_file(&name).map_err(|error| wrong(&error))?;
+    std::io::copy(&mut artifact.reader, &mut file).map_err(|error| wrong(&error))?;
+    file.rewind().map_err(|error| wrong(&error))?;
+    Ok(Source {
+        name: name_of(record),
+        size: record.size,
         file,
         image: record.method == Method::Commit,
         record: Some(record.clone()),

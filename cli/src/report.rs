@@ -24,7 +24,7 @@ use crate::failure::{Exit, Failure};
 use crate::human;
 use crate::output::Output;
 use crate::verify;
-use case::Case;
+use case::{Case, Contents};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -38,12 +38,17 @@ struct View {
 pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Failure> {
     let keyed = !wanted.keys.is_empty();
     let verdict = verify::check(output, &wanted.dir, &wanted.keys, &wanted.besides).await?;
+    let identities = verify::identities(&wanted.besides.identities)?;
     let exit = match (verdict.intact(), verdict.complete()) {
         (true, true) => Exit::Ok,
         (true, false) => Exit::Partial,
         (false, _) => Exit::Failed,
     };
-    let case = Case::read(&verify::open(&wanted.dir)?, verdict, keyed);
+    let case = Case::read(
+        &Contents::new(verify::open(&wanted.dir)?, identities),
+        verdict,
+        keyed,
+    );
     let page = page::page(&case);
     let to = &wanted.to;
     let written = OpenOptions::new().write(true).create_new(true).open(to);

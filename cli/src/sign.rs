@@ -8,7 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 
-use impound_evidence::{MANIFEST, SIGNATURES, Sha256, SigningKey, sign_manifest};
+use impound_evidence::{Given, MANIFEST, SIGNATURES, Sha256, SigningKey, sign_manifest};
 use serde::Serialize;
 
 use crate::arguments::EvidenceSign;
@@ -34,7 +34,7 @@ pub(crate) async fn run(output: &mut Output, wanted: EvidenceSign) -> Result<Exi
     let key_id = key.verifying_key().key_id();
     let mut keys = verify::keys(&wanted.keys)?;
     keys.push(key.verifying_key().clone());
-    let verdict = verify::watch(output, verify::open(dir)?, keys, None).await?;
+    let verdict = verify::watch(output, verify::open(dir)?, keys, Given::default()).await?;
     let (true, Some(manifest), Some(manifest_sha256)) =
         (verdict.intact(), &verdict.manifest, verdict.manifest_sha256)
     else {

@@ -23,7 +23,7 @@ pub(crate) async fn run(
 ) -> Result<Exit, Failure> {
     let client = Client::new(connection)?;
     match wanted {
-        Sweep::Start(wanted) => start(&client, output, wanted).await,
+        Sweep::Start(wanted) => start(&client, output, *wanted).await,
         Sweep::List(wanted) => {
             let case_id = wanted.case.map(|case| case.to_string()).unwrap_or_default();
             list(&client, output, case_id).await
@@ -56,6 +56,7 @@ async fn start(client: &Client, output: &mut Output, wanted: SweepStart) -> Resu
         reason: wanted.cause.reason,
         pause: wanted.pause,
         freeze: wanted.freeze,
+        encrypt_to: wanted.encrypt_to.iter().map(ToString::to_string).collect(),
         at_once: wanted.at_once,
         per_node: wanted.per_node,
         expires: expires.map(prost_types::Timestamp::from),

@@ -8,11 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use impound_evidence::age::{IDENTITY_LIMIT, Identity};
 use impound_evidence::{
-    BUNDLE, Completeness, DirSource, KEYRING_LIMIT, Keyring, LogHead, Manifest, Problem, Progress,
-    SIGNATURES, Sha256, StampAuthority, Stamped, Verdict, VerifyingKey, verify_watched,
+    ArtifactRecord, BUNDLE, Completeness, DirSource, Given, KEYRING_LIMIT, Keyring, LogHead,
+    Manifest, Problem, Progress, SIGNATURES, Sha256, StampAuthority, Stamped, Verdict,
+    VerifyingKey, verify_watched,
 };
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use crate::arguments::{Besides, Verify};
 use crate::failure::{Exit, Failure};
@@ -55,8 +58,11 @@ pub(crate) async fn check(
     let sealing: Vec<Sha256> = keys.iter().map(VerifyingKey::key_id).collect();
     let vouching = self::keys(&besides.countersigned_by)?;
     keys.extend(vouching.iter().cloned());
-    let authority = authority(besides.timestamp_ca.as_deref())?;
-    let mut verdict = watch(output, source, keys, authority).await?;
+    let given = Given {
+        authority: authority(besides.timestamp_ca.as_deref())?,
+        identities: identities(&besides.identities)?,
+    };
+    let mut verdict = watch(output, source, keys, given).await?;
     if let Some(key) = verdict.key.filter(|key| !sealing.contains(key)) {
         let problem = Problem {
             path: BUNDLE.to_owned(),
@@ -121,7 +127,7 @@ fn keys_of(file: &Path) -> Result<Vec<VerifyingKey>, Failure> {
 }
 
 /// The time-stamping authority that is trusted, if one is.
-fn authority(file: Option<&Path>) -> Result<Option<StampAuthority>, Failure> {
+fn authority(file: Option<&Path>) -> Result<Option<Arc<StampAuthority>>, Failure> {
     let Some(file) = file else {
         return Ok(None);
     };
@@ -132,7 +138,22 @@ fn authority(file: Option<&Path>) -> Result<Option<StampAuthority>, Failure> {
         .and_then(|file| file.take(CA_LIMIT).read_to_end(&mut pem))
         .map_err(|error| wrong(&error))?;
     let authority = StampAuthority::from_pem(&pem).map_err(|error| wrong(&error))?;
-    Ok(Some(authority))
+    Ok(Some(Arc::new(authority)))
+}
+
+/// The secret keys in files as `age-keygen` writes them.
+pub(crate) fn identities(files: &[PathBuf]) -> Result<Vec<Identity>, Failure> {
+    let mut identities = Vec::new();
+    for file in files {
+        let wrong =
+            |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", file.display()));
+        let mut text = Zeroizing::new(String::new());
+        File::open(file)
+            .and_then(|file| file.take(IDENTITY_LIMIT).read_to_string(&mut text))
+            .map_err(|error| wrong(&error))?;
+        identities.extend(Identity::parse_file(&text).map_err(|error| wrong(&error))?);
+    }
+    Ok(identities)
 }
 
 /// Checks on threads of its own and shows how far it is.
@@ -140,25 +161,20 @@ pub(crate) async fn watch(
     output: &Output,
     source: DirSource,
     keys: Vec<VerifyingKey>,
-    authority: Option<StampAuthority>,
+    given: Given,
 ) -> Result<Verdict, Failure> {
     let (done, all) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let (told_done, told_all) = (Arc::clone(&done), Arc::clone(&all));
     let mut check = tokio::task::spawn_blocking(move || {
-        verify_watched(
-            &source,
-            &keys,
-            authority.as_ref(),
-            &|progress| match progress {
-                Progress::Manifest(manifest) => {
-                    let sizes = manifest.artifacts.iter().map(|record| record.size);
-                    told_all.store(sizes.fold(0, u64::saturating_add), Ordering::Relaxed);
-                }
-                Progress::Bytes(n) => {
-                    told_done.fetch_add(n, Ordering::Relaxed);
-                }
-            },
-        )
+        verify_watched(&source, &keys, &given, &|progress| match progress {
+            Progress::Manifest(manifest) => {
+                let sizes = manifest.artifacts.iter().map(ArtifactRecord::stored_size);
+                told_all.store(sizes.fold(0, u64::saturating_add), Ordering::Relaxed);
+            }
+            Progress::Bytes(n) => {
+                told_done.fetch_add(n, Ordering::Relaxed);
+            }
+        })
     });
     let mut screen = output.screen();
     let mut ticks = tokio::time::interval(TICK);
@@ -190,6 +206,8 @@ struct View<'a> {
     warnings: &'a [Problem],
     files: u64,
     bytes: u64,
+    /// Encrypted files of which nobody has looked what is in them.
+    closed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     case: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -225,6 +243,7 @@ fn view(verdict: &Verdict, all: bool) -> View<'_> {
         warnings: &verdict.warnings,
         files: verdict.files,
         bytes: verdict.bytes,
+        closed: verdict.closed,
         case: manifest.map(|manifest| manifest.case.to_string()),
         collection: manifest.map(|manifest| manifest.collection.to_string()),
         missing: manifest.map(missing).unwrap_or_default(),
@@ -254,6 +273,13 @@ pub(crate) fn missing(manifest: &Manifest) -> Vec<Problem> {
             }),
         });
     absent.chain(broken).collect()
+}
+
+/// What was not looked at for want of a secret key, in a sentence.
+pub(crate) fn closed(files: u64) -> String {
+    format!(
+        "what is in {files} encrypted files, only that they are those that were signed: give an --identity"
+    )
 }
 
 /// What is known of the time-stamping authority's word, in a sentence.
@@ -344,6 +370,9 @@ fn text(verdict: &Verdict, wanted: &Verify, seconds: f64) -> String {
             "not checked",
             format!("a signature with {}: its key was not given", clean(key)),
         ));
+    }
+    if verdict.closed > 0 {
+        table.row(row("not checked", closed(verdict.closed)));
     }
     for warning in &verdict.warnings {
         table.row(row("warning", warning.to_string()));

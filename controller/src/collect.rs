@@ -25,6 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::try_join;
+use impound_evidence::age::{AgeError, Recipient};
 use impound_evidence::{
     Build, CaseId, CollectionName, EvidencePath, NameError, Outcome, Sha256, Sha256Hasher,
     StampAuthority, Timestamp,
@@ -50,6 +51,7 @@ mod budget;
 mod containment;
 mod derive;
 mod diff;
+mod encrypted;
 mod failure;
 mod fetch;
 mod finish;
@@ -64,6 +66,7 @@ mod receive;
 mod session;
 mod stamp;
 mod standstill;
+mod taking_up;
 mod timeline;
 
 /// Exports and images that are received at the same time, of all collections together. Each holds up to 17
@@ -88,6 +91,7 @@ pub struct Collector {
     custody: Arc<CustodyAppender>,
     build: Build,
     retry: Retry,
+    recipients: Vec<Recipient>,
     timestamps: Option<Arc<TimestampAuthority>>,
 }
 
@@ -119,6 +123,9 @@ pub struct CollectionJob {
     pub unpaused: Option<String>,
     /// Pause each container while it is exported, all together for no longer than this.
     pub freeze: Option<Duration>,
+    /// Who can read the evidence, besides those whom the controller encrypts everything to; if there is nobody of
+    /// either, it is not encrypted.
+    pub encrypt_to: Vec<Recipient>,
     /// `<namespace>/<name>` of the Quarantine that asks for it.
     pub quarantine: Option<String>,
     /// What that Quarantine came to, read when everything else is stored.
@@ -247,6 +254,15 @@ pub enum CollectError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nothing can be encrypted.
+    #[error("collection {at} can't be encrypted")]
+    Encryption {
+        /// `<case>/<collection>`
+        at: String,
+        /// Why.
+        #[source]
+        source: AgeError,
+    },
     /// The manifest in the store is not the one that belongs there.
     #[error(
         "{file} of collection {at} is not what this controller would write; it can't be sealed: collect again under another name"
@@ -306,6 +322,7 @@ impl Collector {
             custody,
             build: this_build()?,
             retry: Retry::default(),
+            recipients: Vec::new(),
             timestamps: None,
         })
     }
@@ -314,6 +331,13 @@ impl Collector {
     #[must_use]
     pub fn with_retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
+        self
+    }
+
+    /// Encrypts every collection to these, and to those that it asks for besides.
+    #[must_use]
+    pub fn with_recipients(mut self, recipients: Vec<Recipient>) -> Self {
+        self.recipients = recipients;
         self
     }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use impound_proto::traces::OtlpEndpoint;
 
+use impound_evidence::age::Recipient;
+
 use crate::collect::Limits;
 use crate::contain::guard;
 use crate::contain::settings::{Settings, StorePods};
@@ -79,6 +81,15 @@ pub struct Serve {
     /// them. Without it, only what the present key signed is believed.
     #[arg(long, env = "IMPOUND_EVIDENCE_KEYS", value_name = "FILE")]
     pub evidence_keys: Option<PathBuf>,
+    /// Encrypt all evidence to this age X25519 recipient (age1…), a public key; may be given several times, at most 15.
+    /// Whoever has one of the secret keys reads it with `impound … --identity` or `age -d`; the controller can't.
+    #[arg(
+        long,
+        env = "IMPOUND_ENCRYPT_TO",
+        value_delimiter = ',',
+        value_name = "RECIPIENT"
+    )]
+    pub encrypt_to: Vec<Recipient>,
     /// Who dates the evidence besides.
     #[command(flatten)]
     pub timestamps: Timestamps,

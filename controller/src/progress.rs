@@ -4,10 +4,8 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use impound_evidence::{EvidencePath, Sha256, Timestamp};
+use impound_evidence::{ArtifactRecord, EvidencePath, Sha256, Timestamp};
 use tokio::sync::watch;
-
-use crate::store::Receipt;
 
 /// Shortest time between two reports of bytes that flow. Every change of a state is reported at
 /// once. The wire contract promises watchers at most one message in 200 ms.
@@ -142,13 +140,13 @@ impl<'a> Board<'a> {
         self.change(true, |state| state.artifact(path).message = why.to_owned());
     }
 
-    pub(crate) fn stored(&self, receipt: &Receipt) {
+    pub(crate) fn stored(&self, record: &ArtifactRecord) {
         self.change(true, |state| {
-            let artifact = state.artifact(receipt.at());
+            let artifact = state.artifact(&record.path);
             artifact.state = ArtifactState::Stored;
-            artifact.bytes = receipt.content().size;
-            artifact.expected_bytes = receipt.content().size;
-            artifact.sha256 = Some(receipt.content().sha256);
+            artifact.bytes = record.size;
+            artifact.expected_bytes = record.size;
+            artifact.sha256 = Some(record.sha256);
             artifact.message = String::new();
             artifact.finished = Some(Timestamp::now());
         });

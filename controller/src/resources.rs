@@ -24,6 +24,7 @@ pub use sweep::{
     SweepRosterStatus, SweepSpec, SweepState, SweepStatus, SweepTarget, TargetState, TargetStatus,
 };
 
+use impound_evidence::age::{AgeError, Recipient};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -40,6 +41,23 @@ pub(crate) const CASE_PATTERN: &str = r"^[A-Za-z0-9]+(\.?([_-]+\.?)*[A-Za-z0-9]+
 /// Name of an object: a DNS-1123 subdomain, as the API server has it for pods, nodes and our own.
 pub(crate) const NAME_PATTERN: &str =
     r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+
+/// Public key of an age X25519 recipient.
+pub(crate) const RECIPIENT_PATTERN: &str = "^age1[02-9ac-hj-np-z]{58}$";
+
+/// The recipients that an object names. The pattern does not see a mistyped letter; this does.
+///
+/// # Errors
+/// If one is none, or there are too many.
+pub fn recipients(texts: &[String]) -> Result<Vec<Recipient>, AgeError> {
+    match texts.len() > RECIPIENTS {
+        true => Err(AgeError::Recipients(texts.len())),
+        false => texts.iter().map(|text| text.parse()).collect(),
+    }
+}
+
+/// Most recipients that an object names.
+pub const RECIPIENTS: usize = 16;
 
 /// A text that says something.
 pub(crate) const TEXT_PATTERN: &str = r"\S";

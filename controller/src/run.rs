@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use impound_evidence::age::{RECIPIENT_LIMIT, Recipient};
 use impound_evidence::{KEYRING_LIMIT, Keyring, Signer, SigningKey, VerifyingKey};
 use impound_proto::PeerId;
 use impound_proto::controller::v1::FILE_DESCRIPTOR_SET;
@@ -46,6 +47,7 @@ use crate::reconcile::ending::{Ended, Endings};
 use crate::reconcile::pace::Pace;
 use crate::reconcile::{self, Context, collection::Running, isolating};
 use crate::resources::FactState;
+use crate::resources::RECIPIENTS;
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
 use crate::service::{
@@ -155,6 +157,7 @@ async fn run(config: Serve) -> Result<()> {
     ));
     let collector = Collector::new(store.clone(), agents.clone(), custody.clone())?
         .with_limits(config.collecting.limits())
+        .with_recipients(recipients(&config)?)
         .with_timestamps(config.timestamps.open()?);
     let metrics = Arc::new(Metrics::default());
     let guard = Arc::new(guard::Known::default());
@@ -433,6 +436,17 @@ async fn lead(
     }
     leadership.give_up().await;
     anyhow!("stopped")
+}
+
+/// To whom all evidence is encrypted. Objects name as many again, and each run has a key of its own.
+fn recipients(config: &Serve) -> Result<Vec<Recipient>> {
+    const MOST: usize = RECIPIENT_LIMIT - RECIPIENTS - 1;
+    anyhow::ensure!(
+        config.encrypt_to.len() <= MOST,
+        "--encrypt-to: expected at most {MOST} recipients, got {}",
+        config.encrypt_to.len()
+    );
+    Ok(config.encrypt_to.clone())
 }
 
 fn signing_key(config: &Serve) -> Result<SigningKey> {

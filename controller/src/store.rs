@@ -17,11 +17,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use impound_evidence::{
-    CaseId, CollectionName, Digests, EvidencePath, EvidenceSource, Listing, OpenFile, Sha256,
-    StorageClaim, StorageReceipt,
+    CaseId, CollectionName, Digests, Encoded, EvidencePath, EvidenceSource, Listing, OpenFile,
+    Sha256, StorageClaim, StorageReceipt,
 };
 
 pub mod directory;
+pub mod encoded;
 mod error;
 pub mod s3;
 
@@ -205,6 +206,12 @@ impl fmt::Display for WriteOnce {
 pub trait ObjectWriter: Send {
     /// Takes the next bytes, at most 1 MiB; waits when the disk is behind by some MiB.
     async fn write(&mut self, data: Bytes) -> Result<(), StoreError>;
+
+    /// Ends the encoding, if the bytes are stored in another form than they come in: nothing is written after it.
+    /// What went in and what came out; none if they are stored as they come.
+    async fn end(&mut self) -> Result<Option<Encoded>, StoreError> {
+        Ok(None)
+    }
 
     /// Makes the bytes durable, reads them back, compares them with `expected` and only then gives
     /// them their name. If anything fails, the bytes are left behind without it: see [`Store::leftover`].

@@ -95,6 +95,7 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
                 size: bytes.len() as u64,
                 sha256: Sha256::of(&bytes),
                 chunk_root: Some(Digests::of(&bytes).chunk_root),
+                stored: None,
                 media_type: "application/x-tar".to_owned(),
                 method: Method::Export,
                 api_call: "GET /containers/0123/export".to_owned(),
@@ -151,6 +152,7 @@ fn collection(files: usize, mib: usize) -> (tempfile::TempDir, VerifyingKey) {
         alterations: Vec::new(),
         omissions: Vec::new(),
         storage: None,
+        encrypted_to: Vec::new(),
         custody: CustodyLog::new("bench").head(),
         timestamp: None,
     };

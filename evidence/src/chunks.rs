@@ -64,6 +64,11 @@ impl DigestsHasher {
         }
     }
 
+    /// Bytes taken so far.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Takes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.size += bytes.len() as u64;

@@ -14,12 +14,13 @@
 //! <case>/<collection>/custody.checkpoint.tst   what a time-stamping authority says of that, if one was asked
 //! <case>/<collection>/verify.sh                checks all of it without us
 //! <case>/<collection>/before/...               Kubernetes objects before containment
-//! <case>/<collection>/artifacts/...            what was read off the node
+//! <case>/<collection>/artifacts/...            what was read off the node; with .age behind its name if encrypted
 //! <case>/<collection>/signatures/...           of people who vouch for the manifest, added later
 //! <case>/custody/custody.jsonl                 the case's log, append-only
 //! <case>/custody/custody.checkpoint            signed head of the Merkle log over it
 //! ```
 
+pub mod age;
 mod bundle;
 mod chunks;
 mod custody;
@@ -34,6 +35,7 @@ mod schema;
 mod sign;
 mod source;
 mod stamp;
+mod stored;
 mod tar;
 mod timeline;
 mod timestamp;
@@ -62,13 +64,14 @@ pub use source::{DirSource, EvidenceSource, FILE_LIMIT, Listing, OpenFile};
 pub use stamp::{
     CheckpointStamp, StampAuthority, StampError, StampRequest, TOKEN_LIMIT, stamp_time,
 };
+pub use stored::{Encoded, Encoder, Encoding, StoredForm, decode, open_artifact, without_suffixes};
 pub use tar::{
     Anomalies, Anomaly, Completeness, Expansion, FileType, Map, Member, PATH_LIMIT, Part, Sparse,
     TarEnd, TarTime, Unexpanded, Visitor as TarVisitor, Walk as TarWalk,
 };
 pub use timeline::Moment;
 pub use timestamp::{Timestamp, TimestampError};
-pub use verify::{Problem, Progress, Stamped, Verdict, verify, verify_watched};
+pub use verify::{Given, Problem, Progress, Stamped, Verdict, verify, verify_watched};
 
 /// File name of the manifest in a collection.
 pub const MANIFEST: &str = "manifest.json";

@@ -10,10 +10,12 @@ pub(crate) mod statement;
 
 use serde::{Deserialize, Serialize};
 
+use crate::age::Recipient;
 use crate::custody::LogHead;
 use crate::digest::Sha256;
 use crate::names::{CaseId, CollectionName, EvidencePath};
 use crate::stamp::CheckpointStamp;
+use crate::stored::without_suffixes;
 use crate::tar::Completeness;
 use crate::timestamp::Timestamp;
 
@@ -78,6 +80,9 @@ pub struct Manifest {
     /// Whether the store was seen to keep what it has; none if the controller did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageClaim>,
+    /// The public keys that artifacts are encrypted to; each of their owners can read all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub encrypted_to: Vec<Recipient>,
     /// The custody log when this manifest was made: its first `size` entries have this root.
     pub custody: LogHead,
     /// Whether a time-stamping authority dated that head's checkpoint; none if none was to be asked.
@@ -174,6 +179,19 @@ impl Manifest {
         self.artifacts.get(at)
     }
 
+    /// The record of the artifact that the file at `path` holds, in whatever form. As [`Manifest::artifact`].
+    #[must_use]
+    pub fn stored_artifact(&self, path: &EvidencePath) -> Option<&ArtifactRecord> {
+        let whole = self
+            .artifact(path)
+            .filter(|record| record.stored_path() == path);
+        whole.or_else(|| {
+            let plain = without_suffixes(path.as_str()).parse().ok()?;
+            self.artifact(&plain)
+                .filter(|record| record.stored_path() == path)
+        })
+    }
+
     /// Whether `record` is a broken attempt at an artifact that is here complete: it takes nothing
     /// from the outcome. Only for a manifest in its order, as `decode` gives it.
     #[must_use]
@@ -189,22 +207,25 @@ impl Manifest {
 }
 
 /// As [`Manifest::superseded`], before there is a manifest: whether `record`, incomplete and kept as
-/// `<path>.partial-<n>` with `n` from 1 on, stands beside a complete one that `find` has at `<path>`.
+/// `<path>.partial-<n>` with `n` from 1 on, stands beside a complete one that `find` has at `<path>`. Of one that was
+/// cut off while it was encoded, that is the path without the encodings' suffixes.
 pub fn superseded<'r>(
     record: &ArtifactRecord,
-    find: impl FnOnce(&EvidencePath) -> Option<&'r ArtifactRecord>,
+    find: impl Fn(&EvidencePath) -> Option<&'r ArtifactRecord>,
 ) -> bool {
     let counts = |n: &str| {
         n.bytes().all(|digit| digit.is_ascii_digit()) && !n.is_empty() && !n.starts_with('0')
     };
     let whole = match record.path.as_str().rsplit_once(".partial-") {
-        Some((path, n)) if counts(n) => path.parse().ok(),
-        _ => None,
+        Some((path, n)) if counts(n) => path,
+        _ => return false,
     };
-    !record.completeness.is_complete()
-        && whole
-            .and_then(|path| find(&path))
+    let is_whole = |path: &str| {
+        let path = path.parse().ok();
+        path.and_then(|path| find(&path))
             .is_some_and(|whole| whole.completeness.is_complete())
+    };
+    !record.completeness.is_complete() && (is_whole(whole) || is_whole(without_suffixes(whole)))
 }
 
 #[cfg(test)]

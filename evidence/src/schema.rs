@@ -54,6 +54,13 @@ text!(
     "A file below its collection: /-separated, visible ASCII without backslash, no segment . or .."
 );
 
+text!(
+    crate::age::Recipient,
+    "Recipient",
+    "^age1[02-9ac-hj-np-z]{58}$",
+    "The public key of an age X25519 recipient."
+);
+
 #[test]
 fn the_published_schemas_say_what_the_types_say() {
     let schemas = [

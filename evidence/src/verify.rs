@@ -19,9 +19,11 @@ mod stamp;
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::io::Read;
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::age::Identity;
 use crate::bundle::{BUNDLE_LIMIT, OpenBundle};
 use crate::custody::LogHead;
 use crate::digest::Sha256;
@@ -37,16 +39,25 @@ pub use stamp::Stamped;
 /// Checks a whole collection against `keys`.
 #[must_use]
 pub fn verify(source: &impl EvidenceSource, keys: &[VerifyingKey]) -> Verdict {
-    verify_watched(source, keys, None, &|_| ())
+    verify_watched(source, keys, &Given::default(), &|_| ())
 }
 
-/// Checks a whole collection and tells `watch` as it goes, from several threads. What a time-stamping
-/// authority says of it is checked if `authority` is given.
+/// What whoever checks has besides the keys.
+#[derive(Clone, Default)]
+pub struct Given {
+    /// The time-stamping authority that is trusted: what it says is checked.
+    pub authority: Option<Arc<StampAuthority>>,
+    /// What opens encrypted artifacts: then each must open, and hold what the manifest says. Without, only the stored
+    /// bytes are checked, and [`Verdict::closed`] says of how many files.
+    pub identities: Vec<Identity>,
+}
+
+/// Checks a whole collection and tells `watch` as it goes, from several threads.
 #[must_use]
 pub fn verify_watched(
     source: &impl EvidenceSource,
     keys: &[VerifyingKey],
-    authority: Option<&StampAuthority>,
+    given: &Given,
     watch: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Verdict {
     let mut verdict = Verdict::default();
@@ -63,10 +74,24 @@ pub fn verify_watched(
     if let Some(manifest) = signed_manifest(source, keys, &mut verdict) {
         watch(Progress::Manifest(&manifest));
         let signed = verdict.key.is_some();
-        artifacts::check(source, &listing, &manifest, signed, watch, &mut verdict);
+        let identities = given.identities.as_slice();
+        artifacts::check(
+            source,
+            &listing,
+            &manifest,
+            signed.then_some(identities),
+            watch,
+            &mut verdict,
+        );
         strangers(&listing, &manifest, &mut verdict);
         custody::check(source, keys, &manifest, signed, &mut verdict);
-        stamp::check(source, authority, &manifest, signed, &mut verdict);
+        stamp::check(
+            source,
+            given.authority.as_deref(),
+            &manifest,
+            signed,
+            &mut verdict,
+        );
         signatures::check(source, &listing, keys, &mut verdict);
         if !signed {
             verdict.problem(
@@ -100,6 +125,9 @@ pub struct Verdict {
     pub problems: Vec<Problem>,
     /// What is odd and breaks nothing: a person should look at it.
     pub warnings: Vec<Problem>,
+    /// Encrypted files whose contents were not compared with the manifest, as no identity was given: only that they are
+    /// the files that were signed.
+    pub closed: u64,
     /// Files read.
     pub files: u64,
     /// Bytes read.
@@ -263,7 +291,7 @@ fn strangers(listing: &Files, manifest: &Manifest, verdict: &mut Verdict) {
         let ours = [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&path.as_str())
             || signatures::is_one(path)
             || (stamped && path.as_str() == CHECKPOINT_STAMP);
-        if !ours && manifest.artifact(path).is_none() {
+        if !ours && manifest.stored_artifact(path).is_none() {
             verdict.problem(path.as_str(), "is there and not in the manifest");
         }
     }

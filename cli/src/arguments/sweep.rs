@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use impound_evidence::CaseId;
+use impound_evidence::age::Recipient;
 
 use super::{Cause, reason};
 
@@ -20,7 +21,7 @@ collection of its own, the small and fleeting parts of its evidence first; pods 
 before others, and nodes take turns. None is contained. A pod that is gone before its turn, and whatever else is
 not collected, is named. Interrupting --wait does not stop the sweep. With --wait the exit code is 0 only
 if every pod's evidence is sealed and complete, 3 if some is not.")]
-    Start(SweepStart),
+    Start(Box<SweepStart>),
     /// List sweeps
     #[command(
         after_help = "Examples:\n  impound sweep list\n  impound sweep list --case INC-7 -o wide"
@@ -90,6 +91,10 @@ pub(crate) struct SweepStart {
     /// Pause each pod's containers while they are exported, for no longer than their probes stand
     #[arg(long)]
     pub(crate) freeze: bool,
+    /// Encrypt the evidence to this age recipient (age1…, a public key), besides those of the controller's
+    /// configuration; may be given several times
+    #[arg(long, value_name = "RECIPIENT")]
+    pub(crate) encrypt_to: Vec<Recipient>,
 }
 
 /// Which pods.

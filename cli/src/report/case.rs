@@ -5,9 +5,10 @@
 
 use std::io::{self, BufReader, Read};
 
+use impound_evidence::age::Identity;
 use impound_evidence::{
     ArtifactRecord, CUSTODY, CustodyLog, DirSource, Entry, EvidencePath, EvidenceSource as _,
-    Manifest, Method, Sha256Hasher, Verdict, origin,
+    Manifest, Method, Sha256Hasher, Verdict, open_artifact, origin,
 };
 use serde::Deserialize;
 use time::OffsetDateTime;
@@ -26,6 +27,18 @@ const INDEX_LIMIT: u64 = 1 << 20;
 
 /// Longest list of changes that is read: 10 million of them.
 const CHANGES_LIMIT: u64 = 4 << 30;
+
+/// A collection, and what opens what is encrypted in it.
+pub(super) struct Contents {
+    source: DirSource,
+    identities: Vec<Identity>,
+}
+
+impl Contents {
+    pub(super) fn new(source: DirSource, identities: Vec<Identity>) -> Self {
+        Self { source, identities }
+    }
+}
 
 /// Everything that a report shows.
 pub(super) struct Case {
@@ -78,7 +91,7 @@ pub(super) struct Container {
 }
 
 impl Case {
-    pub(super) fn read(source: &DirSource, verdict: Verdict, keyed: bool) -> Self {
+    pub(super) fn read(source: &Contents, verdict: Verdict, keyed: bool) -> Self {
         let mut case = Self {
             keyed,
             made: OffsetDateTime::now_utc(),
@@ -112,7 +125,7 @@ fn requested(custody: &Result<Custody, String>) -> Option<OffsetDateTime> {
 }
 
 /// The listings' verdicts on exports and images; of a broken one there is none.
-fn tars(source: &DirSource, manifest: &Manifest) -> Vec<(EvidencePath, Result<TarIndex, String>)> {
+fn tars(source: &Contents, manifest: &Manifest) -> Vec<(EvidencePath, Result<TarIndex, String>)> {
     let indexes = manifest.artifacts.iter().filter(|record| {
         record.method == Method::Derived && record.path.as_str().ends_with(".tar.index.json")
     });
@@ -128,11 +141,12 @@ fn tars(source: &DirSource, manifest: &Manifest) -> Vec<(EvidencePath, Result<Ta
         .collect()
 }
 
-fn custody(source: &DirSource, manifest: &Manifest) -> Result<Custody, String> {
+fn custody(source: &Contents, manifest: &Manifest) -> Result<Custody, String> {
     let path = CUSTODY
         .parse::<EvidencePath>()
         .map_err(|error| error.to_string())?;
     let file = source
+        .source
         .open(&path)
         .map_err(|error| format!("{CUSTODY}: {error}"))?;
     let mut custody = Custody {
@@ -178,7 +192,7 @@ fn artifact<'m>(manifest: &'m Manifest, path: &str) -> Option<&'m ArtifactRecord
     manifest.artifact(&path.parse().ok()?)
 }
 
-fn containment(source: &DirSource, manifest: &Manifest) -> Option<Result<Containment, String>> {
+fn containment(source: &Contents, manifest: &Manifest) -> Option<Result<Containment, String>> {
     let record = artifact(manifest, containment::CONTAINMENT)?;
     Some(signed(source, record, containment::LIMIT, |reader| {
         let mut bytes = Vec::new();
@@ -188,11 +202,7 @@ fn containment(source: &DirSource, manifest: &Manifest) -> Option<Result<Contain
 }
 
 /// The containers' changes: the list with the files' attributes where there is one.
-fn containers(
-    source: &DirSource,
-    manifest: &Manifest,
-    requested: OffsetDateTime,
-) -> Vec<Container> {
+fn containers(source: &Contents, manifest: &Manifest, requested: OffsetDateTime) -> Vec<Container> {
     let lists = manifest
         .artifacts
         .iter()
@@ -241,7 +251,7 @@ fn describes(record: &ArtifactRecord, diff: &ArtifactRecord) -> bool {
 
 /// What `read` makes of an artifact, if its bytes are those of the manifest.
 fn signed<T>(
-    source: &DirSource,
+    source: &Contents,
     record: &ArtifactRecord,
     limit: u64,
     read: impl FnOnce(&mut dyn Read) -> io::Result<T>,
@@ -253,8 +263,7 @@ fn signed<T>(
             record.size
         ));
     }
-    let file = source
-        .open(path)
+    let file = open_artifact(&source.source, record, &source.identities)
         .map_err(|error| format!("{path}: {error}"))?;
     let mut hashing = Hashing {
         inner: file.reader,

@@ -166,6 +166,12 @@ fn summary(case: &Case, manifest: &Manifest) -> Markup {
             @if let Some(stamped) = &case.verdict.timestamp {
                 dt { "Timestamp" } dd { (crate::verify::said(stamped)) }
             }
+            @if !manifest.encrypted_to.is_empty() {
+                dt { "Encrypted to" } dd { @for recipient in &manifest.encrypted_to { code { (recipient) } " " } }
+            }
+            @if case.verdict.closed > 0 {
+                dt { "Not checked" } dd { (crate::verify::closed(case.verdict.closed)) }
+            }
             @for agent in &manifest.agents {
                 dt { "Read by" }
                 dd {

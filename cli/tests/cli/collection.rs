@@ -55,6 +55,7 @@ impl Collection {
             size: bytes.len() as u64,
             sha256: Sha256::of(bytes),
             chunk_root: Some(Digests::of(bytes).chunk_root),
+            stored: None,
             media_type: "application/octet-stream".to_owned(),
             method: method(path),
             api_call: "GET /containers/0123/export".to_owned(),
@@ -111,6 +112,7 @@ impl Collection {
             alterations: Vec::new(),
             omissions: Vec::new(),
             storage: None,
+            encrypted_to: Vec::new(),
             custody: CustodyLog::new("").head(),
             timestamp: None,
         };
@@ -175,9 +177,9 @@ impl Collection {
             .manifest
             .artifacts
             .iter()
-            .find(|record| record.path.as_str() == path);
+            .find(|record| record.stored_path().as_str() == path);
         record
-            .map(|record| record.sha256.to_string())
+            .map(|record| record.stored_sha256().to_string())
             .unwrap_or_default()
     }
 
@@ -186,7 +188,7 @@ impl Collection {
             .manifest
             .artifacts
             .iter()
-            .map(|record| record.path.as_str());
+            .map(|record| record.stored_path().as_str());
         names
             .chain([CHECKPOINT, CUSTODY, MANIFEST, BUNDLE])
             .map(|path| EvidenceFile {
@@ -203,6 +205,31 @@ impl Collection {
                 .to_owned(),
             })
             .collect()
+    }
+
+    /// Encrypts every artifact, as the controller does it.
+    pub(crate) fn encrypt(&mut self, recipient: age::Recipient) {
+        self.manifest.encrypted_to = vec![recipient.clone()];
+        for mut record in std::mem::take(&mut self.manifest.artifacts) {
+            let plain = self.read(record.path.as_str()).unwrap();
+            let mut encoder = Encoder::new(std::slice::from_ref(&recipient)).unwrap();
+            let mut file = encoder.update(&plain).unwrap();
+            let (rest, encoded) = encoder.finish().unwrap();
+            file.extend(rest);
+            fs::remove_file(self.directory.path().join(record.path.as_str())).unwrap();
+            record.stored = Some(encoded.form(&record.path).unwrap());
+            record.chunk_root = Some(Digests::of(&file).chunk_root);
+            self.write(record.stored_path().as_str(), &file);
+            self.manifest.artifacts.push(record);
+        }
+        self.log = CustodyLog::new(self.log.origin());
+        fs::remove_file(self.directory.path().join(CUSTODY)).unwrap();
+        for record in self.manifest.artifacts.clone() {
+            let mut entry = Entry::new(Event::Stored, "controller", record.path.as_str());
+            entry.artifact = Some(record);
+            self.append(entry);
+        }
+        self.seal();
     }
 
     /// Another entry, as a case's log gets with every read.

@@ -465,6 +465,7 @@ impl Controller for State {
             complete,
             problems,
             files: 8,
+            closed: 0,
             bytes: 4096,
         }))
     }

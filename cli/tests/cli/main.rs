@@ -18,6 +18,7 @@ mod collection;
 mod corpus;
 mod custody;
 mod doctor;
+mod encrypted;
 mod evidence;
 mod extract;
 mod fake;

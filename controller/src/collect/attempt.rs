@@ -10,11 +10,12 @@ use tracing::{Instrument, Span};
 
 use super::derive::{Deriving, Tap, What};
 use super::diff;
+use super::encrypted::{Ended, kept as kept_of};
 use super::failure::{Failure, LOOK_UP, READ, cut, until, within};
 use super::fetch::{Ask, Wanted};
 use super::note::Begun;
 use super::receive::{self, Incoming, ReceiveError};
-use super::session::{Session, content};
+use super::session::{Session, content, in_store};
 use super::{CollectError, instant};
 use crate::describe::describe;
 use crate::store::{Content, ObjectWriter, StoreError};
@@ -299,7 +300,7 @@ impl Session<'_> {
     ) -> Result<Box<dyn ObjectWriter>, Failure> {
         self.note(|note| note.begun.insert(path.clone(), begun.clone()))
             .await?;
-        match self.collector.store.writer(&self.lock, path).await {
+        match self.writer(path).await {
             Ok(writer) => Ok(writer),
             Err(error) if error.is_full() => Err(Failure::store(&error)),
             Err(error) => Err(Failure::Fatal(self.store_error(error))),
@@ -311,21 +312,28 @@ impl Session<'_> {
     /// crash in these, what lies there is the whole artifact if it is what was said.
     async fn finish_object(
         &self,
-        record: ArtifactRecord,
+        mut record: ArtifactRecord,
         writer: Box<dyn ObjectWriter>,
     ) -> Result<(), Failure> {
+        let ended = Ended::of(writer, &mut record).await;
+        let ended = ended.map_err(|error| self.too_long(error))?;
+        let fits = ended.fits(&record);
         let read = async {
             match What::of(record.method).is_empty() {
+                // What is known to be something else is recorded as that.
+                _ if !fits => Ok(()),
                 true => self.record_read(&[&record]).await,
                 false => self.record_read_surely(&record).await,
             }
         };
-        let stored = writer.keep().instrument(store_write(&record));
+        let stored = ended.keep().instrument(store_write(&record));
         let (read, kept) = futures::join!(read, stored);
         read?;
         let mut kept = kept.map_err(|error| self.store_error(error))?;
-        let (expected, found) = (content(&record), kept.content());
-        if expected != found {
+        let expected = content(&record);
+        if !fits || in_store(&record) != kept.unfinished.content() {
+            let found = kept.content(&record.path);
+            let (found, _) = found.map_err(|error| self.too_long(error))?;
             let error = kept.take_failure();
             let full = error.as_ref().is_some_and(StoreError::is_full);
             let why = error.map_or_else(
@@ -342,7 +350,7 @@ impl Session<'_> {
             return Err(Failure::now(why, !full));
         }
         // A failure here ends the run; the next one takes up what has no name yet.
-        let named = kept.keep_as(&record.path).await;
+        let named = kept.unfinished.keep_as(record.stored_path()).await;
         let receipt = named.map_err(|error| self.store_error(error))?;
         self.record_stored(vec![(record, receipt)]).await?;
         Ok(())
@@ -355,16 +363,19 @@ impl Session<'_> {
         &self,
         objects: Vec<(ArtifactRecord, Box<dyn ObjectWriter>)>,
     ) -> Result<(), Failure> {
-        let ended = objects.into_iter().map(|(record, writer)| async {
-            let kept = writer.keep().instrument(store_write(&record)).await;
-            kept.map(|kept| (record, kept))
+        let ended = objects.into_iter().map(|(mut record, writer)| async {
+            let ended = Ended::of(writer, &mut record).await;
+            let ended = ended.map_err(|error| self.too_long(error))?;
+            let fits = ended.fits(&record);
+            let kept = ended.keep().instrument(store_write(&record)).await;
+            kept.map(|kept| (record, kept, fits))
                 .map_err(|error| self.store_error(error))
         });
         let mut durable = try_join_all(ended).await?;
         let mut failed: Option<StoreError> = None;
-        for (record, kept) in &mut durable {
-            let (expected, found) = (content(record), kept.content());
-            if expected != found && failed.is_none() {
+        for (record, kept, fits) in &mut durable {
+            let (expected, found) = (in_store(record), kept.unfinished.content());
+            if (!*fits || expected != found) && failed.is_none() {
                 let differs = StoreError::Mismatch {
                     at: record.path.to_string(),
                     expected: expected.into(),
@@ -374,7 +385,7 @@ impl Session<'_> {
             }
         }
         if let Some(error) = failed {
-            for (record, kept) in durable {
+            for (record, kept, _) in durable {
                 let reasons = vec![cut(describe(&error))];
                 // What is made here is made again: a part of a set must not pass for all of it.
                 let worthless = error.is_full() || record.method == Method::Derived;
@@ -383,10 +394,10 @@ impl Session<'_> {
             }
             return Err(Failure::store(&error));
         }
-        let records: Vec<&ArtifactRecord> = durable.iter().map(|(record, _)| record).collect();
+        let records: Vec<&ArtifactRecord> = durable.iter().map(|(record, ..)| record).collect();
         self.record_read(&records).await?;
-        let named = durable.into_iter().map(|(record, kept)| async {
-            let receipt = kept.keep_as(&record.path).await;
+        let named = durable.into_iter().map(|(record, kept, _)| async {
+            let receipt = kept.unfinished.keep_as(record.stored_path()).await;
             receipt
                 .map(|receipt| (record, receipt))
                 .map_err(|error| self.store_error(error))
@@ -417,8 +428,7 @@ impl Session<'_> {
                     .map_err(|error| self.store_error(error))?;
                 continue;
             }
-            let mut left = writer
-                .keep()
+            let mut left = kept_of(writer)
                 .await
                 .map_err(|error| self.store_error(error))?;
             let full = left.take_failure().is_some_and(|error| error.is_full());

@@ -1,6 +1,8 @@
 //! What comes from no node: `before/*`, the Kubernetes objects as they were, out of the job; and the script
 //! that checks the collection.
 
+use std::borrow::Cow;
+
 use futures::future::try_join_all;
 use impound_evidence::{
     ArtifactRecord, Completeness, Consistency, EvidencePath, Method, SCRIPT, Timestamp, VERIFY_SH,
@@ -52,11 +54,35 @@ impl Session<'_> {
         for small in &all {
             self.board.running(&small.path, 1, small.bytes.len() as u64);
         }
-        let records: Vec<ArtifactRecord> = all.iter().map(Small::record).collect();
+        let mut records = Vec::new();
+        let mut contents = Vec::new();
+        for small in &all {
+            let mut record = small.record();
+            // What checks a collection must be readable without a key.
+            let encryption = self
+                .encryption
+                .as_ref()
+                .filter(|_| small.method != Method::Program);
+            contents.push(match encryption {
+                None => Cow::Borrowed(small.bytes),
+                Some(encryption) => {
+                    let encoded = encryption.encode(small.bytes);
+                    let (bytes, encoded) = encoded.map_err(|source| CollectError::Encryption {
+                        at: self.at.to_string(),
+                        source,
+                    })?;
+                    let form = encoded.form(&small.path);
+                    record.stored = Some(form.map_err(|error| self.too_long(error))?);
+                    Cow::Owned(bytes)
+                }
+            });
+            records.push(record);
+        }
         self.record_read(&records.iter().collect::<Vec<_>>())
             .await?;
-        let written = all.iter().zip(records).map(|(small, record)| async {
-            let written = seal::write(&self.collector.store, &self.lock, &small.path, small.bytes);
+        let written = contents.iter().zip(records).map(|(bytes, record)| async {
+            let store = &self.collector.store;
+            let written = seal::write(store, &self.lock, record.stored_path(), bytes);
             let receipt = written.await.map_err(|error| self.store_error(error))?;
             Ok::<_, CollectError>((record, receipt))
         });

@@ -14,7 +14,7 @@
 //! of the store's and the pieces on their way.
 
 use impound_evidence::index::{Changes, Indexed};
-use impound_evidence::{EvidencePath, Method, Timestamp};
+use impound_evidence::{ArtifactRecord, EvidencePath, Method, Timestamp};
 
 use super::CollectError;
 use super::failure::Failure;
@@ -277,13 +277,36 @@ impl Session<'_> {
         self.path(&format!("{tar}.{}", what.name().0), "the name of a tar")
     }
 
-    /// The diff that lies beside a tar, if it is stored.
+    /// The list of changes that a tar should have beside it and can't get, as this run can't read the diff.
+    pub(super) fn unjoined(
+        &self,
+        tar: &EvidencePath,
+        method: Method,
+    ) -> Result<Option<EvidencePath>, CollectError> {
+        let diff = self.stored_diff(tar)?;
+        if !What::of(method).contains(&What::Changes)
+            || !diff.is_some_and(|diff| self.is_sealed_off(&diff))
+        {
+            return Ok(None);
+        }
+        let path = self.listing(tar, What::Changes)?;
+        Ok(Some(path).filter(|path| self.stored(path).is_none()))
+    }
+
+    /// The diff that lies beside a tar, if it is stored and this run can read it.
     fn diff_of(&self, tar: &EvidencePath) -> Result<Option<EvidencePath>, CollectError> {
+        let readable = self
+            .stored_diff(tar)?
+            .filter(|diff| !self.is_sealed_off(diff));
+        Ok(readable.map(|diff| diff.path))
+    }
+
+    fn stored_diff(&self, tar: &EvidencePath) -> Result<Option<ArtifactRecord>, CollectError> {
         let Some((directory, _)) = tar.as_str().rsplit_once('/') else {
             return Ok(None);
         };
         let path = self.path(&format!("{directory}/diff.jsonl"), "the name of a diff")?;
-        Ok(self.stored(&path).map(|_| path))
+        Ok(self.stored(&path))
     }
 
     async fn changes(&self, diff: &EvidencePath) -> Result<Changes, StoreError> {

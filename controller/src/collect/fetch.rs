@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use impound_evidence::EvidencePath;
+use impound_evidence::{ArtifactRecord, EvidencePath, without_suffixes};
 use impound_proto::traces::TARGET;
 use tokio::sync::SetOnce;
 use tokio::time::Instant;
@@ -154,9 +154,10 @@ impl Session<'_> {
     }
 
     fn has_partial(&self, path: &EvidencePath) -> bool {
-        let prefix = format!("{path}.partial-");
-        self.all_stored()
-            .iter()
-            .any(|record| record.path.as_str().starts_with(&prefix))
+        let is_of = |record: &ArtifactRecord| {
+            let partial = record.path.as_str().rsplit_once(".partial-");
+            partial.is_some_and(|(of, _)| without_suffixes(of) == path.as_str())
+        };
+        self.all_stored().iter().any(is_of)
     }
 }

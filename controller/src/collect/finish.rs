@@ -91,6 +91,7 @@ impl Session<'_> {
             missing: self.given_up(),
             mounts: self.uncollected_mounts().await,
             storage: Some(self.collector.store.write_once().into()),
+            encrypted_to: self.noted(|note| note.encrypted_to.clone()).await,
             authority: self
                 .collector
                 .timestamps
@@ -262,6 +263,7 @@ impl Session<'_> {
                 )
                 .collect(),
             storage: settled.storage.clone(),
+            encrypted_to: settled.encrypted_to.iter().cloned().collect(),
             custody: *custody,
             timestamp: None,
         })

@@ -34,9 +34,8 @@ impl Session<'_> {
             if self.stored(&path).is_none() {
                 continue;
             }
-            let read = self.collector.store.read_small(&self.at, &path, DOCUMENT);
-            let mounts = match read.await {
-                Ok(bytes) => mounts(&bytes.unwrap_or_default()),
+            let mounts = match self.document(&path, DOCUMENT).await {
+                Ok(bytes) => mounts(&bytes),
                 Err(error) => Err(describe(&error)),
             };
             match mounts {

@@ -1,8 +1,9 @@
 //! What a collection must remember across a crash and the custody log doesn't say: kept beside the
 //! collection, see [`crate::store::Store::save_note`]. No evidence, and gone once it is sealed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use impound_evidence::age::Recipient;
 use impound_evidence::{
     Agent, Alteration, ArtifactRecord, Build, Completeness, Consistency, Container, EvidencePath,
     LogHead, Method, Missing, Sha256, StorageClaim, Timestamp, export_name,
@@ -35,6 +36,9 @@ pub(super) struct Note {
     /// What was left out because the node can't give it, and why.
     #[serde(default)]
     pub(super) forgone: BTreeMap<EvidencePath, String>,
+    /// To whom artifacts were encrypted.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) encrypted_to: BTreeSet<Recipient>,
     /// What somebody should look after.
     pub(super) warnings: Vec<String>,
     /// Set when collecting is over: what was given up. From then on no node is asked for anything, by no
@@ -99,6 +103,7 @@ impl Begun {
             size: content.size,
             sha256: content.sha256,
             chunk_root: None,
+            stored: None,
             media_type: self.media_type.clone(),
             method: self.method,
             api_call: self.api_call.clone(),
@@ -165,6 +170,9 @@ pub(super) struct Settled {
     /// What the store was found to be at this controller's start.
     #[serde(default)]
     pub(super) storage: Option<StorageClaim>,
+    /// To whom artifacts are encrypted.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) encrypted_to: BTreeSet<Recipient>,
     /// What is mounted into the suspect's containers, a sentence each, for the manifest's omissions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) mounts: Vec<String>,
@@ -187,6 +195,7 @@ mod tests {
             claimed: true,
             certificate: None,
             authority: None,
+            encrypted_to: BTreeSet::new(),
             mounts: vec!["/data is a volume".to_owned()],
             missing: vec![Missing {
                 path: "artifacts/x".parse().unwrap(),

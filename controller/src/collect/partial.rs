@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use impound_evidence::{
     ArtifactRecord, BUNDLE, CHECKPOINT_STAMP, Completeness, Consistency, EvidencePath, MANIFEST,
-    Method, SCRIPT, Timestamp,
+    Method, SCRIPT, Timestamp, without_suffixes,
 };
 
 use super::CollectError;
+use super::encrypted::Left;
 use super::note::Begun;
-use super::session::{Session, content};
-use crate::store::{Unfinished, partial_path};
+use super::session::{Session, in_store};
+use crate::store::partial_path;
 
 impl Session<'_> {
     /// Settles a leftover of an earlier run. `read`: what the custody log says was read.
@@ -26,23 +27,25 @@ impl Session<'_> {
             .await
             .map_err(|error| self.store_error(error))?;
         let Some(left) = left else { return Ok(()) };
+        // Of what was to be encrypted, the artifact.
+        let whole = self.path(without_suffixes(path.as_str()), "the name of an artifact")?;
         // The crash came after `Read`: these are all its bytes, whole or a partial one's.
         let as_read = read.values().find(|record| {
-            let for_this = record.path == *path
-                || record
-                    .path
-                    .as_str()
-                    .starts_with(&format!("{path}.partial-"));
-            for_this && content(record) == left.content() && self.stored(&record.path).is_none()
+            let partial = |of: &EvidencePath| format!("{of}.partial-");
+            let name = record.path.as_str();
+            let for_this = record.stored_path() == path
+                || name.starts_with(&partial(path))
+                || name.starts_with(&partial(&whole));
+            for_this && in_store(record) == left.content() && self.stored(&record.path).is_none()
         });
         if let Some(record) = as_read {
             let named = left
-                .keep_as(&record.path)
+                .keep_as(record.stored_path())
                 .await
                 .map_err(|error| self.store_error(error))?;
             return self.record_stored(vec![(record.clone(), named)]).await;
         }
-        let begun = self.noted(|note| note.begun.get(path).cloned()).await;
+        let begun = self.noted(|note| note.begun.get(&whole).cloned()).await;
         let ours = path.as_str().starts_with("before/")
             || [MANIFEST, BUNDLE, CHECKPOINT_STAMP, SCRIPT].contains(&path.as_str());
         match begun {
@@ -69,7 +72,9 @@ impl Session<'_> {
                     clock_offset_ms: None,
                     received_started: Timestamp::now(),
                 });
-                self.keep(left, &begun, vec![why], None).await.map(drop)
+                self.keep(Left::cut_off(left), &begun, vec![why], None)
+                    .await
+                    .map(drop)
             }
         }
     }
@@ -77,7 +82,7 @@ impl Session<'_> {
     /// Keeps what came under a name of its own, marked incomplete; nothing if nothing came.
     pub(super) async fn keep(
         &self,
-        left: Box<dyn Unfinished>,
+        left: Left,
         begun: &Begun,
         reasons: Vec<String>,
         finished: Option<Timestamp>,
@@ -90,37 +95,68 @@ impl Session<'_> {
     pub(super) async fn keep_unless(
         &self,
         worthless: bool,
-        left: Box<dyn Unfinished>,
+        left: Left,
         begun: &Begun,
         reasons: Vec<String>,
         finished: Option<Timestamp>,
     ) -> Result<Option<EvidencePath>, CollectError> {
-        if worthless || left.content().size == 0 {
-            left.discard()
+        let intended = left.unfinished.intended().clone();
+        let sized = left
+            .content(&intended)
+            .map_err(|error| self.too_long(error))?;
+        if worthless || sized.0.size == 0 {
+            left.unfinished
+                .discard()
                 .await
                 .map_err(|error| self.store_error(error))?;
             return Ok(None);
         }
-        let path = self.free_partial(left.intended()).await?;
+        // What was cut off while it was encrypted is kept as that: `age` decrypts what came until then.
+        let (of, suffix) = match &sized.1 {
+            Some(_) => {
+                let of = self.path(
+                    without_suffixes(intended.as_str()),
+                    "the name of an artifact",
+                )?;
+                let suffix = intended.as_str().strip_prefix(of.as_str());
+                (of, suffix.unwrap_or_default().to_owned())
+            }
+            None => (intended, String::new()),
+        };
+        let path = self.free_partial(&of, &suffix).await?;
+        let (content, stored) = left.content(&path).map_err(|error| self.too_long(error))?;
         let completeness = Completeness::Incomplete { reasons };
-        let record = begun.record(&path, left.content(), completeness, finished);
+        let mut record = begun.record(&path, content, completeness, finished);
+        record.stored = stored;
+        if without_suffixes(of.as_str()) != of.as_str() {
+            record.media_type = "application/octet-stream".to_owned();
+        }
         self.record_read(&[&record]).await?;
         let receipt = left
-            .keep_as(&path)
+            .unfinished
+            .keep_as(record.stored_path())
             .await
             .map_err(|error| self.store_error(error))?;
         self.record_stored(vec![(record, receipt)]).await?;
         Ok(Some(path))
     }
 
-    async fn free_partial(&self, of: &EvidencePath) -> Result<EvidencePath, CollectError> {
+    /// A name for a part of `of` that is free, also with `suffix` behind it.
+    async fn free_partial(
+        &self,
+        of: &EvidencePath,
+        suffix: &str,
+    ) -> Result<EvidencePath, CollectError> {
         let mut n = 1;
         loop {
             let path = partial_path(of, n).map_err(|error| self.store_error(error))?;
             let size = self
                 .collector
                 .store
-                .size(&self.at, &path)
+                .size(
+                    &self.at,
+                    &self.path(&format!("{path}{suffix}"), "the name of an artifact")?,
+                )
                 .await
                 .map_err(|error| self.store_error(error))?;
             if size.is_none() {

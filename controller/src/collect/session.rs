@@ -1,17 +1,15 @@
 //! One run of a collection: its lock, its custody log, its note, and what is stored already.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use impound_evidence::{
-    ArtifactRecord, BUNDLE, CHECKPOINT, CHECKPOINT_STAMP, CUSTODY, Entry, Event, EvidencePath,
-    MANIFEST, Method, Sha256,
-};
+use impound_evidence::{ArtifactRecord, Entry, Event, EvidencePath, Method, NameError, Sha256};
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::time::Instant;
 
 use super::derive::{Arrivals, Tars};
+use super::encrypted::Encryption;
 use super::image::ImagePaths;
 use super::note::Note;
 use super::standstill::Standstill;
@@ -36,8 +34,12 @@ pub(super) struct Session<'a> {
     /// What the custody log said of the collection when the session began.
     pub(super) entries: Vec<Entry>,
     pub(super) requester: Requester,
+    /// To whom artifacts are encrypted, if they are.
+    pub(super) encryption: Option<Encryption>,
     note: AsyncMutex<Note>,
     stored: Mutex<BTreeMap<EvidencePath, Kept>>,
+    /// What earlier runs have stored.
+    taken_up: Mutex<BTreeSet<EvidencePath>>,
     missing: Mutex<BTreeMap<EvidencePath, String>>,
     pub(super) connections: AsyncMutex<HashMap<String, Arc<AgentConnection>>>,
     /// To where tars are listed, beside everything else.
@@ -67,7 +69,7 @@ pub(super) struct Kept {
 impl Kept {
     /// None if the receipt is not for what the record says, which no path of this program does.
     fn new(record: ArtifactRecord, receipt: &Receipt) -> Option<Self> {
-        let same = &record.path == receipt.at() && content(&record) == receipt.content();
+        let same = record.stored_path() == receipt.at() && in_store(&record) == receipt.content();
         same.then_some(Self { record })
     }
 }
@@ -106,7 +108,14 @@ impl<'a> Session<'a> {
                 reason: error.to_string(),
             })?,
         };
+        let recipients = collector.recipients.iter().chain(&job.encrypt_to);
+        let encryption = Encryption::new(recipients.cloned().collect());
+        let encryption = encryption.map_err(|source| CollectError::Encryption {
+            at: at.to_string(),
+            source,
+        })?;
         let mut session = Self {
+            encryption,
             collector,
             job,
             at,
@@ -116,6 +125,7 @@ impl<'a> Session<'a> {
             requester: Requester::default(),
             note: AsyncMutex::new(note),
             stored: Mutex::default(),
+            taken_up: Mutex::default(),
             missing: Mutex::default(),
             connections: AsyncMutex::default(),
             tars,
@@ -181,7 +191,7 @@ impl<'a> Session<'a> {
         let records: Vec<&ArtifactRecord> = kept.iter().map(|(record, _)| record).collect();
         self.record(Event::Stored, &records).await?;
         for (record, receipt) in kept {
-            self.shown(&record, &receipt);
+            self.shown(&record);
             self.count(record, &receipt)?;
         }
         Ok(())
@@ -229,6 +239,11 @@ impl<'a> Session<'a> {
         locked(&self.stored)
             .get(path)
             .map(|kept| kept.record.clone())
+    }
+
+    /// What earlier runs have stored.
+    pub(super) fn taken_up(&self) -> std::sync::MutexGuard<'_, BTreeSet<EvidencePath>> {
+        locked(&self.taken_up)
     }
 
     /// Everything that is stored, ordered by path.
@@ -283,6 +298,15 @@ impl<'a> Session<'a> {
             what,
             source,
         })
+    }
+
+    /// A name that has no room for what is put behind it.
+    pub(super) fn too_long(&self, source: NameError) -> CollectError {
+        CollectError::Name {
+            at: self.at.to_string(),
+            what: "the name of an artifact",
+            source,
+        }
     }
 
     pub(super) fn store_error(&self, source: StoreError) -> CollectError {
@@ -352,72 +376,6 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Compares what the log says with what the store holds, and settles what was cut off.
-    pub(super) async fn take_up(&self) -> Result<(), CollectError> {
-        let recorded = |event| {
-            let of_event = self
-                .entries
-                .iter()
-                .filter(move |entry| entry.event == event);
-            let records = of_event.filter_map(|entry| entry.artifact.as_ref());
-            records
-                .map(|record| (record.path.clone(), record.clone()))
-                .collect::<BTreeMap<_, _>>()
-        };
-        let (read, mut stored) = (recorded(Event::Read), recorded(Event::Stored));
-        let files = self
-            .collector
-            .store
-            .list(&self.at)
-            .await
-            .map_err(|error| self.store_error(error))?;
-        let sealing = self.is_sealing().await;
-        for file in files {
-            if [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&file.path.as_str())
-                || (sealing && file.path.as_str() == CHECKPOINT_STAMP)
-            {
-                continue;
-            }
-            let known = stored.remove(&file.path);
-            let named_only = known.is_none();
-            // Without `Stored`: the crash came between the naming and its entry.
-            let Some(record) = known.or_else(|| read.get(&file.path).cloned()) else {
-                return Err(CollectError::Foreign {
-                    at: self.at.to_string(),
-                    path: file.path,
-                });
-            };
-            let checked = self
-                .collector
-                .store
-                .recheck(&self.lock, &file.path, content(&record))
-                .await;
-            let receipt = checked.map_err(|error| self.store_error(error))?;
-            if named_only {
-                self.record_stored(vec![(record, receipt)]).await?;
-            } else {
-                self.shown(&record, &receipt);
-                self.count(record, &receipt)?;
-            }
-        }
-        if let Some((path, _)) = stored.pop_first() {
-            return Err(CollectError::Gone {
-                at: self.at.to_string(),
-                path,
-            });
-        }
-        for path in self
-            .collector
-            .store
-            .leftovers(&self.lock)
-            .await
-            .map_err(|error| self.store_error(error))?
-        {
-            self.settle(&path, &read).await?;
-        }
-        Ok(())
-    }
-
     async fn record(&self, event: Event, records: &[&ArtifactRecord]) -> Result<(), CollectError> {
         let entry = |record: &&ArtifactRecord| {
             let mut entry = Entry::new(event, Collector::who(), record.path.to_string());
@@ -429,15 +387,19 @@ impl<'a> Session<'a> {
     }
 
     /// What was made here was not asked for, so nobody waits for it.
-    fn shown(&self, record: &ArtifactRecord, receipt: &Receipt) {
+    pub(super) fn shown(&self, record: &ArtifactRecord) {
         if record.method != Method::Derived {
-            self.board.stored(receipt);
+            self.board.stored(record);
         }
     }
 
-    fn count(&self, record: ArtifactRecord, receipt: &Receipt) -> Result<(), CollectError> {
+    pub(super) fn count(
+        &self,
+        record: ArtifactRecord,
+        receipt: &Receipt,
+    ) -> Result<(), CollectError> {
         let path = record.path.clone();
-        let expected = content(&record);
+        let expected = in_store(&record);
         let kept = Kept::new(record, receipt).ok_or_else(|| {
             self.store_error(StoreError::Mismatch {
                 at: path.to_string(),
@@ -450,7 +412,15 @@ impl<'a> Session<'a> {
     }
 }
 
-/// What a record says of the bytes.
+/// What a record says of the stored bytes.
+pub(super) fn in_store(record: &ArtifactRecord) -> Content {
+    Content {
+        size: record.stored_size(),
+        sha256: record.stored_sha256(),
+    }
+}
+
+/// What a record says of the artifact's own bytes.
 pub(super) fn content(record: &ArtifactRecord) -> Content {
     Content {
         size: record.size,

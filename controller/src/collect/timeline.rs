@@ -61,8 +61,15 @@ impl Session<'_> {
         let mut sources = Vec::new();
         let mut moments = Vec::new();
         let mut changes = Vec::new();
+        let mut closed = 0;
         for record in &stored {
             let name = record.path.file_name();
+            let told_of = matches!(name, "inspect.json" | "containment.json")
+                || name.ends_with(".changes.jsonl");
+            if told_of && self.is_sealed_off(record) {
+                closed += 1;
+                continue;
+            }
             let found = match (whose(&record.path), name) {
                 (None, _) if record.path.as_str() == "containment.json" => {
                     Moment::of_containment(&self.source(&record.path).await?)
@@ -95,6 +102,11 @@ impl Session<'_> {
         moments.sort_by_key(|moment| moment.datetime);
 
         let mut output = self.begin_timeline(path, sources).await?;
+        output.truncated = (closed > 0).then(|| {
+            format!(
+                "lacks what is in {closed} files that a controller which has stopped meanwhile has encrypted"
+            )
+        });
         let mut lines: Vec<u8> = moments.iter().flat_map(Moment::encode).collect();
         for (container, path) in changes {
             let mut reader = match self.lines(path).await {
@@ -120,7 +132,7 @@ impl Session<'_> {
 
     /// A document that the timeline is made of. That it can't be read costs the timeline, not the collection.
     async fn source(&self, path: &EvidencePath) -> Result<Vec<u8>, Failure> {
-        let read = self.document(path).await;
+        let read = self.document(path, DOCUMENT).await;
         read.map_err(|error| Failure::now(cut(describe(&error)), false))
     }
 
@@ -159,11 +171,5 @@ impl Session<'_> {
         self.note(|note| note.begun.insert(path.clone(), begun.clone()))
             .await?;
         self.open_output(None, path.clone(), begun).await
-    }
-
-    async fn document(&self, path: &EvidencePath) -> Result<Vec<u8>, CollectError> {
-        let read = self.collector.store.read_small(&self.at, path, DOCUMENT);
-        let bytes = read.await.map_err(|error| self.store_error(error))?;
-        Ok(bytes.unwrap_or_default())
     }
 }

@@ -1,10 +1,19 @@
 //! Why a pod is not contained: said before anything is changed.
 
+use impound_evidence::age::AgeError;
 use thiserror::Error;
 
 /// A pod that can't be contained safely. Nothing was changed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Refusal {
+    /// The evidence can't be encrypted to somebody who is to read it.
+    #[error(
+        "encryptTo: {source}; nothing is changed yet: create another quarantine with the right keys"
+    )]
+    Recipients {
+        /// Why.
+        source: AgeError,
+    },
     /// The pod does not exist.
     #[error(
         "pod {namespace}/{pod} does not exist: check the name with `kubectl get pods -n {namespace}`"

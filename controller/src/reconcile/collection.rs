@@ -41,7 +41,7 @@ use crate::kubernetes::{from_kube, read};
 use crate::progress::{ArtifactProgress, ArtifactState as Stage, CollectionProgress};
 use crate::resources::{
     ArtifactState, ArtifactStatus, Before, Collection, CollectionPhase, CollectionStatus,
-    Quarantine, now,
+    Quarantine, now, recipients,
 };
 use crate::store::CollectionId;
 
@@ -452,6 +452,8 @@ async fn prepare(
             at.name
         )));
     }
+    let encrypt_to = recipients(&spec.encrypt_to);
+    let encrypt_to = encrypt_to.map_err(|error| Unready::Never(format!("encryptTo: {error}")))?;
     let cluster = cluster_uid(context).await?;
     let own = spec.quarantine.as_deref() == Some(&*object.name_any());
     let quarantine = quarantine(object, status, context).await?;
@@ -550,6 +552,7 @@ async fn prepare(
         freeze: spec
             .freeze
             .then(|| standstill::allowed(&pod, context.settings.freeze_limit)),
+        encrypt_to,
         quarantine: spec
             .quarantine
             .as_ref()

@@ -17,7 +17,7 @@ use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube, pace, read, send};
 use crate::resources::{
     ApiCall, Before, DenyUndo, Quarantine, QuarantinePhase, QuarantineSpec, StepName, StepState,
-    Undo,
+    Undo, recipients,
 };
 
 /// Tries of one call within one attempt: most conflicts with somebody else's writes are over at once, and
@@ -44,6 +44,7 @@ pub async fn prepare(
     quarantine: &str,
     spec: &QuarantineSpec,
 ) -> Result<(Observed, Plan), ObserveError> {
+    recipients(&spec.encrypt_to).map_err(|source| Refusal::Recipients { source })?;
     let (mut observed, others, plugin) = futures::try_join!(
         observe(&context.client, namespace, &spec.pod),
         in_force(context),

@@ -70,6 +70,7 @@ impl Record {
                 requested_by: requested_by.to_owned(),
                 pause: spec.pause,
                 freeze: spec.freeze,
+                encrypt_to: spec.encrypt_to.clone(),
                 quarantine: Some(self.name()),
             },
         );

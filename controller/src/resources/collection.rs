@@ -14,7 +14,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CASE_PATTERN, NAME_PATTERN, TEXT_PATTERN};
+use super::{CASE_PATTERN, NAME_PATTERN, RECIPIENT_PATTERN, TEXT_PATTERN};
 
 /// What is to be collected. Fixed at creation.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, Deserialize, Serialize)]
@@ -79,6 +79,11 @@ pub struct CollectionSpec {
     /// Pause the pod's containers while they are exported, for no longer than their probes stand.
     #[serde(default)]
     pub freeze: bool,
+    /// Who can read the evidence: public keys of age X25519 recipients, besides those whom the controller encrypts
+    /// everything to. None of either: it is not encrypted.
+    #[serde(default)]
+    #[schemars(length(max = 16), inner(length(min = 62, max = 62), regex(pattern = RECIPIENT_PATTERN)))]
+    pub encrypt_to: Vec<String>,
     /// Name of the Quarantine in the same namespace that it belongs to. The first one has the
     /// Quarantine's name: the recorded objects are stored with it, and the node's other pods get a
     /// quick inspect and diff. Later ones are of what containers were restarted to.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collection::CollectionPhase;
 use super::isolation::{AttemptStatus, IsolationSpec, IsolationStatus, Verdict};
-use super::{CASE_PATTERN, NAME_PATTERN, TEXT_PATTERN, any_object};
+use super::{CASE_PATTERN, NAME_PATTERN, RECIPIENT_PATTERN, TEXT_PATTERN, any_object};
 
 /// What a responder asks for. Everything but `release` is fixed at creation.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, Deserialize, Serialize)]
@@ -108,6 +108,12 @@ pub struct QuarantineSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
     pub freeze: bool,
+    /// Who can read the evidence: public keys of age X25519 recipients, besides those whom the controller encrypts
+    /// everything to. None of either: it is not encrypted.
+    #[serde(default)]
+    #[schemars(length(max = 16), inner(length(min = 62, max = 62), regex(pattern = RECIPIENT_PATTERN)))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("only `release` of a quarantine can be changed: create another quarantine"))]
+    pub encrypt_to: Vec<String>,
     /// Set it to undo the quarantine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseSpec>,

@@ -30,7 +30,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CASE_PATTERN, NAME_PATTERN, TEXT_PATTERN};
+use super::{CASE_PATTERN, NAME_PATTERN, RECIPIENT_PATTERN, TEXT_PATTERN};
 
 /// Label of a Collection that belongs to a sweep: the sweep's name.
 pub const SWEEP_LABEL: &str = "impound.dev/sweep";
@@ -93,7 +93,7 @@ pub const SWEEP_CASE: usize = 54;
         priority = "1"
     )
 )]
-#[x_kube(validation = Rule::new("self.select == oldSelf.select && self.case == oldSelf.case && self.reason == oldSelf.reason && self.pause == oldSelf.pause && self.freeze == oldSelf.freeze && (has(self.requestedBy) ? self.requestedBy : '') == (has(oldSelf.requestedBy) ? oldSelf.requestedBy : '')").message("only state, atOnce, perNode and expires of a sweep can be changed: create another sweep"))]
+#[x_kube(validation = Rule::new("self.select == oldSelf.select && self.case == oldSelf.case && self.reason == oldSelf.reason && self.pause == oldSelf.pause && self.freeze == oldSelf.freeze && self.encryptTo == oldSelf.encryptTo && (has(self.requestedBy) ? self.requestedBy : '') == (has(oldSelf.requestedBy) ? oldSelf.requestedBy : '')").message("only state, atOnce, perNode and expires of a sweep can be changed: create another sweep"))]
 #[x_kube(validation = Rule::new("oldSelf.state != 'Cancelled' || self.state == 'Cancelled'").message("a sweep that is cancelled stays cancelled: create another sweep"))]
 #[serde(rename_all = "camelCase")]
 pub struct SweepSpec {
@@ -116,6 +116,11 @@ pub struct SweepSpec {
     /// Pause each pod's containers while they are exported, for no longer than its probes stand.
     #[serde(default)]
     pub freeze: bool,
+    /// Who can read the evidence: public keys of age X25519 recipients, besides those whom the controller encrypts
+    /// everything to. None of either: it is not encrypted.
+    #[serde(default)]
+    #[schemars(length(max = 16), inner(length(min = 62, max = 62), regex(pattern = RECIPIENT_PATTERN)))]
+    pub encrypt_to: Vec<String>,
     /// Collections that are under way at the same time.
     #[serde(default = "at_once")]
     #[schemars(range(min = 1, max = 256))]

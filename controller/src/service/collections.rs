@@ -56,6 +56,7 @@ pub(super) async fn create(
             "no collection can be called {name}: the case's custody log is; choose another --name"
         )));
     }
+    status::checked_recipients(&request.encrypt_to)?;
     let stored = service
         .store
         .collections(&case)
@@ -95,6 +96,7 @@ pub(super) async fn create(
             requested_by: who.id,
             pause: request.pause,
             freeze: request.freeze,
+            encrypt_to: request.encrypt_to,
             quarantine: None,
         },
     );

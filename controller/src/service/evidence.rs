@@ -3,8 +3,8 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 use impound_evidence::{
-    CaseId, CollectionName, Completeness, Entry, Event, EvidencePath, MANIFEST, MANIFEST_LIMIT,
-    Manifest, Outcome, Sha256Hasher, case_log, verify_watched,
+    CaseId, CollectionName, Completeness, Entry, Event, EvidencePath, Given, MANIFEST,
+    MANIFEST_LIMIT, Manifest, Outcome, Sha256Hasher, case_log, verify_watched,
 };
 use impound_proto::controller::v1 as wire;
 use tonic::Status;
@@ -123,8 +123,8 @@ pub(super) async fn read(
     }
     let sha256 = manifest
         .as_ref()
-        .and_then(|manifest| manifest.artifact(&path))
-        .map(|record| record.sha256.to_string())
+        .and_then(|manifest| manifest.stored_artifact(&path))
+        .map(|record| record.stored_sha256().to_string())
         .unwrap_or_default();
     let header = Message::Header(wire::ReadEvidenceHeader {
         size: reader.size,
@@ -191,18 +191,23 @@ pub(super) async fn verify(
     }
     let source = service.store.evidence(&at);
     let keys = service.context.custody.trusted().to_vec();
-    let authority = service.context.collector.stamp_authority();
-    let verdict = tokio::task::spawn_blocking(move || {
-        verify_watched(&source, &keys, authority.as_deref(), &|_| ())
-    })
-    .await
-    .map_err(|error| Status::internal(describe(&error)))?;
+    let given = Given {
+        authority: service.context.collector.stamp_authority(),
+        ..Given::default()
+    };
+    let verdict =
+        tokio::task::spawn_blocking(move || verify_watched(&source, &keys, &given, &|_| ()))
+            .await
+            .map_err(|error| Status::internal(describe(&error)))?;
     let intact = verdict.intact();
     let word = if intact { "intact" } else { "NOT intact" };
     let mut what = format!(
         "{} files, {} bytes re-read: {word}",
         verdict.files, verdict.bytes
     );
+    if verdict.closed > 0 {
+        what = format!("{what}; not what is in {} encrypted files", verdict.closed);
+    }
     for warning in &verdict.warnings {
         what = format!("{what}; warning: {warning}");
     }
@@ -213,6 +218,7 @@ pub(super) async fn verify(
         problems: verdict.problems.iter().map(ToString::to_string).collect(),
         files: verdict.files,
         bytes: verdict.bytes,
+        closed: verdict.closed,
     })
 }
 
@@ -280,14 +286,14 @@ fn described(
     file: &StoredFile,
     manifest: Option<&Manifest>,
 ) -> wire::EvidenceFile {
-    let record = manifest.and_then(|manifest| manifest.artifact(&file.path));
+    let record = manifest.and_then(|manifest| manifest.stored_artifact(&file.path));
     wire::EvidenceFile {
         case_id: at.case.to_string(),
         collection: at.name.to_string(),
         path: file.path.to_string(),
         size: file.size,
         sha256: record
-            .map(|record| record.sha256.to_string())
+            .map(|record| record.stored_sha256().to_string())
             .unwrap_or_default(),
         completeness: match record.map(|record| &record.completeness) {
             Some(Completeness::Complete) => "complete".into(),

@@ -325,6 +325,7 @@ fn checked(
         .case_id
         .parse()
         .map_err(|error| status::of_name(&error))?;
+    status::checked_recipients(&request.encrypt_to)?;
     let spec = QuarantineSpec {
         pod: request.pod,
         pod_uid: Some(request.pod_uid).filter(|uid| !uid.is_empty()),
@@ -339,6 +340,7 @@ fn checked(
         pause: request.pause,
         isolation: isolation::spec(request.isolation)?,
         freeze: request.freeze,
+        encrypt_to: request.encrypt_to,
         release: None,
     };
     Ok((request.namespace, spec))

@@ -71,6 +71,14 @@ pub(super) fn of_store(error: &StoreError) -> Status {
     Status::new(code, describe(error))
 }
 
+/// Those who are to read the evidence.
+pub(super) fn checked_recipients(recipients: &[String]) -> Result<(), Status> {
+    let checked = crate::resources::recipients(recipients);
+    checked
+        .map(drop)
+        .map_err(|error| Status::invalid_argument(format!("encrypt_to: {error}")))
+}
+
 /// A required text within its limit, in characters.
 pub(super) fn checked_text(field: &str, value: &str, limit: usize) -> Result<(), Status> {
     let length = value.chars().count();

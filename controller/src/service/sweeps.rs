@@ -378,6 +378,7 @@ fn checked(request: wire::CreateSweepRequest, requested_by: String) -> Result<Sw
             "expires is in the past: nothing would be collected",
         ));
     }
+    status::checked_recipients(&request.encrypt_to)?;
     Ok(SweepSpec {
         select: Selection {
             all_namespaces,
@@ -392,6 +393,7 @@ fn checked(request: wire::CreateSweepRequest, requested_by: String) -> Result<Sw
         requested_by,
         pause: request.pause,
         freeze: request.freeze,
+        encrypt_to: request.encrypt_to,
         at_once: bounded("at_once", request.at_once, sweep::at_once(), 256)?,
         per_node: bounded("per_node", request.per_node, sweep::per_node(), 16)?,
         expires,

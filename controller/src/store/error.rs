@@ -204,6 +204,14 @@ pub enum StoreError {
         /// Bytes that fit.
         limit: u64,
     },
+    /// It can't be brought into the form that it is stored in, or back.
+    #[error("{at}: {why}")]
+    Encoding {
+        /// The artifact.
+        at: String,
+        /// Why.
+        why: String,
+    },
     /// Legal holds are asked for where there are none.
     #[error("nothing in {place} can be put under a legal hold: {reason}")]
     NoHolds {

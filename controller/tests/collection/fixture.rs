@@ -15,6 +15,7 @@ use impound_controller::seal::CustodyAppender;
 use impound_controller::store::directory::DirectoryStore;
 use impound_controller::store::{CollectionId, Store};
 use impound_controller::timestamp::TimestampAuthority;
+use impound_evidence::age::Recipient;
 use impound_evidence::{DirSource, Entry, Event, Manifest, Signer, SigningKey, Verdict, verify};
 use impound_proto::PeerId;
 use impound_proto::pki::{Plan, init};
@@ -48,6 +49,7 @@ pub(crate) struct Fixture {
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) progress: watch::Sender<CollectionProgress>,
     pub(crate) timestamps: Mutex<Option<Arc<TimestampAuthority>>>,
+    pub(crate) recipients: Mutex<Vec<Recipient>>,
 }
 
 /// Where the one node's agent is.
@@ -99,6 +101,7 @@ impl Fixture {
             server: Mutex::new(server),
             progress: watch::Sender::new(CollectionProgress::default()),
             timestamps: Mutex::default(),
+            recipients: Mutex::default(),
             agent,
             dir,
         }
@@ -120,6 +123,7 @@ impl Fixture {
         let custody = Arc::new(self.appender(Arc::clone(&store)));
         let collector = Collector::new(store, agents, custody)
             .unwrap()
+            .with_recipients(self.recipients.lock().unwrap().clone())
             .with_timestamps(self.timestamps.lock().unwrap().clone());
         collector.with_retry(Retry {
             attempts: 3,
@@ -146,6 +150,7 @@ impl Fixture {
             )],
             neighbours: Vec::new(),
             freeze: None,
+            encrypt_to: Vec::new(),
             pause: false,
             unpaused: None,
             quarantine: None,

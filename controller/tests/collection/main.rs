@@ -15,6 +15,7 @@ mod bucket;
 mod crashing;
 mod custody;
 mod docker;
+mod encrypted;
 mod failing;
 mod fixture;
 mod interrupted;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use impound_controller::timestamp::TimestampAuthority;
 use impound_evidence::{
-    CHECKPOINT_STAMP, CheckpointStamp, DirSource, Event, Outcome, Stamped, verify_watched,
+    CHECKPOINT_STAMP, CheckpointStamp, DirSource, Event, Given, Outcome, Stamped, verify_watched,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -151,7 +151,15 @@ fn stamped(fixture: &Fixture, authority: &Authority) -> Option<Stamped> {
     let source = DirSource::open(fixture.collection()).unwrap();
     let keys = [fixture.key.verifying_key().clone()];
     let trusted = authority.client().trusted();
-    let verdict = verify_watched(&source, &keys, Some(&trusted), &|_| ());
+    let verdict = verify_watched(
+        &source,
+        &keys,
+        &Given {
+            authority: Some(trusted),
+            ..Given::default()
+        },
+        &|_| (),
+    );
     assert!(verdict.intact(), "{:?}", verdict.problems);
     verdict.timestamp
 }

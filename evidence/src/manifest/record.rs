@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256;
 use crate::names::EvidencePath;
+use crate::stored::StoredForm;
 use crate::tar::Completeness;
 use crate::timestamp::Timestamp;
 
@@ -16,11 +17,14 @@ pub struct ArtifactRecord {
     pub path: EvidencePath,
     /// Bytes.
     pub size: u64,
-    /// Over all its bytes as received, and as re-read from the store.
+    /// Over all its bytes as received, and, unless it is stored in another form, as re-read from the store.
     pub sha256: Sha256,
-    /// Root of its chunk tree, see [`crate::CHUNK_SIZE`]; none before it is stored.
+    /// Root of the chunk tree of the stored bytes, see [`crate::CHUNK_SIZE`]; none before it is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk_root: Option<Sha256>,
+    /// The file that holds it, if that has other bytes than the artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<StoredForm>,
     /// E.g. `application/x-tar`.
     pub media_type: String,
     /// How it was obtained.

@@ -58,6 +58,18 @@ pub enum ManifestError {
         /// Its path.
         path: EvidencePath,
     },
+    /// An artifact's stored form is not one that it can have.
+    #[error(
+        "artifact {at}, {path}, is said to be stored as {stored}, which must be its path and what its encodings put behind it, and no other artifact"
+    )]
+    Stored {
+        /// Position, 0 the first.
+        at: usize,
+        /// Its path.
+        path: EvidencePath,
+        /// The file that is to hold it.
+        stored: EvidencePath,
+    },
     /// Readable, but not as we would write it: something was edited or re-formatted.
     #[error(
         "its bytes are not the canonical encoding of what they say; the first difference is at byte {0}"
@@ -109,6 +121,17 @@ impl Manifest {
                 return Err(ManifestError::Order {
                     at: at + 1,
                     path: record.path.clone(),
+                });
+            }
+        }
+        for (at, record) in manifest.artifacts.iter().enumerate() {
+            if let Some(stored) = &record.stored
+                && (!stored.is_of(&record.path) || manifest.artifact(&stored.path).is_some())
+            {
+                return Err(ManifestError::Stored {
+                    at,
+                    path: record.path.clone(),
+                    stored: stored.path.clone(),
                 });
             }
         }

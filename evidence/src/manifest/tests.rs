@@ -57,6 +57,7 @@ pub(crate) fn sample(artifacts: Vec<ArtifactRecord>) -> Manifest {
         missing: Vec::new(),
         alterations: Vec::new(),
         omissions: OMISSIONS.iter().map(|text| (*text).to_owned()).collect(),
+        encrypted_to: Vec::new(),
         storage: Some(StorageClaim {
             write_once: WriteOnce::NotProven,
             reason: Some("it is a directory".into()),
@@ -76,6 +77,7 @@ pub(crate) fn record(path: &str, contents: &[u8]) -> ArtifactRecord {
         size: contents.len() as u64,
         sha256: Sha256::of(contents),
         chunk_root: Some(Digests::of(contents).chunk_root),
+        stored: None,
         media_type: "application/octet-stream".to_owned(),
         method: Method::Export,
         api_call: "GET /containers/0123/export".to_owned(),

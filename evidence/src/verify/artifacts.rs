@@ -2,15 +2,17 @@
 //! are read only if the records are signed.
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read};
-use std::sync::Mutex;
+use std::io::{self, ErrorKind, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Files, Progress, Verdict};
+use crate::age::Identity;
 use crate::chunks::{Digests, DigestsHasher};
-use crate::digest::Sha256;
+use crate::digest::{Sha256, Sha256Hasher};
 use crate::manifest::{ArtifactRecord, Manifest};
 use crate::source::{EvidenceSource, OpenFile};
+use crate::stored::decode;
 use crate::tar::{Completeness, TarEnd};
 
 /// One read. Larger ones gain nothing; smaller ones cost system calls.
@@ -19,18 +21,20 @@ const READ: usize = 1 << 20;
 /// Most threads: past this the disk is the limit.
 const THREADS: usize = 8;
 
+/// `identities`: what opens encrypted artifacts; none if the manifest is not signed, so that no contents are read.
 pub(super) fn check(
     source: &impl EvidenceSource,
     listing: &Files,
     manifest: &Manifest,
-    signed: bool,
+    identities: Option<&[Identity]>,
     watch: &(dyn Fn(Progress<'_>) + Sync),
     verdict: &mut Verdict,
 ) {
     // Largest first, or one large file would be left to a single thread at the end.
     let mut order: Vec<usize> = (0..manifest.artifacts.len()).collect();
-    order
-        .sort_by_key(|at| std::cmp::Reverse(manifest.artifacts.get(*at).map(|record| record.size)));
+    order.sort_by_key(|at| {
+        std::cmp::Reverse(manifest.artifacts.get(*at).map(ArtifactRecord::stored_size))
+    });
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     let work = || {
@@ -39,8 +43,10 @@ pub(super) fn check(
         while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
             if let Some(record) = manifest.artifacts.get(*at) {
                 let found = match open(source, listing, record) {
-                    Ok(file) if signed => contents(file, record, &mut buffer, watch),
-                    Ok(_) => (0, None),
+                    Ok(file) => match identities {
+                        Some(identities) => contents(file, record, identities, &mut buffer, watch),
+                        None => (0, None),
+                    },
                     Err(wrong) => (0, Some(wrong)),
                 };
                 mine.push((*at, found));
@@ -73,11 +79,16 @@ pub(super) fn check(
         true => manifest.artifacts.iter().rev(),
         false => [].iter().rev(),
     }
-    .map(|record| (record.sha256, &record.path))
+    .map(|record| (record.stored_sha256(), &record.path))
     .collect();
     for (at, (bytes, wrong)) in results {
         verdict.bytes += bytes;
-        verdict.files += u64::from(signed && (bytes > 0 || wrong.is_none()));
+        verdict.files += u64::from(identities.is_some() && (bytes > 0 || wrong.is_none()));
+        let closed = manifest
+            .artifacts
+            .get(at)
+            .is_some_and(|record| record.stored.is_some());
+        verdict.closed += u64::from(closed && identities.is_some_and(<[_]>::is_empty));
         let Some((wrong, record)) = wrong.zip(manifest.artifacts.get(at)) else {
             continue;
         };
@@ -89,11 +100,14 @@ pub(super) fn check(
                     |path| format!("these are the bytes of {path}"),
                 );
                 verdict.problem(
-                    record.path.as_str(),
-                    format!("expected SHA-256 {}, got {got}; {whose}", record.sha256),
+                    record.stored_path().as_str(),
+                    format!(
+                        "expected SHA-256 {}, got {got}; {whose}",
+                        record.stored_sha256()
+                    ),
                 );
             }
-            Wrong::Other(message) => verdict.problem(record.path.as_str(), message),
+            Wrong::Other(message) => verdict.problem(record.stored_path().as_str(), message),
         }
     }
 }
@@ -112,71 +126,177 @@ fn open(
     listing: &Files,
     record: &ArtifactRecord,
 ) -> Result<OpenFile, Wrong> {
-    if listing.refuses(&record.path) {
+    if listing.refuses(record.stored_path()) {
         return Err(Wrong::Refused);
     }
-    let file = source.open(&record.path).map_err(|error| {
+    let file = source.open(record.stored_path()).map_err(|error| {
         Wrong::Other(match error.kind() {
             ErrorKind::NotFound => "is in the manifest and not there".to_owned(),
             _ => format!("can't be opened: {error}"),
         })
     })?;
-    match file.size == record.size {
+    match file.size == record.stored_size() {
         true => Ok(file),
         false => Err(Wrong::Other(format!(
             "expected {} bytes, got {}",
-            record.size, file.size
+            record.stored_size(),
+            file.size
         ))),
     }
 }
 
-/// Bytes read of one artifact, and the first thing wrong with them.
+/// Bytes read of one artifact's file, and the first thing wrong with them.
 fn contents(
-    mut file: OpenFile,
+    file: OpenFile,
     record: &ArtifactRecord,
+    identities: &[Identity],
     buffer: &mut [u8],
     watch: &(dyn Fn(Progress<'_>) + Sync),
 ) -> (u64, Option<Wrong>) {
-    let mut hasher = DigestsHasher::new();
-    let complete = record.completeness.is_complete();
-    let mut tar = (complete && record.path.as_str().ends_with(".tar")).then(TarEnd::new);
-    let mut came = 0;
-    loop {
-        let part = match file.reader.read(buffer) {
-            Ok(0) => break,
-            Ok(n) => buffer.get(..n).unwrap_or_default(),
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => {
-                let wrong = format!("can't be read at byte {came}: {error}");
-                return (came, Some(Wrong::Other(wrong)));
+    let tar = record.completeness.is_complete() && record.path.as_str().ends_with(".tar");
+    let mut tar = tar.then(TarEnd::new);
+    let mut tap = Tap(Arc::new(Mutex::new((file.reader, DigestsHasher::new()))));
+    let inside = match &record.stored {
+        None => read_all(&mut tap, buffer, |part| {
+            if let Some(tar) = &mut tar {
+                tar.update(part);
             }
-        };
-        came += part.len() as u64;
-        hasher.update(part);
-        if let Some(tar) = &mut tar {
-            tar.update(part);
+            watch(Progress::Bytes(part.len() as u64));
+        }),
+        Some(_) => {
+            let opened = inside(&mut tap, record, identities, &mut tar, buffer, watch);
+            // What is behind the end, or behind what is broken, belongs to the file as well.
+            let rest = read_all(&mut tap, buffer, |_| ());
+            rest.and(opened)
         }
-        watch(Progress::Bytes(part.len() as u64));
-    }
+    };
     let Digests {
-        sha256, chunk_root, ..
-    } = hasher.finish();
-    if came != record.size {
-        let wrong = format!("expected {} bytes, got {came}", record.size);
-        return (came, Some(Wrong::Other(wrong)));
+        size,
+        sha256,
+        chunk_root,
+    } = tap.digests();
+    let other = |wrong: String| Some(Wrong::Other(wrong));
+    // What can't be read is not called changed.
+    if let Err(Inside::Unread(error)) = &inside {
+        return (
+            size,
+            other(format!("can't be read at byte {size}: {error}")),
+        );
     }
-    if sha256 != record.sha256 {
-        return (came, Some(Wrong::Changed(sha256)));
+    if size != record.stored_size() {
+        return (
+            size,
+            other(format!(
+                "expected {} bytes, got {size}",
+                record.stored_size()
+            )),
+        );
+    }
+    if sha256 != record.stored_sha256() {
+        return (size, Some(Wrong::Changed(sha256)));
     }
     if let Some(expected) = record.chunk_root.filter(|root| *root != chunk_root) {
         let wrong = format!("is recorded with the chunk tree {expected}, and has {chunk_root}");
-        return (came, Some(Wrong::Other(wrong)));
+        return (size, other(wrong));
+    }
+    if let Err(Inside::Other(wrong)) = inside {
+        return (size, other(wrong));
     }
     match tar.map(TarEnd::finish) {
-        Some(Completeness::Incomplete { reasons }) => {
+        Some(Completeness::Incomplete { reasons })
+            if record.stored.is_none() || !identities.is_empty() =>
+        {
             let wrong = format!("is recorded as complete and is not: {}", reasons.join("; "));
-            (came, Some(Wrong::Other(wrong)))
+            (size, other(wrong))
         }
-        _ => (came, None),
+        _ => (size, None),
+    }
+}
+
+/// A file that is hashed as it is read, by whoever holds a clone.
+#[derive(Clone)]
+struct Tap(Arc<Mutex<(Box<dyn Read + Send>, DigestsHasher)>>);
+
+impl Tap {
+    /// Bytes read so far.
+    fn size(&self) -> u64 {
+        let tapped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tapped.1.size()
+    }
+
+    fn digests(&self) -> Digests {
+        let tapped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tapped.1.clone().finish()
+    }
+}
+
+impl Read for Tap {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut tapped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = tapped.0.read(buffer)?;
+        tapped.1.update(buffer.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+}
+
+/// What is wrong with a file, or in it.
+enum Inside {
+    Unread(io::Error),
+    Other(String),
+}
+
+/// Compares what is in an encoded file with its record, if there is something to open it with.
+fn inside(
+    tap: &mut Tap,
+    record: &ArtifactRecord,
+    identities: &[Identity],
+    tar: &mut Option<TarEnd>,
+    buffer: &mut [u8],
+    watch: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<(), Inside> {
+    if identities.is_empty() {
+        return read_all(tap, buffer, |part| {
+            watch(Progress::Bytes(part.len() as u64))
+        });
+    }
+    let wrong = |error: &dyn std::fmt::Display| Inside::Other(error.to_string());
+    let mut told = 0;
+    let mut reader =
+        decode(Box::new(tap.clone()), record, identities).map_err(|error| wrong(&error))?;
+    let mut hasher = Sha256Hasher::new();
+    let read = read_all(&mut reader, buffer, |part| {
+        hasher.update(part);
+        if let Some(tar) = tar {
+            tar.update(part);
+        }
+        let read = tap.size();
+        watch(Progress::Bytes(read - told));
+        told = read;
+    });
+    if let Err(Inside::Unread(error)) = read {
+        return Err(wrong(&error));
+    }
+    let got = hasher.finish();
+    match got == record.sha256 {
+        true => Ok(()),
+        false => Err(Inside::Other(format!(
+            "holds something else: expected SHA-256 {} of what is in it, got {got}",
+            record.sha256
+        ))),
+    }
+}
+
+fn read_all(
+    reader: &mut dyn Read,
+    buffer: &mut [u8],
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), Inside> {
+    loop {
+        match reader.read(buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => take(buffer.get(..n).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(Inside::Unread(error)),
+        }
     }
 }

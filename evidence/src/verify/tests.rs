@@ -2,6 +2,7 @@
 //! what is said about it.
 
 mod broken;
+mod encrypted;
 mod mutations;
 mod script;
 mod stamped;
@@ -14,6 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::*;
+use crate::chunks::Digests;
 use crate::custody::{CustodyLog, Entry, Event};
 use crate::manifest::tests::{record, sample};
 use crate::manifest::{Method, Missing};
@@ -1030,7 +1032,7 @@ fn progress_adds_up_to_the_artifacts() {
     let verdict = verify_watched(
         &DirSource::open(collection.directory.path()).unwrap(),
         &[collection.key.verifying_key().clone()],
-        None,
+        &Given::default(),
         &|progress| {
             if let Progress::Bytes(n) = progress {
                 bytes.fetch_add(n, std::sync::atomic::Ordering::Relaxed);

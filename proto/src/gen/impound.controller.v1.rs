@@ -45,6 +45,10 @@ pub struct CreateQuarantineRequest {
     /// probes stand.
     #[prost(bool, tag = "13")]
     pub freeze: bool,
+    /// Who can read the evidence: public keys of age X25519 recipients ("age1" and 58 characters), at most 16, besides
+    /// those whom the controller encrypts everything to. None of either: it is not encrypted.
+    #[prost(string, repeated, tag = "21")]
+    pub encrypt_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Isolation of the pod in its own network namespace: an nftables table, set by the node's agent, that
 /// drops everything in and out.
@@ -397,6 +401,8 @@ pub struct CreateCollectionRequest {
     /// As in CreateQuarantineRequest.
     #[prost(bool, tag = "8")]
     pub freeze: bool,
+    #[prost(string, repeated, tag = "9")]
+    pub encrypt_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Collection {
@@ -540,6 +546,9 @@ pub struct CreateSweepRequest {
     /// Only say what would be taken.
     #[prost(bool, tag = "10")]
     pub dry_run: bool,
+    /// As in CreateQuarantineRequest.
+    #[prost(string, repeated, tag = "11")]
+    pub encrypt_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateSweepResponse {
@@ -830,6 +839,10 @@ pub struct VerifyEvidenceResponse {
     pub files: u64,
     #[prost(uint64, tag = "5")]
     pub bytes: u64,
+    /// Of the files, those that are encrypted: they are the files that were signed, and what is in them was not looked
+    /// at, as the controller can't.
+    #[prost(uint64, tag = "6")]
+    pub closed: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HoldEvidenceRequest {

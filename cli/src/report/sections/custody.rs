@@ -69,7 +69,7 @@ pub(super) fn check(case: &Case, manifest: &Manifest) -> Markup {
             code { "jq -r '.dsseEnvelope.signatures[0].sig' manifest.sigstore.json | base64 -d > /tmp/sig" }
             code { "{ printf 'DSSEv1 28 application/vnd.in-toto+json %s ' \"$(wc -c < manifest.json)\"; cat manifest.json; } > /tmp/signed" }
             code { "openssl dgst -sha256 -verify evidence.pub -signature /tmp/sig /tmp/signed" }
-            code { "jq -r '.subject[] | \"\\(.digest.sha256)  \\(.name)\"' manifest.json | sha256sum -c --strict" }
+            code { "jq -r '.predicate.artifacts[] | (.stored // .) | \"\\(.sha256)  \\(.path)\"' manifest.json | sha256sum -c --strict" }
         }
         p {
             "The first prints the key's fingerprint, the next four check that the key signed the manifest, the last compares every file with it. "

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use futures::TryStreamExt as _;
-use impound_evidence::{ArtifactRecord, EvidencePath};
+use impound_evidence::{ArtifactRecord, EvidencePath, without_suffixes};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::{Deriving, What};
@@ -164,7 +164,18 @@ impl Session<'_> {
                 true => name,
                 false => name.rsplit_once(".partial-").map_or(name, |(name, _)| name),
             };
+            // Of a tar that was cut off while it was encrypted nobody here can read what there is.
+            if without_suffixes(intended) != intended {
+                continue;
+            }
             let intended = self.path(intended, "the name of a tar")?;
+            let unjoined = self.unjoined(&intended, tar.method)?;
+            if let Some(changes) = unjoined.filter(|_| tar.completeness.is_complete()) {
+                let why = "the diff that it is made of was encrypted by a controller that has stopped meanwhile, and only its recipients can read it";
+                self.record_failed(&format!("listing {}", tar.path), why)
+                    .await?;
+                self.miss(&changes, false, why.to_owned());
+            }
             let lacking = self.lacking(&stored, tar, &intended)?;
             let Some(first) = lacking.first() else {
                 continue;
@@ -237,7 +248,7 @@ impl Session<'_> {
 
     /// Ends the listings of a stored tar that have not seen all of it.
     async fn list_rest(&self, deriving: Deriving, tar: &ArtifactRecord) -> Result<(), Failure> {
-        match self.catch_up(&deriving, &tar.path).await {
+        match self.catch_up(&deriving, tar).await {
             Ok(()) if tar.completeness.is_complete() => {
                 self.finish_deriving(deriving, &tar.path).await
             }
@@ -250,14 +261,14 @@ impl Session<'_> {
     }
 
     /// Gives the listings of a stored tar the bytes that they have not seen.
-    async fn catch_up(&self, deriving: &Deriving, tar: &EvidencePath) -> Result<(), Failure> {
+    async fn catch_up(&self, deriving: &Deriving, tar: &ArtifactRecord) -> Result<(), Failure> {
         let mut behind = deriving.threads.behind();
         let Some(mut at) = behind.from() else {
             return Ok(());
         };
         let read = async {
-            let mut reader = self.collector.store.read(&self.at, tar, at).await?;
-            while let Some(chunk) = reader.chunks.try_next().await? {
+            let mut chunks = self.read(tar, at).await?;
+            while let Some(chunk) = chunks.try_next().await? {
                 self.arrivals.none().await;
                 behind.give(at, &chunk).await;
                 at += chunk.len() as u64;

@@ -22,9 +22,12 @@ pub(in crate::collect) struct Lines {
 impl Session<'_> {
     /// The lines of a stored file of ours.
     pub(in crate::collect) async fn lines(&self, path: &EvidencePath) -> Result<Lines, StoreError> {
-        let reader = self.collector.store.read(&self.at, path, 0).await?;
+        let chunks = match self.stored(path) {
+            Some(record) => self.read(&record, 0).await?,
+            None => self.collector.store.read(&self.at, path, 0).await?.chunks,
+        };
         Ok(Lines {
-            chunks: reader.chunks,
+            chunks,
             text: Vec::new(),
             at: 0,
         })

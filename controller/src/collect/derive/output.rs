@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::What;
 use crate::collect::attempt;
+use crate::collect::encrypted::kept;
 use crate::collect::failure::Failure;
 use crate::collect::note::Begun;
 use crate::collect::session::Session;
@@ -31,7 +32,7 @@ pub(in crate::collect) struct Output {
     size: u64,
     failure: Option<StoreError>,
     /// Why it does not have everything that it should.
-    pub(super) truncated: Option<String>,
+    pub(in crate::collect) truncated: Option<String>,
 }
 
 impl Output {
@@ -106,9 +107,7 @@ impl Session<'_> {
         reason: &str,
     ) -> Result<(), Failure> {
         for output in outputs {
-            let mut left = output
-                .writer
-                .keep()
+            let mut left = kept(output.writer)
                 .await
                 .map_err(|error| self.store_error(error))?;
             let full = left.take_failure().is_some_and(|error| error.is_full());
@@ -137,10 +136,12 @@ impl Session<'_> {
         path: EvidencePath,
         begun: Begun,
     ) -> Result<Output, Failure> {
-        let opened = match self.collector.store.writer(&self.lock, &path).await {
+        let opened = match self.writer(&path).await {
             Err(StoreError::Leftover { .. }) => {
-                self.settle(&path, &BTreeMap::new()).await?;
-                self.collector.store.writer(&self.lock, &path).await
+                let name = self.stored_name(&path);
+                let name = name.map_err(|error| self.store_error(error))?;
+                self.settle(&name, &BTreeMap::new()).await?;
+                self.writer(&path).await
             }
             opened => opened,
         };

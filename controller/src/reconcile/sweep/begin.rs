@@ -233,6 +233,7 @@ async fn make(
             requested_by: spec.requested_by.clone(),
             pause: spec.pause,
             freeze: spec.freeze,
+            encrypt_to: spec.encrypt_to.clone(),
             quarantine: None,
         },
         status: None,

@@ -15,9 +15,17 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stamped")
 }
 
-fn said(directory: &Path, key: &VerifyingKey, authority: Option<&StampAuthority>) -> String {
+fn said(directory: &Path, key: &VerifyingKey, authority: Option<&Arc<StampAuthority>>) -> String {
     let source = DirSource::open(directory).unwrap();
-    let verdict = verify_watched(&source, std::slice::from_ref(key), authority, &|_| ());
+    let verdict = verify_watched(
+        &source,
+        std::slice::from_ref(key),
+        &Given {
+            authority: authority.cloned(),
+            ..Given::default()
+        },
+        &|_| (),
+    );
     let mut text: String = match verdict.intact() {
         true => format!("intact, timestamp {:?}\n", verdict.timestamp),
         false => verdict
@@ -51,7 +59,7 @@ fn each_broken_timestamp_is_called_what_it_is_years_later() {
     }
     let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
     let key = VerifyingKey::from_pem(&read("evidence.pub")).unwrap();
-    let authority = StampAuthority::from_pem(read("authority.pem").as_bytes()).unwrap();
+    let authority = Arc::new(StampAuthority::from_pem(read("authority.pem").as_bytes()).unwrap());
     let mut seen = 0;
     for entry in fs::read_dir(root()).unwrap() {
         let directory = entry.unwrap().path();
