@@ -84,6 +84,7 @@ async fn a_right_that_is_missing_is_named_one_of_the_reviews_too() {
     assert_eq!(rights.state, "ok", "{rights:#?}");
     let bindings = Api::<ClusterRoleBinding>::all(world.client.clone());
     let delete = DeleteParams::default();
+    bindings.delete("impound-callers", &delete).await.unwrap();
     bindings.delete("impound-reviews", &delete).await.unwrap();
     let rights = eventually("what is missing is seen", || async {
         let rights = diagnose(&world).await.remove(about).unwrap();
@@ -103,12 +104,15 @@ async fn a_right_that_is_missing_is_named_one_of_the_reviews_too() {
     assert!(!rights.remedy.is_empty(), "{rights:#?}");
 }
 
-/// The controller has what deploy/ gives it.
+/// The controller has what deploy/ gives it, with callers' tokens.
 async fn bind_the_installed_roles(world: &World) {
-    let installed = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../deploy/kustomize/base/impound.yaml"
-    );
+    let kustomize = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/");
+    let installed = [
+        "base/impound.yaml",
+        "components/kubernetes-tokens/roles.yaml",
+    ]
+    .map(|file| std::fs::read_to_string(format!("{kustomize}{file}")).unwrap())
+    .join("\n---\n");
     let (client, make) = (&world.client, PostParams::default());
     let own = client.default_namespace();
     let subjects = Some(vec![Subject {
@@ -117,12 +121,13 @@ async fn bind_the_installed_roles(world: &World) {
         ..Subject::default()
     }]);
     let mut bound = 0;
-    for document in std::fs::read_to_string(installed).unwrap().split("\n---\n") {
+    for document in installed.split("\n---\n") {
         let mut object: Value = serde_saphyr::from_str(document).unwrap();
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let name = name.to_owned();
-        if !["impound-controller", "impound-reviews"].contains(&name.as_str()) {
+        let roles = ["impound-controller", "impound-reviews", "impound-callers"];
+        if !roles.contains(&name.as_str()) {
             continue;
         }
         let metadata = ObjectMeta {
@@ -166,7 +171,7 @@ async fn bind_the_installed_roles(world: &World) {
         bound += 1;
     }
     assert_eq!(
-        bound, 3,
-        "a role for the cluster, one for our namespace, one for reviews"
+        bound, 4,
+        "a role for the cluster, one for our namespace, one for agents' tokens, one for callers"
     );
 }
