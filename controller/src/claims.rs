@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Collection.status.worker = "<lease>/<process>"     the claim: a guarded write, so one of two that want it gets it
+//!                            ""                      let go of after a failure: whoever comes next gets it
 //! Lease impound-worker-<n>, held by <process>        the worker lives: renewed as long as it has claims
 //! ```
 //! A worker that could not renew in time drops what it works on, before anybody else may take it, and so does one that
@@ -17,7 +18,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Client;
 use kube::api::Api;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -63,9 +64,10 @@ const TURN: Duration = Duration::from_millis(50);
 pub struct Claims {
     client: Client,
     process: String,
-    /// By its uid, whether a collection is claimed or only about to be.
-    wanted: Mutex<HashMap<String, bool>>,
-    changed: Notify,
+    /// For how many collections a lease is wanted.
+    wanted: watch::Sender<usize>,
+    /// How many of them are claimed, and not only about to be.
+    claimed: watch::Sender<usize>,
     /// What this process is called in a claim, while it holds a lease.
     worker: watch::Sender<Option<Worker>>,
     others: Mutex<HashMap<String, Other>>,
@@ -73,21 +75,43 @@ pub struct Claims {
 
 /// What this process is while it holds a lease. The next time it has the same name, and is another.
 #[derive(Clone, Debug)]
-pub struct Worker {
+struct Worker {
     name: String,
     over: CancellationToken,
 }
 
-impl Worker {
+/// A claim on a collection: as long as there is one, this process renews its lease. It is over when it is dropped.
+pub struct Claim<'a> {
+    worker: Worker,
+    _counted: [One<'a>; 2],
+}
+
+impl Claim<'_> {
     /// As a status has it: `<lease>/<process>`.
     #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn worker(&self) -> &str {
+        &self.worker.name
     }
 
     /// Ends when the lease is lost, or was, also if this process holds it again.
     pub async fn lost(&self) {
-        self.over.cancelled().await;
+        self.worker.over.cancelled().await;
+    }
+}
+
+/// One more, until it is dropped.
+struct One<'a>(&'a watch::Sender<usize>);
+
+impl<'a> One<'a> {
+    fn more(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count = count.saturating_add(1));
+        Self(count)
+    }
+}
+
+impl Drop for One<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count = count.saturating_sub(1));
     }
 }
 
@@ -114,8 +138,8 @@ impl Claims {
         Self {
             client,
             process,
-            wanted: Mutex::default(),
-            changed: Notify::new(),
+            wanted: watch::Sender::new(0),
+            claimed: watch::Sender::new(0),
             worker: watch::Sender::new(None),
             others: Mutex::default(),
         }
@@ -164,42 +188,28 @@ impl Claims {
         }
     }
 
-    /// A claim on the collection with this uid: the worker to write into its status, once this process has a lease.
-    /// Of those that are `shared`, a replica that has more takes one later than a replica that has fewer. `None` if
-    /// there was no lease to be had for a while.
-    pub async fn stake(&self, collection: &str, shared: bool) -> Option<Worker> {
-        locked(&self.wanted)
-            .entry(collection.to_owned())
-            .or_insert(false);
-        self.changed.notify_one();
+    /// A claim on a collection, once this process has a lease. Of those that are `shared`, a replica that has more
+    /// takes one later than a replica that has fewer. `None` if there was no lease to be had for a while.
+    pub async fn stake(&self, shared: bool) -> Option<Claim<'_>> {
+        let wanted = One::more(&self.wanted);
         let begun = Instant::now();
-        while shared && begun.elapsed() < self.courtesy(collection) {
+        while shared && begun.elapsed() < self.courtesy() {
             sleep(TURN).await;
         }
-        locked(&self.wanted).insert(collection.to_owned(), true);
+        let claimed = One::more(&self.claimed);
         let mut worker = self.worker.subscribe();
         let held = timeout(PATIENCE, worker.wait_for(Option::is_some)).await;
-        held.ok()?.ok()?.clone()
+        let worker = held.ok()?.ok()?.clone()?;
+        Some(Claim {
+            worker,
+            _counted: [wanted, claimed],
+        })
     }
 
     /// How long a further collection is left to others.
-    fn courtesy(&self, collection: &str) -> Duration {
-        let wanted = locked(&self.wanted);
-        let claimed = wanted
-            .iter()
-            .filter(|(uid, claimed)| **claimed && *uid != collection);
-        let claimed = u32::try_from(claimed.count()).unwrap_or(u32::MAX);
-        // One that is claimed already is gone on with.
-        let again = wanted.get(collection).is_some_and(|claimed| *claimed);
-        COURTESY
-            .saturating_mul(if again { 0 } else { claimed })
-            .min(LONGEST_COURTESY)
-    }
-
-    /// The collection with this uid has ended, or is another's.
-    pub fn drop_claim(&self, collection: &str) {
-        locked(&self.wanted).remove(collection);
-        self.changed.notify_one();
+    fn courtesy(&self) -> Duration {
+        let claimed = u32::try_from(*self.claimed.borrow()).unwrap_or(u32::MAX);
+        COURTESY.saturating_mul(claimed).min(LONGEST_COURTESY)
     }
 
     /// Whether a claim is another process's that lives.
@@ -298,17 +308,13 @@ impl Claims {
     }
 
     async fn until(&self, is: impl Fn(usize) -> bool) {
-        loop {
-            let changed = self.changed.notified();
-            if is(locked(&self.wanted).len()) {
-                return;
-            }
-            changed.await;
-        }
+        let mut wanted = self.wanted.subscribe();
+        // The sender is ours, so it is never closed.
+        let _ = wanted.wait_for(|wanted| is(*wanted)).await;
     }
 }
 
-/// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.
+/// This map is whole after every statement, so a panic elsewhere doesn't spoil it.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

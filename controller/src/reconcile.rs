@@ -217,9 +217,6 @@ pub async fn collections(client: Client, context: Arc<Context>) {
         .modify(sweep::slim)
         .reflect(writer)
         .inspect_ok(move |event| {
-            if let watcher::Event::Delete(gone) = event {
-                seen.claims.drop_claim(&gone.uid().unwrap_or_default());
-            }
             if let Some(sweep) = sweep::waiting_for(event) {
                 seen.sweeps.wake(sweep);
             }

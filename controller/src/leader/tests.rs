@@ -1,3 +1,5 @@
+//! A lease with an API that answers late.
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +52,8 @@ async fn a_lease_counts_from_before_the_write_that_took_it() {
     after.store(60_000, Ordering::Relaxed);
     let lost = lease.keep().await;
     assert!(lost.contains("in time"), "{lost}");
-    assert!(begun.elapsed() <= RENEW_WITHIN, "{:?}", begun.elapsed());
+    let (took, tick) = (begun.elapsed(), Duration::from_millis(100));
+    assert!(took < RENEW_WITHIN + tick, "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -48,6 +48,9 @@ use crate::store::CollectionId;
 /// Between two reports of progress in the object's status. Watchers over gRPC see more.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
+/// The worker of a collection that was let go of; one that names none is an older version's.
+const NOBODY: &str = "";
+
 /// How often a collection is looked at that another replica works on. Three looks within five seconds would be taken
 /// for a loop ([`crate::kubernetes::pace`]).
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -100,51 +103,45 @@ pub async fn reconcile(
     cached: Arc<Collection>,
     context: Arc<Context>,
 ) -> Result<Action, ReconcileError> {
-    let (claims, uid) = (&context.claims, cached.uid().unwrap_or_default());
     // What has ended stays so. A process that begins sees all that ever were, and asks for none of them.
+    let uid = cached.uid().unwrap_or_default();
     if is_final(&cached) {
-        claims.drop_claim(&uid);
+        context.running.held(&uid, false);
         return Ok(Action::await_change());
     }
     if is_anothers(&context, cached.status.as_ref()).await? {
-        claims.drop_claim(&uid);
         return Ok(Action::requeue(LOOK_AGAIN));
     }
     // Containment waits for what a quarantine collects first.
     let shared = cached.spec.quarantine.is_none();
-    let Some(worker) = claims.stake(&uid, shared).await else {
+    // The claim is over when this reconciliation is, and not when the object goes: what is under way then is sealed.
+    let Some(claim) = context.claims.stake(shared).await else {
         return Ok(Action::requeue(AT_ONCE));
     };
     let namespace = cached.namespace().unwrap_or_default();
     let api = Api::<Collection>::namespaced(context.client.clone(), &namespace);
     let read = api.get_opt(&cached.name_any()).await;
     let Some(object) = read.map_err(|error| from_kube("GET", "collection", error))? else {
-        claims.drop_claim(&uid);
         return Ok(Action::await_change());
     };
     let mut status = object.status.clone().unwrap_or_default();
     if status.phase.is_final() {
-        claims.drop_claim(&uid);
         return Ok(Action::await_change());
     }
     if is_anothers(&context, Some(&status)).await? {
-        claims.drop_claim(&uid);
         return Ok(Action::requeue(LOOK_AGAIN));
     }
     status.started.get_or_insert_with(now);
     // The first write is the claim: of two replicas one gets it, by the version that both have read.
-    status.worker = Some(worker.name().to_owned());
+    status.worker = Some(claim.worker().to_owned());
     let mut recorded = Recorded::new(object.clone());
     let (job, span) = match prepare(&object, &status, &context).await {
         Ok(prepared) => prepared,
         Err(Unready::Never(reason)) => {
             fail(&mut status, reason);
-            if let Some(later) =
-                claimed_by_another(&context, &uid, recorded.save(&context, &status).await)?
-            {
+            if let Some(later) = claimed_by_another(recorded.save(&context, &status).await)? {
                 return Ok(later);
             }
-            claims.drop_claim(&uid);
             announce(&context, &recorded.object, &status);
             return Ok(Action::await_change());
         }
@@ -154,14 +151,15 @@ pub async fn reconcile(
     if let Some(reason) = unreachable(&context, &job.target.node, &status).await {
         context.metrics.agent_failed();
         status.message = format!("tried again in {} s: {reason}", PAUSE.as_secs());
-        let later = claimed_by_another(&context, &uid, recorded.save(&context, &status).await)?;
+        // Another replica may reach it, and has looked before this one comes again.
+        status.worker = Some(NOBODY.into());
+        let later = claimed_by_another(recorded.save(&context, &status).await)?;
         return Ok(later.unwrap_or_else(|| Action::requeue(PAUSE)));
     }
     status.message = "evidence is on its way".into();
     status.pod_uid = Some(job.target.uid.clone());
     status.node = Some(job.target.node.clone());
-    if let Some(later) = claimed_by_another(&context, &uid, recorded.save(&context, &status).await)?
-    {
+    if let Some(later) = claimed_by_another(recorded.save(&context, &status).await)? {
         return Ok(later);
     }
 
@@ -170,7 +168,7 @@ pub async fn reconcile(
     let working = work(&context, &mut recorded, &mut status, job).instrument(span);
     let outcome = tokio::select! {
         biased;
-        () = worker.lost() => Err("this worker's lease is lost"),
+        () = claim.lost() => Err("this worker's lease is lost"),
         outcome = working => outcome.ok_or("somebody else has written its status"),
     };
     let outcome = match outcome {
@@ -178,8 +176,7 @@ pub async fn reconcile(
         Err(why) => {
             let key = ObjectRef::from_obj(&recorded.object);
             locked(&context.running.at_work).remove(&key);
-            claims.drop_claim(&uid);
-            let (case, worker) = (&object.spec.case, worker.name());
+            let (case, worker) = (&object.spec.case, claim.worker());
             tracing::warn!(case, worker, why, "collection dropped");
             return Ok(Action::requeue(AT_ONCE));
         }
@@ -193,13 +190,16 @@ pub async fn reconcile(
         );
     }
     let pause = conclude(&mut status, outcome, context.running.held(&uid, held));
+    if pause.is_some() {
+        // Another replica may have more luck with store or agent, and has looked before this one comes again.
+        status.worker = Some(NOBODY.into());
+    }
     if status.phase.is_final() {
         let outcome = format!("{:?}", status.phase);
         context.metrics.collection_ended(&outcome, status.bytes);
     }
     recorded.save_surely(&context, &status).await?;
     if status.phase.is_final() {
-        claims.drop_claim(&uid);
         announce(&context, &recorded.object, &status);
     }
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
@@ -220,16 +220,9 @@ async fn is_anothers(
 }
 
 /// When to look again at a collection that another replica has claimed at the same moment.
-fn claimed_by_another(
-    context: &Context,
-    uid: &str,
-    saved: Result<(), ReconcileError>,
-) -> Result<Option<Action>, ReconcileError> {
+fn claimed_by_another(saved: Result<(), ReconcileError>) -> Result<Option<Action>, ReconcileError> {
     match saved {
-        Err(error) if is_conflict(&error) => {
-            context.claims.drop_claim(uid);
-            Ok(Some(Action::requeue(AT_ONCE)))
-        }
+        Err(error) if is_conflict(&error) => Ok(Some(Action::requeue(AT_ONCE))),
         saved => saved.map(|()| None),
     }
 }

@@ -135,7 +135,7 @@ pub struct CollectionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<MicroTime>,
     /// Replica that works on it, or did so last: `<its Lease>/<its process>`. Another one takes the collection once
-    /// that Lease is not renewed any more.
+    /// that Lease is not renewed any more. Empty if it was let go of after a failure: whoever comes next takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
     /// How often work was begun: more than once after a crash or an unreachable agent.

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use impound_controller::claims::LEASES;
 use impound_controller::resources::{Collection, CollectionPhase, SweepPhase};
 use kube::ResourceExt;
-use kube::api::Api;
+use kube::api::{Api, DeleteParams};
 use kube_memory::{Fault, RequestRecord};
+use serde_json::json;
 
 use super::{CreateSweepRequest, Fleet, Object};
 use crate::world::{CONTROLLER, Replica, eventually};
@@ -202,4 +203,113 @@ async fn who_can_not_renew_its_lease_drops_its_collections_before_another_takes_
     for (collection, by) in fleet.writers() {
         assert_eq!(by, [CONTROLLER, OTHER], "{collection}");
     }
+}
+
+impl Fleet {
+    /// Asks for the evidence of the pod on the first node, as `one`.
+    async fn collect_one(&self) -> Api<Collection> {
+        let pod = self.pods.keys().next().unwrap();
+        let collection = json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Collection", "metadata": { "name": "one" },
+            "spec": { "pod": pod, "case": "INC-1", "reason": "odd" },
+        });
+        self.world.create(collection).await;
+        Api::namespaced(self.world.client.clone(), &self.world.namespace)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_that_is_deleted_under_work_is_collected_to_its_end() {
+    let fleet = Fleet::started(1).await;
+    fleet.slow(true);
+    let collections = fleet.collect_one().await;
+    eventually("it is at work", || async {
+        let status = collections.get("one").await.unwrap().status;
+        match status {
+            Some(status) if !status.artifacts.is_empty() => Ok(()),
+            status => Err(format!("{status:?}")),
+        }
+    })
+    .await;
+    let deletion = DeleteParams::default();
+    collections.delete("one", &deletion).await.unwrap();
+    let renewals = || {
+        let requests = fleet.world.requests().into_iter();
+        let renewals =
+            requests.filter(|request| request.method == "PUT" && request.path.contains(LEASES[0]));
+        renewals.count()
+    };
+    let before = renewals();
+    // For longer than a lease is kept that nothing is claimed with.
+    eventually("its worker keeps its lease", || async {
+        match renewals() {
+            now if now > before + 7 => Ok(()),
+            now => Err(format!("{now} renewals, {before} before the deletion")),
+        }
+    })
+    .await;
+    fleet.slow(false);
+    let seal = "store/INC-1/one/manifest.sigstore.json";
+    let seal = fleet.world.dir.path().join(seal);
+    eventually("it is sealed", || async {
+        seal.exists().then_some(()).ok_or_else(|| fleet.world.log())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_can_not_reach_another_collects() {
+    let mut fleet = Fleet::new(1).await;
+    let reachable = fleet.world.about_agents.clone();
+    // Nobody is at that port, and it would wait for the agent for longer than this test.
+    let nowhere = ["--agent-port", "1", "--agent-patience", "3600"];
+    fleet.world.about_agents = nowhere.map(String::from).to_vec();
+    fleet.world.start_controller().await;
+    let collections = fleet.collect_one().await;
+    let status = || async {
+        let one = collections.get("one").await.unwrap();
+        one.status.unwrap_or_default()
+    };
+    eventually("the first one has tried", || async {
+        let now = status().await;
+        let tried = now.message.starts_with("tried again");
+        tried.then_some(()).ok_or_else(|| format!("{now:?}"))
+    })
+    .await;
+    fleet.world.about_agents = reachable;
+    let _other = fleet.joined().await;
+    eventually("the other one seals it", || async {
+        let now = status().await;
+        match now.phase {
+            CollectionPhase::Sealed => Ok(()),
+            _ => Err(format!("{now:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_can_not_write_another_collects() {
+    let mut fleet = Fleet::new(1).await;
+    // A store of its own, in which the collection is locked.
+    let broken = fleet.world.dir.path().join("broken");
+    let case = broken.join("INC-1");
+    std::fs::create_dir_all(&case).unwrap();
+    let lock = std::fs::File::create(case.join(".lock-one")).unwrap();
+    lock.lock().unwrap();
+    fleet.world.store = Some(broken.to_str().unwrap().into());
+    fleet.world.start_controller().await;
+    let collections = fleet.collect_one().await;
+    fleet.world.store = None;
+    let _other = fleet.joined().await;
+    eventually("the other one seals it", || async {
+        let now = collections.get("one").await.unwrap().status;
+        match now {
+            Some(now) if now.phase == CollectionPhase::Sealed => Ok(()),
+            now => Err(format!("{now:?}")),
+        }
+    })
+    .await;
+    let log = fleet.world.log();
+    assert!(log.contains("somebody else holds it in the store"), "{log}");
 }
