@@ -8,7 +8,6 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
-use impound_evidence::age::Recipient;
 use impound_evidence::{CaseId, CollectionName, EvidencePath};
 use impound_proto::identity::IdentityError;
 use impound_proto::pki::Responder;
@@ -193,7 +192,7 @@ pub(crate) struct Quarantine {
     /// Encrypt the evidence to this age recipient (age1…, a public key), besides those of the controller's
     /// configuration; may be given several times
     #[arg(long, value_name = "RECIPIENT")]
-    pub(crate) encrypt_to: Vec<Recipient>,
+    pub(crate) encrypt_to: Vec<String>,
     #[command(flatten)]
     pub(crate) isolation: Isolation,
 }
@@ -252,7 +251,7 @@ pub(crate) struct Collect {
     /// Encrypt the evidence to this age recipient (age1…, a public key), besides those of the controller's
     /// configuration; may be given several times
     #[arg(long, value_name = "RECIPIENT")]
-    pub(crate) encrypt_to: Vec<Recipient>,
+    pub(crate) encrypt_to: Vec<String>,
     /// Follow until the evidence is sealed
     #[arg(long, short)]
     pub(crate) wait: bool,

@@ -2,6 +2,7 @@
 
 pub(crate) mod summary;
 
+use impound_evidence::age::Recipient;
 use impound_proto::controller::v1 as wire;
 
 use crate::arguments::Collect;
@@ -12,6 +13,15 @@ use crate::human;
 use crate::output::{Output, Table};
 use crate::quarantine::to_the_end;
 use crate::view;
+
+/// The age recipients that were given, checked here: what is none may be a secret key, which must not leave this machine.
+pub(crate) fn recipients(given: &[String]) -> Result<Vec<String>, Failure> {
+    let parsed = given.iter().map(|text| text.trim().parse::<Recipient>());
+    parsed
+        .map(|parsed| parsed.map(|recipient| recipient.to_string()))
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::Usage(format!("--encrypt-to: {error}")))
+}
 
 /// `impound collect`
 pub(crate) async fn create(
@@ -28,7 +38,7 @@ pub(crate) async fn create(
         name: wanted.name.map(|name| name.to_string()).unwrap_or_default(),
         pause: wanted.pause,
         freeze: wanted.freeze,
-        encrypt_to: wanted.encrypt_to.iter().map(ToString::to_string).collect(),
+        encrypt_to: recipients(&wanted.encrypt_to)?,
     };
     let collection = answer(client.grpc().create_collection(request(asked)).await)?;
     if wanted.wait {

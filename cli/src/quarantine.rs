@@ -36,7 +36,7 @@ pub(crate) async fn create(
         pause: wanted.pause,
         isolation: Some(isolation(wanted.isolation)),
         freeze: wanted.freeze,
-        encrypt_to: wanted.encrypt_to.iter().map(ToString::to_string).collect(),
+        encrypt_to: collection::recipients(&wanted.encrypt_to)?,
     };
     let pod = format!("{}/{}", asked.namespace, asked.pod);
     let response = answer(client.grpc().create_quarantine(request(asked)).await)?;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::arguments::{Connection, Select, Sweep, SweepChange, SweepStart, SweepTargets};
 use crate::client::{Client, LIST_CALL, answer, request, request_within};
+use crate::collection;
 use crate::failure::{Exit, Failure};
 use crate::follow::{Subject, Until};
 use crate::human;
@@ -56,7 +57,7 @@ async fn start(client: &Client, output: &mut Output, wanted: SweepStart) -> Resu
         reason: wanted.cause.reason,
         pause: wanted.pause,
         freeze: wanted.freeze,
-        encrypt_to: wanted.encrypt_to.iter().map(ToString::to_string).collect(),
+        encrypt_to: collection::recipients(&wanted.encrypt_to)?,
         at_once: wanted.at_once,
         per_node: wanted.per_node,
         expires: expires.map(prost_types::Timestamp::from),

@@ -9,8 +9,6 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use impound_proto::traces::OtlpEndpoint;
 
-use impound_evidence::age::Recipient;
-
 use crate::collect::Limits;
 use crate::contain::guard;
 use crate::contain::settings::{Settings, StorePods};
@@ -89,7 +87,7 @@ pub struct Serve {
         value_delimiter = ',',
         value_name = "RECIPIENT"
     )]
-    pub encrypt_to: Vec<Recipient>,
+    pub encrypt_to: Vec<String>,
     /// Who dates the evidence besides.
     #[command(flatten)]
     pub timestamps: Timestamps,

@@ -446,7 +446,9 @@ fn recipients(config: &Serve) -> Result<Vec<Recipient>> {
         "--encrypt-to: expected at most {MOST} recipients, got {}",
         config.encrypt_to.len()
     );
-    Ok(config.encrypt_to.clone())
+    // Not by clap, which repeats what it can't parse: it could be a secret key.
+    let parsed = config.encrypt_to.iter().map(|text| text.trim().parse());
+    parsed.collect::<Result<_, _>>().context("--encrypt-to")
 }
 
 fn signing_key(config: &Serve) -> Result<SigningKey> {

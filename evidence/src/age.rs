@@ -85,7 +85,7 @@ impl FromStr for Recipient {
             why,
         };
         // The secret key in the place of the public one must not be repeated in any message.
-        if text.to_ascii_lowercase().starts_with(IDENTITY) {
+        if text.to_ascii_lowercase().contains(IDENTITY) {
             return Err(AgeError::Recipient {
                 got: "AGE-SECRET-KEY-…".to_owned(),
                 why: "this is a secret key: keep it to yourself, replace it if others saw it, and give its public key",

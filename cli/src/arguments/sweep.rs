@@ -2,7 +2,6 @@
 
 use clap::{Args, Subcommand};
 use impound_evidence::CaseId;
-use impound_evidence::age::Recipient;
 
 use super::{Cause, reason};
 
@@ -94,7 +93,7 @@ pub(crate) struct SweepStart {
     /// Encrypt the evidence to this age recipient (age1…, a public key), besides those of the controller's
     /// configuration; may be given several times
     #[arg(long, value_name = "RECIPIENT")]
-    pub(crate) encrypt_to: Vec<Recipient>,
+    pub(crate) encrypt_to: Vec<String>,
 }
 
 /// Which pods.

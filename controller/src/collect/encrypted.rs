@@ -26,6 +26,17 @@ const READ: usize = 512 << 10;
 /// Pieces that wait for whoever reads.
 const PIECES: usize = 4;
 
+/// Stands in the log's first entry before the recipients of the collection.
+pub(super) const ENCRYPTED: &str = ", encrypted to ";
+
+/// To whom an entry of [`Encryption::in_words`] says that a collection is encrypted.
+pub(super) fn encrypted_to(what: &str) -> BTreeSet<Recipient> {
+    let (_, list) = what.split_once(ENCRYPTED).unwrap_or_default();
+    list.split(", ")
+        .filter_map(|one| one.parse().ok())
+        .collect()
+}
+
 /// To whom a run encrypts.
 pub(super) struct Encryption {
     /// Those who were asked for, and this run.
@@ -51,6 +62,12 @@ impl Encryption {
             own: [own],
             shown: recipients,
         }))
+    }
+
+    /// To whom, as the log's first entry says it: it ends with this.
+    pub(super) fn in_words(&self) -> String {
+        let shown: Vec<String> = self.shown.iter().map(ToString::to_string).collect();
+        format!("{ENCRYPTED}{}", shown.join(", "))
     }
 
     /// Bytes that are here.
@@ -296,7 +313,7 @@ fn closed(record: &ArtifactRecord, error: &OpenError) -> StoreError {
         at: record.path.to_string(),
         why: match error {
             OpenError::Closed | OpenError::NotForUs => {
-                "a controller that has stopped meanwhile has encrypted it, and only its recipients can read it".to_owned()
+                "an earlier run has encrypted it, and only its recipients can read it".to_owned()
             }
             OpenError::Io(error) => error.to_string(),
         },

@@ -91,7 +91,11 @@ impl Session<'_> {
             missing: self.given_up(),
             mounts: self.uncollected_mounts().await,
             storage: Some(self.collector.store.write_once().into()),
-            encrypted_to: self.noted(|note| note.encrypted_to.clone()).await,
+            encrypted_to: self
+                .encryption
+                .as_ref()
+                .map(|encryption| encryption.shown.clone())
+                .unwrap_or_default(),
             authority: self
                 .collector
                 .timestamps

@@ -36,9 +36,6 @@ pub(super) struct Note {
     /// What was left out because the node can't give it, and why.
     #[serde(default)]
     pub(super) forgone: BTreeMap<EvidencePath, String>,
-    /// To whom artifacts were encrypted.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub(super) encrypted_to: BTreeSet<Recipient>,
     /// What somebody should look after.
     pub(super) warnings: Vec<String>,
     /// Set when collecting is over: what was given up. From then on no node is asked for anything, by no

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use impound_evidence::{
-    ArtifactRecord, BUNDLE, CHECKPOINT_STAMP, Completeness, Consistency, EvidencePath, MANIFEST,
-    Method, SCRIPT, Timestamp, without_suffixes,
+    ArtifactRecord, BUNDLE, CHECKPOINT_STAMP, Completeness, Consistency, Encoder, EvidencePath,
+    MANIFEST, Method, SCRIPT, Timestamp, without_suffixes,
 };
 
 use super::CollectError;
@@ -43,6 +43,8 @@ impl Session<'_> {
                 .keep_as(record.stored_path())
                 .await
                 .map_err(|error| self.store_error(error))?;
+            // Another run's, as everything that is taken up.
+            self.taken_up().insert(record.path.clone());
             return self.record_stored(vec![(record.clone(), named)]).await;
         }
         let begun = self.noted(|note| note.begun.get(&whole).cloned()).await;
@@ -112,18 +114,14 @@ impl Session<'_> {
             return Ok(None);
         }
         // What was cut off while it was encrypted is kept as that: `age` decrypts what came until then.
-        let (of, suffix) = match &sized.1 {
-            Some(_) => {
-                let of = self.path(
-                    without_suffixes(intended.as_str()),
-                    "the name of an artifact",
-                )?;
-                let suffix = intended.as_str().strip_prefix(of.as_str());
-                (of, suffix.unwrap_or_default().to_owned())
-            }
-            None => (intended, String::new()),
+        let of = match &sized.1 {
+            Some(_) => self.path(
+                without_suffixes(intended.as_str()),
+                "the name of an artifact",
+            )?,
+            None => intended,
         };
-        let path = self.free_partial(&of, &suffix).await?;
+        let path = self.free_partial(&of).await?;
         let (content, stored) = left.content(&path).map_err(|error| self.too_long(error))?;
         let completeness = Completeness::Incomplete { reasons };
         let mut record = begun.record(&path, content, completeness, finished);
@@ -141,25 +139,22 @@ impl Session<'_> {
         Ok(Some(path))
     }
 
-    /// A name for a part of `of` that is free, also with `suffix` behind it.
-    async fn free_partial(
-        &self,
-        of: &EvidencePath,
-        suffix: &str,
-    ) -> Result<EvidencePath, CollectError> {
+    /// A name for a part of `of` that is free, plain and in whatever form: no two artifacts have the same path.
+    async fn free_partial(&self, of: &EvidencePath) -> Result<EvidencePath, CollectError> {
         let mut n = 1;
         loop {
             let path = partial_path(of, n).map_err(|error| self.store_error(error))?;
-            let size = self
-                .collector
-                .store
-                .size(
-                    &self.at,
-                    &self.path(&format!("{path}{suffix}"), "the name of an artifact")?,
-                )
-                .await
-                .map_err(|error| self.store_error(error))?;
-            if size.is_none() {
+            let stored = Encoder::stored_path(&path).map_err(|source| CollectError::Name {
+                at: self.at.to_string(),
+                what: "the name of an artifact",
+                source,
+            })?;
+            let mut free = self.stored(&path).is_none();
+            for name in [&path, &stored] {
+                let size = self.collector.store.size(&self.at, name).await;
+                free &= size.map_err(|error| self.store_error(error))?.is_none();
+            }
+            if free {
                 return Ok(path);
             }
             n += 1;

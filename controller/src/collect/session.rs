@@ -9,7 +9,7 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::time::Instant;
 
 use super::derive::{Arrivals, Tars};
-use super::encrypted::Encryption;
+use super::encrypted::{ENCRYPTED, Encryption, encrypted_to};
 use super::image::ImagePaths;
 use super::note::Note;
 use super::standstill::Standstill;
@@ -74,6 +74,10 @@ impl Kept {
     }
 }
 
+fn is_request(entry: &&Entry) -> bool {
+    entry.event == Event::Requested
+}
+
 impl<'a> Session<'a> {
     /// Creates the collection, or opens the one that this job has begun.
     pub(super) async fn open(
@@ -108,8 +112,17 @@ impl<'a> Session<'a> {
                 reason: error.to_string(),
             })?,
         };
-        let recipients = collector.recipients.iter().chain(&job.encrypt_to);
-        let encryption = Encryption::new(recipients.cloned().collect());
+        // What the log says first stays true of all runs: it is signed, unlike the note.
+        let recipients = match entries.iter().find(is_request) {
+            Some(first) => encrypted_to(&first.what),
+            None => collector
+                .recipients
+                .iter()
+                .chain(&job.encrypt_to)
+                .cloned()
+                .collect(),
+        };
+        let encryption = Encryption::new(recipients);
         let encryption = encryption.map_err(|source| CollectError::Encryption {
             at: at.to_string(),
             source,
@@ -330,10 +343,11 @@ impl<'a> Session<'a> {
             "collection of pod {}/{} (uid {}) on node {}",
             pod.namespace, pod.name, pod.uid, pod.node
         );
-        let requested = |entry: &&Entry| entry.event == Event::Requested;
-        let Some(first) = self.entries.iter().find(requested) else {
+        let Some(first) = self.entries.iter().find(is_request) else {
             let case = self.collector.custody.of_case(&self.at.case).await;
             let case = case.map_err(|error| self.seal_error(error))?;
+            let encrypted = self.encryption.as_ref().map(Encryption::in_words);
+            let what = what + &encrypted.unwrap_or_default();
             let mut entry = Entry::new(Event::Requested, self.job.requested_by.clone(), what)
                 .because(self.job.reason.clone());
             let (who, reason) = (&self.job.requested_by, &self.job.reason);
@@ -349,7 +363,7 @@ impl<'a> Session<'a> {
             return Ok(requester);
         };
         let same = first.who == self.job.requested_by
-            && first.what == what
+            && first.what.split(ENCRYPTED).next() == Some(&*what)
             && first.why.as_ref() == Some(&self.job.reason);
         if !same {
             let found = format!("{} by {}", first.what, first.who);
@@ -369,7 +383,7 @@ impl<'a> Session<'a> {
             )
             .await?;
         }
-        let mut requests = self.entries.iter().filter(requested);
+        let mut requests = self.entries.iter().filter(is_request);
         Ok(Requester {
             claimed: requests.clone().any(|entry| entry.claimed),
             certificate: requests.find_map(|entry| entry.certificate_sha256),

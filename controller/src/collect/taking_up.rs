@@ -28,10 +28,6 @@ impl Session<'_> {
             .await
             .map_err(|error| self.store_error(error))?;
         let sealing = self.is_sealing().await;
-        if let Some(encryption) = self.encryption.as_ref().filter(|_| !sealing) {
-            self.note(|note| note.encrypted_to.extend(encryption.shown.iter().cloned()))
-                .await?;
-        }
         for file in files {
             if [MANIFEST, BUNDLE, CUSTODY, CHECKPOINT].contains(&file.path.as_str())
                 || (sealing && file.path.as_str() == CHECKPOINT_STAMP)
@@ -67,17 +63,6 @@ impl Session<'_> {
                 path,
             });
         }
-        let closed = self
-            .all_stored()
-            .iter()
-            .filter(|record| self.is_sealed_off(record))
-            .count();
-        if closed > 0 && !sealing && !self.noted(|note| note.closed.is_some()).await {
-            let warning = format!(
-                "{closed} artifacts were encrypted by a controller that has stopped: they are whole, and what would be made of them now is missing"
-            );
-            self.warn("encrypted artifacts", warning).await?;
-        }
         for path in self
             .collector
             .store
@@ -86,6 +71,17 @@ impl Session<'_> {
             .map_err(|error| self.store_error(error))?
         {
             self.settle(&path, &read).await?;
+        }
+        let closed = self
+            .all_stored()
+            .iter()
+            .filter(|record| self.is_sealed_off(record))
+            .count();
+        if closed > 0 && !sealing && !self.noted(|note| note.closed.is_some()).await {
+            let warning = format!(
+                "{closed} artifacts were encrypted by an earlier run: they are whole, and what would be made of them now is missing"
+            );
+            self.warn("encrypted artifacts", warning).await?;
         }
         Ok(())
     }

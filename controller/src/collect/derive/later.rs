@@ -171,7 +171,7 @@ impl Session<'_> {
             let intended = self.path(intended, "the name of a tar")?;
             let unjoined = self.unjoined(&intended, tar.method)?;
             if let Some(changes) = unjoined.filter(|_| tar.completeness.is_complete()) {
-                let why = "the diff that it is made of was encrypted by a controller that has stopped meanwhile, and only its recipients can read it";
+                let why = "the diff that it is made of was encrypted by an earlier run, and only its recipients can read it";
                 self.record_failed(&format!("listing {}", tar.path), why)
                     .await?;
                 self.miss(&changes, false, why.to_owned());
