@@ -326,8 +326,8 @@ ends() (
         number "${block:248:24}"
         size=$value
         ((size >= 0)) || lost "a header has no size"
-        # A global header is 67, a member's own 78.
-        [[ $flag == 67 && $pending == 1 || $flag == 78 && $second == 1 ]] &&
+        # A global header is 67, a member's own 78, Solaris's 58.
+        [[ $flag == 58 || $flag == 67 && $pending == 1 || $flag == 78 && $second == 1 ]] &&
             lost "an extension header stands where readers read it differently"
         if [[ $flag == 67 || $flag == 78 ]]; then
             ((size <= 1048576)) || lost "a PAX header has more than a mebibyte"
