@@ -4,6 +4,9 @@ use std::process::Command;
 
 use super::*;
 
+/// Longest that all these walks may take together, in seconds: each is linear in what it walks over.
+const PATIENCE: &str = "300";
+
 /// What the script's walk says of each tar, a line each.
 fn walked(tars: &[Vec<u8>]) -> Vec<String> {
     let scratch = tempfile::tempdir().unwrap();
@@ -14,8 +17,8 @@ fn walked(tars: &[Vec<u8>]) -> Vec<String> {
     let ends = ends.split_once("\n)\n").unwrap().0;
     let walk =
         format!("export LC_ALL=C; ends() (\n{ends}\n)\nfor tar in *.tar; do ends \"$tar\"; done");
-    let output = Command::new("bash")
-        .args(["-c", &walk])
+    let output = Command::new("timeout")
+        .args([PATIENCE, "bash", "-c", &walk])
         .current_dir(scratch.path())
         .output()
         .unwrap();
@@ -109,4 +112,62 @@ fn a_script_follows_no_extension_header_that_we_do_not() {
     ];
     assert_eq!(whole(&refused), 0);
     assert_eq!(whole(&[[&all[..], &own, &end].concat()]), 1);
+}
+
+/// `<length> <key>=<value>\n` of this key and value.
+fn record_of(text: &[u8]) -> Vec<u8> {
+    let mut length = text.len() + 3;
+    while length != length.to_string().len() + 1 + text.len() + 1 {
+        length += 1;
+    }
+    [format!("{length} ").as_bytes(), text, b"\n"].concat()
+}
+
+#[test]
+fn a_script_reads_the_records_of_an_extension_header_as_we_do() {
+    let size = record_of(b"size=512");
+    let long = |length: usize| vec![b'v'; length];
+    let own = |records: &[u8]| with_records(b'x', records);
+    let lengths = (0..700).flat_map(|length| record_of(&[b"a=", &long(length)[..]].concat()));
+    let keys = (480..560).flat_map(|length| record_of(&[&long(length)[..], b"=v"].concat()));
+    let followed = [
+        own(b""),
+        own(&[&record_of(b"mtime=1.5")[..], &size].concat()),
+        own(&record_of(b"size=0000000000000000512")),
+        own(&[
+            record_of(&[b"user.a=", &long(70_000)[..]].concat()),
+            size.clone(),
+        ]
+        .concat()),
+        own(&[record_of(&[&long(70_000)[..], b"="].concat()), size.clone()].concat()),
+        own(&[lengths.collect(), size.clone()].concat()),
+        own(&[keys.collect(), size.clone()].concat()),
+    ];
+    assert_eq!(whole(&followed), followed.len());
+    let cut = own(&record_of(&[b"user.a=", &long(70_000)[..]].concat()));
+    let refused = [
+        own(b"5 ab\n"),
+        own(&record_of(&long(70_000))),
+        // "=", 3d, across two bytes.
+        own(&record_of(b"c\xd3\xd5")),
+        own(b"5 a=\n5 a=\n9223372036854775800 a=\n"),
+        own(b"0000000000000000000005 a=\n"),
+        own(b"5 a=x"),
+        own(b"6 a=\n"),
+        own(b"6 size=\n"),
+        own(b" a=\n"),
+        own(b"3 \n"),
+        own(&[&size[..], &size].concat()),
+        own(&record_of(b"size=")),
+        own(&record_of(b"size=512x")),
+        own(&record_of(b"size=00000000000000000512")),
+        cut[..30_000].to_vec(),
+    ];
+    assert_eq!(whole(&refused), 0);
+}
+
+#[test]
+fn a_script_follows_the_longest_extension_header_in_time_that_grows_with_it_and_no_faster() {
+    let records = b"5 a=\n".repeat((1 << 20) / 5);
+    assert_eq!(whole(&[with_records(b'x', &records)]), 1);
 }
