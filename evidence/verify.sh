@@ -272,7 +272,7 @@ ends() (
             from=$position at=0
         fi
         block=${lines[at]// /}
-        ((position += 1))
+        ((position += 1, ${#block} == 1024))
     }
     # number HEXADECIMAL: octal digits between spaces and zeros, or base 256 behind a byte 0x80; else -1. Sets $value.
     number() {
@@ -298,25 +298,51 @@ ends() (
         for ((at = 0; at < 1024; at += 2)); do [[ ${block:at:1} == [89a-f] && ($at -lt 296 || $at -ge 312) ]] && ((high++)); done
         ((value >= 0 && value == pairs - 256 * high))
     }
-    # size_in BYTES: sets $given to the size in records "<length> <key>=<value>\n" of so many bytes in $records, or -1.
+    # size_in BYTES: reads records "<length> <key>=<value>\n" of so many bytes, and sets $given to the size in them, or -1.
+    # Bash takes the longer for a piece of a text the longer the whole is: $part has no more than a few blocks.
     size_in() {
-        local at=0 count digits record
+        local left=$1 end=$((position + ($1 + 511) / 512)) part= at=0 count digits rest record
         given=-1
-        for ((; at < $1; at += count)); do
+        ((end <= whole)) || lost "it breaks off inside a PAX header"
+        for ((; left > 0; left -= count)); do
+            while ((${#part} - at < 96 && position < end)); do
+                read_on || lost "it can't be read"
+                part=${part:at}$block at=0
+            done
             count=0 digits=0
-            record=${records:2*at:40}
+            record=${part:at:96}
             while [[ ${record:2*digits} == 3[0-9]* ]]; do ((count = 10 * count + ${record:2*digits+1:1}, digits++)); done
-            [[ $digits -gt 0 && ${record:2*digits:2} == 20 && $count -gt $((digits + 1)) && $((at + count)) -le $1 ]] ||
+            # What follows the space, with the newline.
+            rest=$((count - digits - 1))
+            [[ $digits -gt 0 && $digits -lt 20 && ${record:2*digits:2} == 20 && $rest -gt 0 && $count -le $left ]] ||
                 lost "a PAX header has something else than records"
-            record=${records:2*(at+digits+1):2*(count-digits-1)}
-            [ "${record: -2}" = 0a ] || lost "a PAX header has something else than records"
+            record=${record:2*digits+2:2*rest}
             # "size=", and a newline at the end.
-            [[ $record == 73697a653d* ]] || continue
-            record=${record:10} record=${record%0a}
-            [[ $given == -1 && -n $record ]] || lost "a PAX header gives the size twice, or none"
-            [[ $record =~ ^(30)*((3[0-9])*)$ && ${#BASH_REMATCH[2]} -le 32 ]] || lost "a PAX header gives a size that is no number"
-            record=${BASH_REMATCH[2]} given=0
-            for ((digits = 1; digits < ${#record}; digits += 2)); do given=$((10 * given + ${record:digits:1})); done
+            if [[ $record == 73697a653d* ]]; then
+                [[ $given == -1 && $rest -gt 6 ]] || lost "a PAX header gives the size twice, or none"
+                record=${record:10} record=${record%0a}
+                [[ $rest -le 25 && $record =~ ^(30)*((3[0-9])*)$ && ${#BASH_REMATCH[2]} -le 32 ]] ||
+                    lost "a PAX header gives a size that is no number"
+                record=${BASH_REMATCH[2]} given=0
+                for ((digits = 1; digits < ${#record}; digits += 2)); do given=$((10 * given + ${record:digits:1})); done
+                digits=$((count - rest - 1))
+            fi
+            # The key's "=", 3d, may be blocks further on.
+            ((at += 2 * (digits + 1)))
+            until [[ ${part:at:2*(rest-1)} =~ ^(..)*3d ]]; do
+                ((rest -= (${#part} - at) / 2, rest > 1)) || lost "a PAX header has something else than records"
+                read_on || lost "it can't be read"
+                part=$block at=0
+            done
+            # To the last byte, over blocks that nobody need read.
+            ((at += 2 * (rest - 1)))
+            if ((at >= ${#part})); then
+                ((position += (at - ${#part}) / 1024, at = (at - ${#part}) % 1024))
+                read_on || lost "it can't be read"
+                part=$block
+            fi
+            [ "${part:at:2}" = 0a ] || lost "a PAX header has something else than records"
+            ((at += 2))
         done
     }
     while read_on && [ "$block" != "$zero" ]; do
@@ -326,16 +352,11 @@ ends() (
         number "${block:248:24}"
         size=$value
         ((size >= 0)) || lost "a header has no size"
-        # A global header is 67, a member's own 78.
-        [[ $flag == 67 && $pending == 1 || $flag == 78 && $second == 1 ]] &&
+        # A global header is 67, a member's own 78, Solaris's 58.
+        [[ $flag == 58 || $flag == 67 && $pending == 1 || $flag == 78 && $second == 1 ]] &&
             lost "an extension header stands where readers read it differently"
         if [[ $flag == 67 || $flag == 78 ]]; then
             ((size <= 1048576)) || lost "a PAX header has more than a mebibyte"
-            records=
-            for ((blocks = (size + 511) / 512; blocks > 0; blocks--)); do
-                read_on || lost "it breaks off inside a PAX header"
-                records+=$block
-            done
             size_in "$size"
             if [ "$flag" = 78 ]; then pax=$given pending=1 second=1
             else ((given == -1)) || lost "a global PAX header sets a size"; fi

@@ -3,6 +3,7 @@
 
 mod broken;
 mod encrypted;
+mod ends;
 mod mutations;
 mod script;
 mod stamped;
@@ -41,6 +42,32 @@ struct Draft {
     logged: bool,
     /// Logged besides.
     later: Vec<Entry>,
+}
+
+/// A tar's header of ustar's form.
+fn tar_header(flag: u8, size: usize) -> Vec<u8> {
+    let mut header = vec![0; 512];
+    header[..5].copy_from_slice(b"hello");
+    header[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+    header[148..156].fill(b' ');
+    header[156] = flag;
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header
+}
+
+/// A member of a tar, "hello", with so many bytes of contents, a multiple of 512.
+fn member(size: usize) -> Vec<u8> {
+    [tar_header(b'0', size), vec![b'h'; size]].concat()
+}
+
+/// An extension header of a tar with these records.
+fn extension(flag: u8, records: &[u8]) -> Vec<u8> {
+    let mut header = tar_header(flag, records.len());
+    header.extend_from_slice(records);
+    header.resize(header.len().next_multiple_of(512), 0);
+    header
 }
 
 /// What the controller says of how it got it.
@@ -85,16 +112,7 @@ struct Collection {
 
 impl Draft {
     fn new() -> Self {
-        // One member, "hello", with 512 bytes of contents.
-        let mut tar = vec![0; 512 + 512 + 1024];
-        tar[..5].copy_from_slice(b"hello");
-        tar[124..135].copy_from_slice(b"00000001000");
-        tar[148..156].fill(b' ');
-        tar[156] = b'0';
-        tar[257..265].copy_from_slice(b"ustar\x0000");
-        let sum: u32 = tar[..512].iter().map(|byte| u32::from(*byte)).sum();
-        tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        tar[512..1024].fill(b'h');
+        let tar = [member(512), vec![0; 1024]].concat();
         let files: Vec<(String, Vec<u8>)> = vec![
             (DIFF.to_owned(), b"A /tmp/x\n".to_vec()),
             (TAR.to_owned(), tar),
