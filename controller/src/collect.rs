@@ -393,7 +393,7 @@ impl Collector {
             return session.seal().instrument(seal()).await;
         }
         let left = session.images_left().await?;
-        let collecting = async {
+        let collecting = Box::pin(async {
             if !session.is_closed().await? {
                 session.collect(&mut stored).await?;
                 session.close().await?;
@@ -402,7 +402,7 @@ impl Collector {
             session.store_timeline().await?;
             session.no_more_images();
             Ok(())
-        };
+        });
         try_join!(collecting, session.remove_images(left, &mut images))?;
         session.begin_sealing().await?;
         session.seal().instrument(seal()).await

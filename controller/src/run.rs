@@ -61,6 +61,9 @@ const WORKERS: usize = 2;
 /// tar and each listing above a MiB, and a hash): those that wait for each other must never take all of tokio's
 /// 512, however many streams are let in at once. They are idle most of the time and cost address space.
 const BLOCKING: usize = 4096;
+/// Bytes of a thread's stack: four times the default. A build that is not optimised moves what waits through its frames;
+/// memory is only what is used of it.
+const STACK: usize = 8 << 20;
 
 /// How long open calls may go on after a stop is asked for: below a pod's default grace period of
 /// 30 s, so that the end is ours and not a kill.
@@ -84,6 +87,7 @@ pub fn serve(config: Serve) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)
+        .thread_stack_size(STACK)
         .enable_all()
         .build()?;
     let outcome = runtime.block_on(async {

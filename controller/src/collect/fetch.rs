@@ -88,7 +88,8 @@ impl Session<'_> {
                 self.board.running(path, attempt, wanted.expected_bytes);
             }
             let span = artifact(wanted, attempt);
-            let attempted = self.attempt(wanted, attempt == attempts);
+            // The largest state of all, of each of several at a time: not within that of whoever waits for it.
+            let attempted = Box::pin(self.attempt(wanted, attempt == attempts));
             let failure = match attempted.instrument(span.clone()).await {
                 Ok(()) => {
                     let first = wanted.paths.first().and_then(|path| self.stored(path));

@@ -165,7 +165,8 @@ pub async fn reconcile(
 
     // One reconciliation of an object runs at a time, so nobody else is at it in this process. Once its lease is
     // lost, or somebody else has written the status, nothing more is written, neither there nor to the store.
-    let working = work(&context, &mut recorded, &mut status, job).instrument(span);
+    // Large, as all that waits on the way to a node and to the store: it has a place of its own.
+    let working = Box::pin(work(&context, &mut recorded, &mut status, job).instrument(span));
     let outcome = tokio::select! {
         biased;
         () = claim.lost() => Err("this worker's lease is lost"),
@@ -275,7 +276,7 @@ async fn work(
     // Side by side: an API that is slow must not stop the evidence.
     let outcome = futures::try_join!(
         async {
-            let outcome = collector.run(job, &sink).await;
+            let outcome = Box::pin(collector.run(job, &sink)).await;
             done.cancel();
             Ok(outcome)
         },

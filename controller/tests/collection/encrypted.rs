@@ -206,3 +206,21 @@ async fn killed_at_any_operation_a_second_run_seals_and_names_what_it_could_not_
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_is_encrypted_to_those_it_began_with_whatever_is_configured_later() {
+    for allowed in [20, 45, 70] {
+        for later in [Vec::new(), vec![Identity::generate().unwrap().recipient()]] {
+            let (fixture, ada) = encrypting(Fixture::small().await).await;
+            assert!(!run_until(&fixture, allowed, true).await);
+            lose_what_was_not_durable(&fixture).await;
+            *fixture.recipients.lock().unwrap() = later;
+            run_again(&fixture).await;
+            let manifest = fixture.manifest();
+            assert_eq!(manifest.encrypted_to, [ada.recipient()], "{allowed}");
+            assert_nothing_leaks(&fixture);
+            let verdict = opened(&fixture, &ada);
+            assert!(verdict.intact(), "{allowed}: {:#?}", verdict.problems);
+        }
+    }
+}
