@@ -51,7 +51,7 @@ use crate::resources::RECIPIENTS;
 use crate::revoked::{self, Revoked};
 use crate::seal::CustodyAppender;
 use crate::service::{
-    self, Allowance, Cases, Diagnosed, Door, Limits, Refusals, Reviews, Service, Tokens,
+    self, Allowance, Cases, Diagnosed, Door, Limits, Listings, Refusals, Reviews, Service, Tokens,
 };
 
 /// Threads of the runtime: the work is waiting, copying and hashing, and hashing has its own.
@@ -217,9 +217,11 @@ async fn run(config: Serve) -> Result<()> {
     });
 
     let refusals = Refusals::new(store.clone(), context.custody.clone());
+    let listings = Listings::new(context.custody.clone());
     let service = Service {
         context: context.clone(),
         refusals: refusals.clone(),
+        listings: listings.clone(),
         store,
         health: health.clone(),
         cases: Cases::default(),
@@ -299,12 +301,15 @@ async fn run(config: Serve) -> Result<()> {
         tracing::warn!(after_s = DRAIN.as_secs(), "open calls were cut off");
     }
     if let Err(problem) = within(AT_ONCE, async {
-        refusals.finish().await;
+        tokio::join!(refusals.finish(), listings.finish());
         Ok(())
     })
     .await
     {
-        tracing::error!(problem, "refusals that were only counted are lost");
+        tracing::error!(
+            problem,
+            "refusals and lists that were only counted are lost"
+        );
     }
     Ok(())
 }

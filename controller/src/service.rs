@@ -17,6 +17,7 @@ mod evidence;
 mod hold;
 mod isolation;
 mod limits;
+mod listed;
 mod quarantines;
 mod refused;
 mod standing;
@@ -42,6 +43,7 @@ pub use cases::Cases;
 pub use diagnose::{Diagnosed, Reviews};
 pub use door::Door;
 pub use limits::{Allowance, Limits};
+pub use listed::Listings;
 use refused::Call;
 pub use refused::Refusals;
 pub use tokens::{AUDIENCE, Tokens};
@@ -59,6 +61,8 @@ pub struct Service {
     pub health: Arc<Health>,
     /// Writes down who was refused what.
     pub refusals: Arc<Refusals>,
+    /// Writes down who listed what.
+    pub listings: Arc<Listings>,
     /// Which case a quarantine belongs to.
     pub cases: Cases,
     /// Whoever verifies holds the one permit.

@@ -18,6 +18,9 @@ const NAME: &str = "containment.json";
 /// into a collection that is partial.
 const ATTEMPTS: u32 = 4;
 
+/// What setting the table changed.
+const SET: &str = "a table was set that drops everything in and out of the pod, but for what containment.json names";
+
 /// Where the record of the pod's containment is read from.
 #[async_trait]
 pub trait Containment: Send + Sync {
@@ -70,7 +73,8 @@ impl Session<'_> {
         }
     }
 
-    /// Notes the table in the pod's network namespace as something that was changed on the node, once.
+    /// Notes the table in the pod's network namespace as something that was changed on the node, once for each
+    /// namespace that had one.
     async fn note_isolation(
         &self,
         at: &EvidencePath,
@@ -79,53 +83,128 @@ impl Session<'_> {
         let Some(isolated) = isolation(at, quarantine) else {
             return Ok(());
         };
-        self.note(|note| {
-            let is_it = |one: &Alteration| one.kind == AlterationKind::Isolate;
-            if !note.alterations.iter().any(is_it) {
-                note.alterations.push(isolated);
-            }
-        })
-        .await
+        self.note(|note| isolated.join(&mut note.alterations)).await
     }
 }
 
-/// What isolation at the node changed, as the status of the Quarantine has it; nothing if there is none.
-fn isolation(at: &EvidencePath, quarantine: &[u8]) -> Option<Alteration> {
+/// What isolation at the node changed.
+struct Isolated {
+    alteration: Alteration,
+    /// The table was taken away, and which one it was is known no more.
+    lifted: bool,
+}
+
+impl Isolated {
+    /// Takes the place of what was noted of the same table by an attempt before, or stands beside what is of others.
+    fn join(self, alterations: &mut Vec<Alteration>) {
+        let Self { alteration, lifted } = self;
+        let known = alterations.iter_mut().rev().find(|one| {
+            let same = lifted || one.source_id == alteration.source_id;
+            one.kind == AlterationKind::Isolate && same
+        });
+        match known {
+            Some(known) if lifted => {
+                known.effect = alteration.effect;
+                known.artifacts = alteration.artifacts;
+            }
+            Some(known) => *known = alteration,
+            None => alterations.push(alteration),
+        }
+    }
+}
+
+/// What isolation at the node changed, as the status of the Quarantine has it; nothing if there never was any.
+fn isolation(at: &EvidencePath, quarantine: &[u8]) -> Option<Isolated> {
     #[derive(Deserialize)]
     struct Object {
         status: Option<Status>,
     }
     #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
     struct Status {
         isolation: Option<Table>,
+        pod_uid: Option<String>,
+        #[serde(default)]
+        steps: Vec<Step>,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Table {
+        #[serde(default)]
+        state: String,
+        #[serde(default)]
+        problem: String,
+        looked: Option<String>,
         #[serde(default)]
         sandbox: String,
         #[serde(default)]
         netns_inode: u64,
         since: Option<String>,
     }
-    let object: Object = serde_json::from_slice(quarantine).ok()?;
-    let table = object.status?.isolation?;
-    // Never set.
-    if table.sandbox.is_empty() {
-        return None;
+    #[derive(Deserialize)]
+    struct Step {
+        name: String,
+        state: String,
+        #[serde(default)]
+        message: String,
     }
+    let object: Object = serde_json::from_slice(quarantine).ok()?;
+    let status = object.status?;
+    let table = status.isolation.filter(|table| !table.sandbox.is_empty());
+    let Some(table) = table else {
+        let step = |name| status.steps.iter().find(move |step| step.name == name);
+        step("Isolate").filter(|step| step.state == "Done")?;
+        let how = match step("UndoIsolate") {
+            Some(undo) if !undo.message.is_empty() => undo.message.as_str(),
+            _ => "the Quarantine does not say how",
+        };
+        return Some(Isolated {
+            alteration: Alteration {
+                kind: AlterationKind::Isolate,
+                // The sandbox is not in the status any more.
+                source_id: status.pod_uid.unwrap_or_default(),
+                api_call:
+                    "nftables over netlink: table inet impound in the pod's network namespace"
+                        .to_owned(),
+                effect: format!("{SET}; it was not in force any more at the end: {how}"),
+                artifacts: vec![at.clone()],
+                started: None,
+                finished: None,
+            },
+            lifted: true,
+        });
+    };
+    let looked = match &table.looked {
+        Some(looked) => format!("the last look, at {looked},"),
+        None => "the last look".to_owned(),
+    };
+    let problem = match table.problem.as_str() {
+        "" => "the Quarantine does not say why",
+        problem => problem,
+    };
+    let end = match table.state.as_str() {
+        "InForce" => format!("at {looked} it was in force"),
+        "Missing" => {
+            format!("at {looked} it was NOT there as set, and could not be set again: {problem}")
+        }
+        _ => {
+            format!("at {looked} it could NOT be told whether it was still there: {problem}")
+        }
+    };
     let namespace = table.netns_inode;
-    Some(Alteration {
-        kind: AlterationKind::Isolate,
-        source_id: table.sandbox,
-        api_call: format!(
-            "nftables over netlink: table inet impound in network namespace {namespace}"
-        ),
-        effect: "everything in and out of the pod is dropped, but for what containment.json names"
-            .to_owned(),
-        artifacts: vec![at.clone()],
-        started: table.since.and_then(|since| since.parse().ok()),
-        finished: None,
+    Some(Isolated {
+        alteration: Alteration {
+            kind: AlterationKind::Isolate,
+            source_id: table.sandbox,
+            api_call: format!(
+                "nftables over netlink: table inet impound in network namespace {namespace}"
+            ),
+            effect: format!("{SET}; {end}"),
+            artifacts: vec![at.clone()],
+            started: table.since.and_then(|since| since.parse().ok()),
+            finished: None,
+        },
+        lifted: false,
     })
 }
 
@@ -133,11 +212,23 @@ fn isolation(at: &EvidencePath, quarantine: &[u8]) -> Option<Alteration> {
 mod tests {
     use super::*;
 
+    fn read(status: &str) -> Option<Isolated> {
+        let object = format!(r#"{{"status":{status}}}"#);
+        isolation(&"containment.json".parse().unwrap(), object.as_bytes())
+    }
+
+    fn table(state: &str, sandbox: &str) -> String {
+        format!(
+            r#"{{"isolation":{{{state},"sandbox":"{sandbox}","netnsInode":4026532566,"since":"2026-01-31T03:04:05.678901Z","looked":"2026-01-31T04:00:00.000000Z"}}}}"#
+        )
+    }
+
+    const IN_FORCE: &str = r#""state":"InForce""#;
+    const LIFTED: &str = r#"{"podUid":"u-1","steps":[{"name":"Isolate","state":"Done"},{"name":"UndoIsolate","state":"Done","message":"the pod is on the network again"}]}"#;
+
     #[test]
     fn a_table_that_was_set_is_an_alteration_of_the_node_and_one_that_was_not_is_none() {
-        let at = "containment.json".parse().unwrap();
-        let set = br#"{"status":{"isolation":{"state":"InForce","sandbox":"abc","netnsInode":4026532566,"since":"2026-01-31T03:04:05.678901Z"}}}"#;
-        let isolated = isolation(&at, set).unwrap();
+        let isolated = read(&table(IN_FORCE, "abc")).unwrap().alteration;
         assert_eq!(
             (isolated.kind, isolated.source_id.as_str()),
             (AlterationKind::Isolate, "abc")
@@ -148,11 +239,56 @@ mod tests {
             "2026-01-31T03:04:05.678901Z"
         );
         for never in [
-            &br#"{"status":{"isolation":{"state":"Unknown","problem":"off"}}}"#[..],
-            br#"{"status":{}}"#,
-            b"{}",
+            r#"{"isolation":{"state":"Unknown","problem":"off"}}"#,
+            r#"{"steps":[{"name":"Isolate","state":"Failed"}]}"#,
+            r#"{"steps":[{"name":"UndoIsolate","state":"Done"}]}"#,
+            "{}",
+            "null",
         ] {
-            assert_eq!(isolation(&at, never), None);
+            assert!(read(never).is_none(), "{never}");
         }
+    }
+
+    #[test]
+    fn a_table_is_called_in_force_only_if_it_was_seen_so_and_one_that_was_lifted_is_named() {
+        let missing = table(r#""state":"Missing","problem":"no table""#, "abc");
+        let unknown = table(r#""state":"Unknown","problem":"no agent""#, "abc");
+        for (status, end) in [
+            (table(IN_FORCE, "abc"), "it was in force"),
+            (
+                missing,
+                "it was NOT there as set, and could not be set again: no table",
+            ),
+            (
+                unknown,
+                "it could NOT be told whether it was still there: no agent",
+            ),
+            (
+                LIFTED.to_owned(),
+                "it was not in force any more at the end: the pod is on the network again",
+            ),
+        ] {
+            let effect = read(&status).unwrap().alteration.effect;
+            assert!(effect.starts_with(SET) && effect.ends_with(end), "{effect}");
+        }
+    }
+
+    #[test]
+    fn each_namespace_has_one_alteration_that_says_what_was_last_known() {
+        let mut noted = Vec::new();
+        let (one, other) = (table(IN_FORCE, "abc"), table(IN_FORCE, "def"));
+        let missing = table(r#""state":"Missing","problem":"no table""#, "abc");
+        for status in [&*one, &missing, &other, LIFTED] {
+            read(status).unwrap().join(&mut noted);
+        }
+        let seen: Vec<_> = noted
+            .iter()
+            .map(|one| (one.source_id.as_str(), one.effect.contains("NOT there")))
+            .collect();
+        assert_eq!(seen, [("abc", true), ("def", false)]);
+        assert!(noted[1].effect.contains("not in force any more"));
+        let mut noted = Vec::new();
+        read(LIFTED).unwrap().join(&mut noted);
+        assert_eq!(noted[0].source_id, "u-1");
     }
 }

@@ -53,7 +53,7 @@ impl<'a> Scope<'a> {
 }
 
 /// Who calls.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Requester {
     /// As it is recorded, e.g. "spiffe://impound.dev/responder/responder/alice" or
     /// "kubernetes:system:serviceaccount:soar:playbooks".

@@ -1,5 +1,5 @@
-//! Sealed evidence over gRPC: listed, read, verified. Each list and each read is written into the custody log
-//! before the first byte goes out.
+//! Sealed evidence over gRPC: listed, read, verified. Each read, and each list that is not the same as one of a few
+//! minutes ago, is written into the custody log before the first byte goes out.
 
 use futures::{StreamExt, TryStreamExt, stream};
 use impound_evidence::{
@@ -11,6 +11,7 @@ use tonic::Status;
 use wire::read_evidence_response::Message;
 
 use super::authorise::Requester;
+use super::listed::Listing;
 use super::{Answers, Service, status};
 use crate::describe::describe;
 use crate::resources::sweep::{CASE_TARGETS, MOST_TARGETS};
@@ -62,14 +63,14 @@ pub(super) async fn list(
         }
         let listed = files.len() - before;
         if listed > 0 {
-            let what = format!("names, sizes and digests of {listed} files");
-            log_list(
-                service,
-                &case,
-                wanted.as_ref(),
-                entry(Event::Accessed, who, what),
-            )
-            .await?;
+            let listing = Listing {
+                case: case.clone(),
+                collection: wanted.clone().filter(|name| !is_log_of_case(name)),
+                who: who.clone(),
+                files: listed,
+            };
+            let written = service.listings.note(listing).await;
+            written.map_err(|error| not_written(&case, &error))?;
         }
     }
     if files.is_empty() {
@@ -233,29 +234,6 @@ pub(super) fn entry(event: Event, who: &Requester, what: String) -> Entry {
 pub(super) async fn log(service: &Service, at: &CollectionId, entry: Entry) -> Result<(), Status> {
     let written = service.context.custody.append(at, entry).await;
     written.map(drop).map_err(|error| not_written(at, &error))
-}
-
-/// As [`log`], of one collection that was listed or of all of a case.
-async fn log_list(
-    service: &Service,
-    case: &CaseId,
-    of: Option<&CollectionName>,
-    entry: Entry,
-) -> Result<(), Status> {
-    match of.filter(|name| !is_log_of_case(name)) {
-        Some(name) => {
-            let at = CollectionId {
-                case: case.clone(),
-                name: name.clone(),
-            };
-            log(service, &at, entry).await
-        }
-        None => {
-            let custody = &service.context.custody;
-            let written = custody.append_to_case(case, vec![entry]).await;
-            written.map(drop).map_err(|error| not_written(case, &error))
-        }
-    }
 }
 
 fn not_written(of: &dyn std::fmt::Display, error: &dyn std::error::Error) -> Status {
