@@ -52,17 +52,21 @@ def called(record):
 
 
 def granted(documents):
-    """(group, resource, verb) -> names it is limited to, None for any."""
+    """(group, resource, verb) -> names it is limited to, None for any. No role grants one twice; two may grant the same,
+    as what each is for is turned on for itself."""
     rights = {}
     for one in documents:
         if one and (one["kind"], one["metadata"]["name"]) in ROLES:
+            of_role = set()
             for rule in one["rules"]:
                 for group in rule["apiGroups"]:
                     for resource in rule["resources"]:
                         for verb in rule["verbs"]:
                             right = (group, resource, verb)
-                            assert right not in rights and "*" not in right, f"{right} is granted twice or to all"
-                            rights[right] = rule.get("resourceNames")
+                            assert right not in of_role and "*" not in right, f"{right} is granted twice or to all"
+                            of_role.add(right)
+                            names, before = rule.get("resourceNames"), rights.get(right, [])
+                            rights[right] = None if names is None or before is None else before + names
     return rights
 
 
