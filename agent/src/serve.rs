@@ -11,8 +11,8 @@ use futures::Stream;
 use impound_evidence::Sha256Hasher;
 use impound_proto::agent::v1::agent_server::SERVICE_NAME;
 use impound_proto::tls::{
-    Credentials, Peers, RELOAD_INTERVAL, Reloader, TlsFiles, Unexpired, http2, incoming,
-    server_credentials,
+    Credentials, Peers, RELOAD_INTERVAL, Reloader, TlsFiles, http2, incoming, server_credentials,
+    unexpired,
 };
 use impound_proto::traces::Served;
 use impound_proto::{NodeName, PeerId, agent};
@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tonic::service::InterceptorLayer;
 use tonic::service::RoutesBuilder;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
@@ -345,7 +346,7 @@ impl Process {
     {
         let (stopping, stopped) = oneshot::channel::<()>();
         let server = http2::server(Server::builder())
-            .layer(Unexpired)
+            .layer(InterceptorLayer::new(unexpired))
             .layer(Served)
             .add_routes(self.routes.routes())
             .serve_with_incoming_shutdown(incoming, async {

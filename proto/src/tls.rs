@@ -5,7 +5,7 @@
 //! the [`Peers`] that this end expects.
 //!
 //! Server: [`server_credentials`] -> [`incoming`] -> tonic's `serve_with_incoming`; each request then
-//! carries a [`Peer`], and [`Unexpired`] refuses that of a peer whose certificate has ended since. Client:
+//! carries a [`Peer`], and [`unexpired`] refuses that of a peer whose certificate has ended since. Client:
 //! [`client_credentials`] -> [`channel`] or [`link`]. The [`Reloader`] that comes with the credentials
 //! re-reads the files; new handshakes use what it publishes, and servers ask clients for a new handshake
 //! every hour, see [`http2`].
@@ -34,7 +34,7 @@ pub use connect::{
     explain,
 };
 pub use cut::Cuttable;
-pub use expiry::{Asked, GRACE, Unexpired};
+pub use expiry::{GRACE, unexpired};
 pub use link::{Link, link};
 pub use material::{MaterialError, certificate_life};
 pub use reload::{

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
+use tonic::service::InterceptorLayer;
 
 use super::super::cut::Cuttable;
 use super::super::expiry::grace_after;
@@ -121,7 +122,7 @@ async fn info(client: &mut AgentClient<Link>) -> Code {
 async fn serve_asking(credentials: Credentials<rustls::ServerConfig>) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut server = http2::server(Server::builder()).layer(Unexpired);
+    let mut server = http2::server(Server::builder()).layer(InterceptorLayer::new(unexpired));
     let server = server.add_routes(Routes::default());
     tokio::spawn(server.serve_with_incoming(incoming(listener, credentials)));
     address
