@@ -135,10 +135,7 @@ impl Ended {
         mut writer: Box<dyn ObjectWriter>,
         record: &mut ArtifactRecord,
     ) -> Result<Self, NameError> {
-        let (encoded, failure) = match writer.end().await {
-            Ok(encoded) => (encoded, None),
-            Err(error) => (None, Some(error)),
-        };
+        let (encoded, failure) = end(writer.as_mut()).await;
         let plain = encoded.as_ref().map(|encoded| both(encoded).0);
         if let Some(encoded) = &encoded
             && plain == Some(in_store(record))
@@ -172,12 +169,17 @@ impl Ended {
     }
 }
 
-/// What `writer` has taken of something that is not whole.
-pub(super) async fn kept(mut writer: Box<dyn ObjectWriter>) -> Result<Left, StoreError> {
-    let (encoded, failure) = match writer.end().await {
+/// Ends what is encoded: what went in, if that is known, or why the end could not be written.
+async fn end(writer: &mut dyn ObjectWriter) -> (Option<Encoded>, Option<StoreError>) {
+    match writer.end().await {
         Ok(encoded) => (encoded, None),
         Err(error) => (None, Some(error)),
-    };
+    }
+}
+
+/// What `writer` has taken of something that is not whole.
+pub(super) async fn kept(mut writer: Box<dyn ObjectWriter>) -> Result<Left, StoreError> {
+    let (encoded, failure) = end(writer.as_mut()).await;
     Ok(Left {
         unfinished: writer.keep().await?,
         encoded,

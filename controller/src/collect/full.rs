@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use futures::try_join;
 use impound_evidence::{ContainerRole, EvidencePath, export_name};
-
 use tokio::sync::SetOnce;
 
 use super::CollectError;
@@ -61,7 +60,7 @@ impl Session<'_> {
                 let _ = read.set(0);
                 exported
             };
-            try_join!(exported, self.image(known, &image, &read))?;
+            try_join!(exported, self.image(known, image, &read))?;
         }
         Ok(true)
     }
@@ -71,7 +70,7 @@ impl Session<'_> {
     async fn image(
         &self,
         known: &Known,
-        image: &ImagePaths,
+        image: ImagePaths,
         read: &SetOnce<u64>,
     ) -> Result<(), CollectError> {
         // A container that stands still for its export is not asked for more meanwhile.
@@ -79,9 +78,11 @@ impl Session<'_> {
         if stands_still || !self.has_small_layer(known).await? {
             read.wait().await;
         }
-        let made = self.make_image(known, image).await?;
+        let made = self.make_image(known, &image).await?;
         let expected = *read.wait().await;
-        self.save_image(known, image, made, expected).await
+        self.save_image(known, &image, made, expected).await?;
+        self.hand_on(image);
+        Ok(())
     }
 
     async fn has_small_layer(&self, known: &Known) -> Result<bool, CollectError> {

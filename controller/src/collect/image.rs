@@ -52,10 +52,7 @@ impl Session<'_> {
                 // Made by a run that was interrupted. Made again only if it is surely gone.
                 let id = self.made(image).await.and_then(|made| made.id);
                 match self.save(image, id.as_deref(), expected).await? {
-                    Fetched::Stored => {
-                        self.saved(image);
-                        return Ok(());
-                    }
+                    Fetched::Stored => return Ok(()),
                     Fetched::GivenUp(Some(Code::NotFound)) => self.commit(known, image).await?,
                     Fetched::GivenUp(_) => return self.left_on_node(&image.reference).await,
                 }
@@ -65,15 +62,10 @@ impl Session<'_> {
         // Also after a commit that failed: its answer may have been lost, or an earlier run's.
         let id = made.as_ref().ok().map(String::as_str);
         match (self.save(image, id, expected).await?, made) {
-            (Fetched::Stored, Ok(_)) => {
-                self.saved(image);
-                Ok(())
-            }
+            (Fetched::Stored, Ok(_)) => Ok(()),
             (Fetched::Stored, Err(_)) => {
                 let id = self.stored(&image.path).map(|record| record.source_id);
-                self.note_made(known, image, id.unwrap_or_default()).await?;
-                self.saved(image);
-                Ok(())
+                self.note_made(known, image, id.unwrap_or_default()).await
             }
             (Fetched::GivenUp(Some(Code::NotFound)), Err(why)) => {
                 // There is none: the commit's reason is the one.
@@ -123,10 +115,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Hands an image on that is stored. Its node has time to remove it until the manifest is made.
-    fn saved(&self, image: &ImagePaths) {
-        // Nobody is there to take it only if this run has failed.
-        let _ = self.saved.send(Some(image.clone()));
+    /// Hands an image on if it is stored. Its node has time to remove it until the manifest is made.
+    pub(super) fn hand_on(&self, image: ImagePaths) {
+        if self.stored(&image.path).is_some() {
+            // Nobody is there to take it only if this run has failed.
+            let _ = self.saved.send(Some(image));
+        }
     }
 
     /// Says that no other image is made.
@@ -403,7 +397,6 @@ impl Session<'_> {
 pub(super) type Saved = mpsc::UnboundedReceiver<Option<ImagePaths>>;
 
 /// An image of a container.
-#[derive(Clone)]
 pub(super) struct ImagePaths {
     /// `compromised-<container>-<short id>`.
     repository: String,
