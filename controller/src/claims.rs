@@ -11,7 +11,7 @@
 //! Containment is not shared: it stays with the replica that leads ([`crate::leader`]).
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube};
 use crate::leader::{self, Leadership};
+use crate::locked::locked;
 
 /// Names of the workers' leases, one for each replica that has claims. The roles name them.
 pub const LEASES: [&str; 10] = [
@@ -312,9 +313,4 @@ impl Claims {
         // The sender is ours, so it is never closed.
         let _ = wanted.wait_for(|wanted| is(*wanted)).await;
     }
-}
-
-/// This map is whole after every statement, so a panic elsewhere doesn't spoil it.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,6 +17,7 @@ pub mod isolate;
 pub mod issue;
 pub mod kubernetes;
 pub mod leader;
+mod locked;
 pub mod metrics;
 pub mod nodes;
 pub mod progress;

@@ -10,9 +10,10 @@
 
 use std::collections::HashMap;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::locked::locked;
 use impound_proto::BULK_STREAMS;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
@@ -94,7 +95,7 @@ impl Budget {
     }
 
     fn node(&self, name: &str) -> Arc<Node> {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = locked(&self.nodes);
         if let Some(node) = nodes.get(name) {
             return Arc::clone(node);
         }
@@ -139,7 +140,7 @@ impl Bucket {
     fn charge(&self, rate: Option<NonZeroU64>, bytes: u64) -> Option<Instant> {
         let rate = rate?;
         let now = Instant::now();
-        let mut paid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paid = locked(&self.0);
         let earliest = now.checked_sub(BURST).unwrap_or(now);
         let begin = paid.map_or(earliest, |paid| paid.max(earliest));
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.get());

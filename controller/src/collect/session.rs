@@ -1,7 +1,7 @@
 //! One run of a collection: its lock, its custody log, its note, and what is stored already.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use impound_evidence::{ArtifactRecord, Entry, Event, EvidencePath, Method, NameError, Sha256};
@@ -16,6 +16,7 @@ use super::standstill::Standstill;
 use super::{CollectError, CollectionJob, Collector};
 use crate::agents::AgentConnection;
 use crate::describe::describe;
+use crate::locked::locked;
 use crate::progress::Board;
 use crate::reconcile::custody::authorisation;
 use crate::seal::SealError;
@@ -440,9 +441,4 @@ pub(super) fn content(record: &ArtifactRecord) -> Content {
         size: record.size,
         sha256: record.sha256,
     }
-}
-
-/// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

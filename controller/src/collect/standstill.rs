@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::failure::{Failure, within};
 use super::note::Known;
-use super::session::{Session, locked};
+use super::session::Session;
 use super::{CollectError, instant};
+use crate::locked::locked;
 
 /// Longest time for a pause and for letting go: the engine needs milliseconds.
 const PAUSE: Duration = Duration::from_secs(10);

@@ -10,10 +10,11 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::locked::locked;
 use http::{Request, Response};
 use kube::client::Body;
 use tokio::time::{Instant, sleep_until};
@@ -344,9 +345,4 @@ where
             answer
         })
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whole after every operation, also if a holder panicked.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,7 +5,7 @@ mod conclude;
 mod recorded;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,6 +38,7 @@ use crate::contain::owner::{is_same, runtime_uid};
 use crate::contain::standstill;
 use crate::describe::describe;
 use crate::kubernetes::{from_kube, read};
+use crate::locked::locked;
 use crate::progress::{ArtifactProgress, ArtifactState as Stage, CollectionProgress};
 use crate::resources::{
     ArtifactState, ArtifactStatus, Before, Collection, CollectionPhase, CollectionStatus,
@@ -88,11 +89,6 @@ impl Running {
             .or_insert_with(Instant::now)
             .elapsed()
     }
-}
-
-/// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes a collection that is neither final nor under work and works on it until it ends.

@@ -12,7 +12,7 @@
 mod proving;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use impound_proto::agent::v1::{IsolateRequest, LiftIsolationRequest};
@@ -34,6 +34,7 @@ use crate::contain::owner::is_same;
 use crate::contain::proof::{self, exceptions, is_permitted};
 use crate::contain::refusal::Refusal;
 use crate::isolate::{self, CallError, Lifted, Tried};
+use crate::locked::locked;
 use crate::resources::{Fact, IsolationStatus, StepName, StepState, TableState, now};
 
 /// Attempts before the step is called failed. It is tried again as long as the quarantine is in force.
@@ -405,9 +406,4 @@ fn is_planned(record: &Record) -> bool {
 fn is_in_force(record: &Record) -> bool {
     let isolation = record.status.isolation.as_ref();
     isolation.is_some_and(|isolation| isolation.state == TableState::InForce)
-}
-
-/// These maps are whole after every statement, so a panic elsewhere doesn't spoil them.
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

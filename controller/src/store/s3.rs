@@ -24,7 +24,7 @@
 //! an object, 64 MiB from the 114th GiB on; see [`parts`].
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use impound_evidence::{CaseId, CollectionName, EvidencePath};
@@ -35,6 +35,7 @@ use super::{
     CollectionId, CollectionLock, Content, Holdable, ObjectReader, ObjectWriter, Receipt, Store,
     StoreError, StoredEvidence, StoredFile, Unfinished, WriteOnce,
 };
+use crate::locked::locked;
 use bucket::{Bucket, Created, Purpose, attempt};
 use http::Http;
 use unfinished::Left;
@@ -536,9 +537,4 @@ fn remote(at: &str, step: &'static str, source: S3Error) -> StoreError {
         step,
         source,
     }
-}
-
-/// These sets are whole after every statement, so a panic elsewhere doesn't spoil them.
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

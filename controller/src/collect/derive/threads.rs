@@ -1,6 +1,6 @@
 //! The threads that list a tar, and the queues to and from them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::What;
+use crate::locked::locked;
 
 /// Chunks of half a MiB that wait for a thread: as many as wait for the disk, which are the same.
 const QUEUE: usize = 16;
@@ -67,10 +68,6 @@ pub(super) struct Lost;
 struct Rest {
     behind: Vec<Queue>,
     lost: bool,
-}
-
-fn locked(rest: &Mutex<Rest>) -> MutexGuard<'_, Rest> {
-    rest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a tar's bytes go besides the store.

@@ -9,10 +9,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{facts, install, is_in_force, is_planned, locked};
+use super::{facts, install, is_in_force, is_planned};
 use crate::contain::isolation;
 use crate::contain::proof;
 use crate::isolate::{self, CallError, Targets, Tried};
+use crate::locked::locked;
 use crate::reconcile::next_step::{self, Next};
 use crate::reconcile::record::Record;
 use crate::reconcile::{Context, ReconcileError, verifying};

@@ -2,7 +2,7 @@
 //! read again: a process that is started anew, or a write that failed, begins without it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use impound_evidence::Entry;
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::look::Looks;
 use crate::describe::describe;
 use crate::kubernetes::ApiError;
+use crate::locked::locked;
 use crate::resources::sweep::{EXCEPTIONS, TARGET_MESSAGE};
 use crate::resources::{
     Collection, CollectionPhase, CollectionStatus, Sweep, SweepCounts, SweepException, SweepState,
@@ -53,13 +54,13 @@ impl Sweeps {
     #[must_use]
     pub fn wakes(&self) -> UnboundedReceiver<ObjectRef<Sweep>> {
         let (wake, woken) = mpsc::unbounded_channel();
-        *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
+        *locked(&self.woken) = Some(wake);
         woken
     }
 
     /// A collection of this sweep has ended.
     pub fn wake(&self, sweep: ObjectRef<Sweep>) {
-        let woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        let woken = locked(&self.woken);
         if let Some(wake) = &*woken {
             // Nobody listens once the reconcilers were dropped, as by a lost lease.
             let _ = wake.send(sweep);
@@ -81,7 +82,7 @@ impl Sweeps {
 
     /// The map is whole after every statement, so a panic elsewhere doesn't spoil it.
     fn locked(&self) -> MutexGuard<'_, HashMap<String, Work>> {
-        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.at_work)
     }
 }
 

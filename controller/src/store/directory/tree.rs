@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use impound_evidence::{
     CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath, StorageReceipt, Timestamp,
@@ -11,6 +11,7 @@ use impound_evidence::{
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::locked::locked;
 use crate::store::{CollectionId, StoreError, StoredFile};
 
 /// Beginning of the name of an object that is not finished.
@@ -53,7 +54,7 @@ pub(super) struct Room<'t> {
 
 impl Drop for Room<'_> {
     fn drop(&mut self) {
-        *self.tree.taken() -= self.bytes;
+        *locked(&self.tree.taken) -= self.bytes;
     }
 }
 
@@ -113,7 +114,7 @@ impl Tree {
     /// Room for the next `bytes` of a large object, until they are written: [`RESERVE`] is left alone, also by
     /// many that are written at the same time.
     pub(super) fn room_for(&self, name: &str, bytes: u64) -> Result<Room<'_>, StoreError> {
-        let mut taken = self.taken();
+        let mut taken = locked(&self.taken);
         let (free, reserve) = self.room()?;
         if free < reserve.saturating_add(*taken).saturating_add(bytes) {
             return Err(StoreError::Full {
@@ -125,10 +126,6 @@ impl Tree {
         }
         *taken += bytes;
         Ok(Room { tree: self, bytes })
-    }
-
-    fn taken(&self) -> MutexGuard<'_, u64> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes free, and how many of them large objects leave alone.
