@@ -34,7 +34,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::utils::Backoff;
-use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
+use kube::runtime::{Controller, WatchStreamExt, predicates, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -175,14 +175,18 @@ pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
         .predicate_filter(wish, Default::default());
     let controller = Controller::for_stream(asked, known.clone()).trigger_backoff(Steady);
     let controller = guarded_objects(controller, &client, &known);
+    let waiting = context.clone();
     let collected = touched::<Collection>(&client, watcher::Config::default())
         .predicate_filter(progress, Default::default());
     let quarantine_controller = controller
         .reconcile_on(ending::woken(ended))
-        .watches_stream(collected, |collection: Collection| {
-            let quarantine = collection.spec.quarantine.clone();
+        .watches_stream(collected, move |collection: Collection| {
+            let name = collection.spec.quarantine.clone()?;
             let namespace = collection.namespace().unwrap_or_default();
-            quarantine.map(|name| ObjectRef::<Quarantine>::new(&name).within(&namespace))
+            waiting
+                .works
+                .came_on(&work_key::<Quarantine>(&namespace, &name));
+            Some(ObjectRef::<Quarantine>::new(&name).within(&namespace))
         })
         .run(paced(quarantine::reconcile), retry, context.clone())
         .for_each(|outcome| log_outcome(context.clone(), outcome));
@@ -240,7 +244,7 @@ where
 {
     move |object, context| {
         let namespace = object.namespace().unwrap_or_default();
-        let key = format!("{} {namespace}/{}", K::kind(&()), object.name_any());
+        let key = work_key::<K>(&namespace, &object.name_any());
         async move {
             if let Some(left) = context.works.left(&key) {
                 return Ok(Action::requeue(left));
@@ -256,6 +260,11 @@ where
         }
         .boxed()
     }
+}
+
+/// What the requests for an object are known by.
+fn work_key<K: Resource<DynamicType = ()>>(namespace: &str, name: &str) -> String {
+    format!("{} {namespace}/{name}", K::kind(&()))
 }
 
 /// What somebody wants of an object: its spec, or its deletion. Our own status writes are no reason to
@@ -335,7 +344,8 @@ fn guarded_objects(
         })
 }
 
-/// What appears, changes or goes. A watch that fails is begun again more and more slowly.
+/// What appears, changes or goes. A watch that fails is begun again more and more slowly; what it then lists and has
+/// shown before is no news: each would have every quarantine in force looked at, all at once.
 fn touched<K>(
     client: &Client,
     which: watcher::Config,
@@ -346,6 +356,7 @@ where
     watcher(Api::<K>::all(client.clone()), which)
         .default_backoff()
         .touched_objects()
+        .predicate_filter(predicates::resource_version, Default::default())
 }
 
 fn references(

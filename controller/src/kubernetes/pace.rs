@@ -30,7 +30,8 @@ const WATCH_GAP: Duration = Duration::from_millis(1010);
 /// Watch requests that are let through at once: a list and a watch of each resource, when the process begins.
 const FIRST_WATCHES: usize = 18;
 
-/// The watch that brings new quarantines goes before the others.
+/// The watch that brings new quarantines goes before the others, but for every second time: a server that ends them all
+/// would otherwise answer no other. Who went last waits so much longer.
 const URGENT: &str = "/quarantines";
 const COURTESY: Duration = Duration::from_millis(20);
 
@@ -65,6 +66,14 @@ impl Works {
         // Those that are under way are held elsewhere too.
         locked(&self.0).retain(|_, work| Arc::strong_count(work) > 1 || !work.is_idle());
         output
+    }
+
+    /// Something that the work for this object waited for has come: the reconciliation that follows is news, and none
+    /// of a loop.
+    pub fn came_on(&self, key: &str) {
+        if let Some(work) = locked(&self.0).get(key) {
+            locked(&work.state).begun.clear();
+        }
     }
 
     /// How long the server still wants to be left alone with this object.
@@ -191,7 +200,7 @@ impl Work {
             state.slow || state.failures() >= FAILURES
         };
         if slow {
-            self.gate.pass(GAP, Duration::ZERO).await;
+            self.gate.pass(GAP).await;
         } else {
             self.gate.note();
         }
@@ -222,41 +231,63 @@ impl State {
 
 /// One request after the other, with a gap between them.
 #[derive(Default)]
-struct Gate(Mutex<Passed>);
+struct Gate {
+    passed: Mutex<Passed>,
+    /// Those that are not urgent queue here, in the order in which they came.
+    queue: tokio::sync::Mutex<()>,
+}
 
 #[derive(Default)]
 struct Passed {
     last: Option<Instant>,
+    urgent: bool,
     count: usize,
 }
 
 impl Gate {
-    async fn pass(&self, gap: Duration, courtesy: Duration) {
-        while let Some(at) = self.try_pass(gap, courtesy) {
+    async fn pass(&self, gap: Duration) {
+        while let Some(at) = self.try_pass(gap, Duration::ZERO, false) {
             sleep_until(at).await;
         }
     }
 
-    /// When to try again.
-    fn try_pass(&self, gap: Duration, courtesy: Duration) -> Option<Instant> {
-        let mut passed = locked(&self.0);
+    async fn pass_watch(&self, urgent: bool) {
+        let _turn = if urgent {
+            None
+        } else {
+            Some(self.queue.lock().await)
+        };
+        while let Some(at) = self.try_pass(WATCH_GAP, COURTESY, urgent) {
+            sleep_until(at).await;
+        }
+    }
+
+    /// When to try again. Courtesy is what one waits longer after its like.
+    fn try_pass(&self, gap: Duration, courtesy: Duration, urgent: bool) -> Option<Instant> {
+        let mut passed = locked(&self.passed);
         let now = Instant::now();
+        let courtesy = if passed.urgent == urgent {
+            courtesy
+        } else {
+            Duration::ZERO
+        };
         match passed.last.map(|last| last + gap + courtesy) {
             Some(at) if at > now => Some(at),
             _ => {
                 passed.last = Some(now);
+                passed.urgent = urgent;
                 None
             }
         }
     }
 
     fn note(&self) {
-        locked(&self.0).last = Some(Instant::now());
+        locked(&self.passed).last = Some(Instant::now());
     }
 
     /// Counts, and tells how many were before.
     fn count(&self) -> usize {
-        let mut passed = locked(&self.0);
+        let mut passed = locked(&self.passed);
         passed.count = passed.count.saturating_add(1);
         passed.count - 1
     }
@@ -325,8 +356,7 @@ where
         Box::pin(async move {
             if let Some(gate) = watches {
                 if gate.count() >= FIRST_WATCHES {
-                    let courtesy = if urgent { Duration::ZERO } else { COURTESY };
-                    gate.pass(WATCH_GAP, courtesy).await;
+                    gate.pass_watch(urgent).await;
                 }
                 return answer.await;
             }
@@ -344,5 +374,57 @@ where
             }
             answer
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long the second request of a reconciliation had to wait.
+    async fn waited(works: &Works) -> Duration {
+        let requests = async {
+            let work = WORK.with(Arc::clone);
+            work.pass().await;
+            let first = Instant::now();
+            work.pass().await;
+            first.elapsed()
+        };
+        works.run("it".to_owned(), requests).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_watch_starves_while_the_urgent_one_comes_again_and_again() {
+        let gate = Arc::new(Gate::default());
+        let shown: Arc<Mutex<Vec<&str>>> = Arc::default();
+        for name in ["quarantines", "pods", "nodes", "policies"] {
+            let (gate, shown) = (gate.clone(), shown.clone());
+            tokio::spawn(async move {
+                loop {
+                    gate.pass_watch(name == "quarantines").await;
+                    locked(&shown).push(name);
+                }
+            });
+        }
+        tokio::time::sleep(8 * (WATCH_GAP + COURTESY)).await;
+        let shown = locked(&shown);
+        for pair in shown.windows(2) {
+            assert!(pair.contains(&"quarantines"), "{shown:?}");
+        }
+        for name in ["pods", "nodes", "policies"] {
+            assert!(shown.contains(&name), "{shown:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_is_slowed_down_and_news_is_no_loop() {
+        let works = Works::default();
+        assert_eq!(waited(&works).await, Duration::ZERO);
+        assert_eq!(waited(&works).await, Duration::ZERO);
+        works.came_on("it");
+        assert_eq!(waited(&works).await, Duration::ZERO);
+        assert_eq!(waited(&works).await, Duration::ZERO);
+        works.came_on("something else");
+        assert_eq!(waited(&works).await, GAP);
     }
 }

@@ -1,6 +1,7 @@
 //! A controller that waits, whatever for, asks the Kubernetes API fewer than five times in any second: lease,
 //! watches, events and all. And it comes again no sooner than it was asked to.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use impound_controller::resources::QuarantinePhase;
@@ -27,6 +28,14 @@ const WATCHED: Duration = Duration::from_secs(9);
 enum During {
     Quarantine,
     Release,
+}
+
+/// What comes of the job while the faults last: what is asked for is noticed as long as watches come at all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Meanwhile {
+    Waits,
+    Done,
+    DoneAndShown,
 }
 
 /// When each request was answered, in microseconds.
@@ -61,8 +70,29 @@ fn worst_second(requests: &[RequestRecord]) -> Vec<String> {
         .unwrap_or_default()
 }
 
+/// Every watch has been asked for again, so that what was changed so far has been shown and answered.
+async fn shown(scene: &Scene) {
+    let watch = |request: &RequestRecord| {
+        let (path, query) = request.path.split_once('?')?;
+        query.contains("watch=true").then(|| path.to_owned())
+    };
+    let before = scene.world.requests();
+    let watched: BTreeSet<_> = before.iter().filter_map(watch).collect();
+    eventually("what has changed is shown", || async {
+        let since = scene.world.requests().split_off(before.len());
+        let again: BTreeSet<_> = since.iter().filter_map(watch).collect();
+        let missing: Vec<_> = watched.difference(&again).collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("not {missing:?}"))
+        }
+    })
+    .await;
+}
+
 /// The worst second while faults last. What is done all the same is done before that second is looked for.
-async fn waited(during: During, faults: Vec<Fault>, done_all_the_same: bool) -> Vec<String> {
+async fn waited(during: During, faults: Vec<Fault>, meanwhile: Meanwhile) -> Vec<String> {
     let scene = Scene::new(Owner::Deployment).await;
     let memory = scene.world.api();
     if during == During::Release {
@@ -90,8 +120,11 @@ async fn waited(during: During, faults: Vec<Fault>, done_all_the_same: bool) -> 
         During::Quarantine => QuarantinePhase::Complete,
         During::Release => QuarantinePhase::Released,
     };
-    if done_all_the_same {
+    if meanwhile != Meanwhile::Waits {
         scene.ended(phase).await;
+    }
+    if meanwhile == Meanwhile::DoneAndShown {
+        shown(&scene).await;
     }
     // After the third refusal of a policy or strip the rest goes on, once and at once: that is no waiting.
     if during == During::Quarantine {
@@ -112,12 +145,16 @@ async fn each_waits_slowly(during: During, faults: Vec<(&str, Vec<Fault>)>) {
     let mut wrong = Vec::new();
     for some in faults.chunks(AT_ONCE) {
         let runs = some.iter().cloned().map(|(what, faults)| async move {
-            // What is asked for is noticed as long as watches come, and then needs none.
-            let noticed = match during {
-                During::Quarantine => what.contains("watch"),
-                During::Release => what.contains("every watch"),
+            let meanwhile = match during {
+                _ if what.contains("every watch") => Meanwhile::DoneAndShown,
+                // Lists take their place.
+                During::Quarantine if what == "watches are refused with 410" => {
+                    Meanwhile::DoneAndShown
+                }
+                During::Quarantine if what.contains("watches") => Meanwhile::Done,
+                _ => Meanwhile::Waits,
             };
-            (what, waited(during, faults, noticed).await)
+            (what, waited(during, faults, meanwhile).await)
         });
         for (what, worst) in futures::future::join_all(runs).await {
             if worst.len() >= 5 {
