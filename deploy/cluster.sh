@@ -5,6 +5,7 @@
 #   cluster_build              builds the programs, unless IMPOUND_BIN names a directory that has them; sets BIN
 #   cluster_start DIR [keep]   starts everything; keys, store, kubeconfig and logs are in DIR; with CLUSTER_S3 set
 #                              the evidence goes to a bucket of an object store that is started too
+#   cluster_to_s3              afterwards: goes on with an object store instead of the directory
 #   cluster_stop               stops what cluster_start started
 #   cluster_stop_kept DIR      stops what `cluster_start DIR keep` left running
 # After cluster_start: NODES, NODE_ADDRESS[node], CONTROLLER, STORE, CLUSTER_ID, KUBECONFIG (exported).
@@ -102,18 +103,10 @@ cluster_start() {
     exec {DIR_LOCK}>"$CLUSTER_DIR/lock"
     flock -n "$DIR_LOCK" || fail "a cluster is running in $CLUSTER_DIR" "deploy/demo.sh --stop $CLUSTER_DIR stops it; or give another DEMO_DIR."
     cluster_number
-    local store=(--store "$CLUSTER_DIR/store") run=()
-    if [ -n "${CLUSTER_S3:-}" ]; then
-        local objects=$CLUSTER_DIR/object-store
-        "$REPOSITORY/deploy/object-store.sh" start "$objects"
-        "$REPOSITORY/deploy/object-store.sh" bucket "$objects" evidence
-        store=(--store s3://evidence/impound --store-lock compliance --store-retain-days 1
-            --store-endpoint "$("$REPOSITORY/deploy/object-store.sh" env "$objects" | sed -n 's/.*IMPOUND_TEST_S3=//p')")
-        # Only the controller gets the credential, as a file.
-        run=(env AWS_SHARED_CREDENTIALS_FILE="$objects/credentials")
-    fi
-    # Settings of somebody's own installation must not reach the programs of this one.
+    # Settings of somebody's own installation must not reach the programs of this one; the scripts' cache is no such.
+    local cache=${IMPOUND_CACHE:-}
     unset "${!IMPOUND_@}"
+    [ -z "$cache" ] || export IMPOUND_CACHE=$cache
     STORE=$CLUSTER_DIR/store
     KEYS=$CLUSTER_DIR/keys
     export KUBECONFIG=$CLUSTER_DIR/kubeconfig
@@ -141,14 +134,41 @@ cluster_start() {
     launch docker-kubelet "$BIN/docker-kubelet" --kubeconfig "$KUBECONFIG" "${flags[@]}" --cluster "$CLUSTER_ID" \
         --volumes "$CLUSTER_DIR/volumes"
     start_agents
-    # As its own service account, so that the log of the API tells its calls from others.
-    KUBECONFIG=$CLUSTER_DIR/kubeconfig-impound-controller launch controller "${run[@]}" "$BIN/impound-controller" \
-        --listen "$CONTROLLER" --tls-dir "$KEYS/controller" "${store[@]}" --signing-key "$KEYS/signing/evidence.key" --agent-port "$AGENT_PORT"
+    start_controller
     for node in "${NODES[@]}"; do
         await "the agent of $node" "agent-$node" port_taken "${NODE_ADDRESS[$node]}" $AGENT_PORT
     done
-    await "the controller at $CONTROLLER" controller port_taken "${CONTROLLER%:*}" "${CONTROLLER#*:}"
+    await_controller
     export IMPOUND_CONTROLLER=$CONTROLLER IMPOUND_TLS_DIR=$KEYS/responders/responder
+}
+
+# With the directory, or with a bucket if CLUSTER_S3 is set.
+start_controller() {
+    local store=(--store "$CLUSTER_DIR/store") run=() objects=$CLUSTER_DIR/object-store
+    if [ -n "${CLUSTER_S3:-}" ]; then
+        "$REPOSITORY/deploy/object-store.sh" start "$objects"
+        "$REPOSITORY/deploy/object-store.sh" bucket "$objects" evidence
+        store=(--store s3://evidence/impound --store-lock compliance --store-retain-days 1
+            --store-endpoint "$("$REPOSITORY/deploy/object-store.sh" env "$objects" | sed -n 's/.*IMPOUND_TEST_S3_TLS=//p')"
+            --store-ca "$objects/tls.crt")
+        # Only the controller gets the credential, as a file.
+        run=(env AWS_SHARED_CREDENTIALS_FILE="$objects/credentials")
+    fi
+    # As its own service account, so that the log of the API tells its calls from others.
+    KUBECONFIG=$CLUSTER_DIR/kubeconfig-impound-controller launch controller "${run[@]}" "$BIN/impound-controller" \
+        --listen "$CONTROLLER" --tls-dir "$KEYS/controller" "${store[@]}" --signing-key "$KEYS/signing/evidence.key" --agent-port "$AGENT_PORT"
+}
+
+await_controller() { await "the controller at $CONTROLLER" controller port_taken "${CONTROLLER%:*}" "${CONTROLLER#*:}"; }
+
+# Another controller for the same cluster, which keeps its evidence in a bucket.
+cluster_to_s3() {
+    grep ' controller$' "$CLUSTER_DIR/processes" >"$CLUSTER_DIR/processes.controller"
+    sed -i '/ controller$/d' "$CLUSTER_DIR/processes"
+    stop_processes "$CLUSTER_DIR/processes.controller"
+    CLUSTER_S3=yes
+    start_controller
+    await_controller
 }
 
 # Each agent split as on a real node, and with those privileges (agent/PRIVILEGES.md): the front as a user without

@@ -12,7 +12,8 @@
 #   IMPOUND_CACHE=DIR   where the program is kept between runs (default ~/.cache/impound)
 #
 # DIR/credentials is a shared credentials file for clients.
-# It listens on the loopback interface only, with a key that is made at the first start.
+# It listens on the loopback interface only, with and without TLS, with a key that is made at the first start, as is
+# the certificate DIR/tls.crt, which is its own authority.
 set -Eeuo pipefail
 {
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -44,15 +45,15 @@ install_weed() {
 
 port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Eight ports in a row, all below those that the system gives to outgoing connections: such a one can't be seen
+# Nine ports in a row, all below those that the system gives to outgoing connections: such a one can't be seen
 # from outside and keeps a server from its port.
 free_ports() {
     local port offset below
     read -r below _ </proc/sys/net/ipv4/ip_local_port_range
     [ "$below" -gt 12000 ] || below=32768
     while :; do
-        port=$((10000 + RANDOM % (below - 10008)))
-        for offset in 0 1 2 3 4 5 6 7; do
+        port=$((10000 + RANDOM % (below - 10009)))
+        for offset in 0 1 2 3 4 5 6 7 8; do
             ! port_taken $((port + offset)) || continue 2
         done
         echo "$port"
@@ -98,6 +99,9 @@ start() {
             "$key" "$secret" >"$DIR/identities.json"
         printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' "$key" "$secret" >"$DIR/credentials"
     )
+    [ -s "$DIR/tls.crt" ] || (umask 077 && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \
+        -subj "/CN=object store of the tests" -addext "subjectAltName=IP:127.0.0.1,DNS:localhost" -addext "basicConstraints=critical,CA:FALSE" \
+        -keyout "$DIR/tls.key" -out "$DIR/tls.crt" 2>/dev/null) || fail "openssl made no certificate in $DIR"
     mkdir -p "$DIR/data"
     # Somebody else may take a port between the look and the use.
     for attempt in 1 2 3 4 5; do
@@ -106,19 +110,21 @@ start() {
         ! answers "$port" || break
         tail -n 15 "$DIR/log" | grep -q "address already in use" && [ "$attempt" -lt 5 ] ||
             { tail -n 15 "$DIR/log" | sed 's/^/        /' >&2 && fail "SeaweedFS has ended (above is the end of its log)" "Log: $DIR/log"; }
-        say "A port from $port to $((port + 7)) was taken meanwhile: trying others" >&2
+        say "A port from $port to $((port + 8)) was taken meanwhile: trying others" >&2
     done
     signed DELETE "/impound-ready-$port" >/dev/null
-    say "SeaweedFS $VERSION answers at http://127.0.0.1:$((port + 3)), its data are in $DIR"
+    say "SeaweedFS $VERSION answers at http://127.0.0.1:$((port + 3)) and https://127.0.0.1:$((port + 8)), its data are in $DIR"
 }
 
-# Starts the program on the eight ports from the given one.
+# Starts the program on the nine ports from the given one.
 launch() {
     local port=$1
     (
         umask 077
         cat >"$DIR/environment" <<END
 export IMPOUND_TEST_S3=http://127.0.0.1:$((port + 3))
+export IMPOUND_TEST_S3_TLS=https://127.0.0.1:$((port + 8))
+export IMPOUND_TEST_S3_CA=$DIR/tls.crt
 export AWS_ACCESS_KEY_ID=$key
 export AWS_SECRET_ACCESS_KEY=$secret
 export AWS_REGION=us-east-1
@@ -128,7 +134,7 @@ END
     setsid -- "$WEED" -logtostderr=true server -dir="$DIR/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
         -master.port=$port -volume.port=$((port + 1)) -filer.port=$((port + 2)) -s3 -s3.port=$((port + 3)) \
         -master.port.grpc=$((port + 4)) -volume.port.grpc=$((port + 5)) -filer.port.grpc=$((port + 6)) -s3.port.grpc=$((port + 7)) \
-        -s3.port.iceberg=0 -s3.port.lance=0 -s3.config="$DIR/identities.json" \
+        -s3.port.https=$((port + 8)) -s3.cert.file="$DIR/tls.crt" -s3.key.file="$DIR/tls.key" -s3.port.iceberg=0 -s3.port.lance=0 -s3.config="$DIR/identities.json" \
         -volume.max=200 -master.volumeSizeLimitMB=1024 -volume.minFreeSpace=256MiB -s3.autoCreateBucket=false >>"$DIR/log" 2>&1 </dev/null &
     echo "$! $(start_time $!)" >"$DIR/process"
 }
