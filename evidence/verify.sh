@@ -255,7 +255,7 @@ chunks() {
 ends() (
     set +eu -f
     trap - ERR
-    tar=./$1 lines=() from=0 position=0 pax=-1 pending=0 second=0
+    tar=./$1 lines=() from=0 position=0 pax=-1 pending=0 second=0 global=0
     # od fills a last block that is not whole up with zeros.
     whole=$(($(stat -c %s "$tar") / 512))
     printf -v zero %1024s ''
@@ -359,17 +359,25 @@ ends() (
             ((size <= 1048576)) || lost "a PAX header has more than a mebibyte"
             size_in "$size"
             if [ "$flag" = 78 ]; then pax=$given pending=1 second=1
-            else ((given == -1)) || lost "a global PAX header sets a size"; fi
+            else
+                ((given == -1)) || lost "a global PAX header sets a size"
+                global=1
+            fi
             continue
         fi
         # Long names of GNU are 4b and 4c.
         if [[ $flag == 4[bc] ]]; then pending=1
         else
             ((pax == -1)) || size=$pax
+            if ((size > 0)); then
+                [[ $flag == 3[1-6] ]] && lost "a link, directory or device has contents, which readers read differently"
+                # An old file, 00, is a directory if its name ends with a slash, 2f: its own, up to the first zero, the one
+                # that ustar's prefix makes of none, or any that an extension header gives it.
+                [[ $flag == 00 ]] && { ((pending || global)) || [[ ${block:0:200} =~ ^(0[1-9a-f]|[1-9a-f].)*2f(00.*)?$ ||
+                    ${block:0:2}${block:514:16} == 007573746172003030 && ${block:690:2} != 00 ]]; } &&
+                    lost "an old file that may be a directory by its name has contents, which readers read differently"
+            fi
             pax=-1 pending=0 second=0
-            # The path ends with a slash: 2f.
-            [[ $size -gt 0 && ($flag == 3[1-6] || $flag == 00 && ${block:0:200} =~ ^([0-9a-f]{2})*2f(00)*$) ]] &&
-                lost "a link, directory or device has contents, which readers read differently"
             # The map of a sparse file, 53, may go on in blocks of its own.
             if [[ $flag == 53 && ${block:964:2} != 00 ]]; then
                 while read_on || lost "it breaks off inside a sparse map"; [ "${block:1008:2}" != 00 ]; do :; done

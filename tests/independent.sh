@@ -129,7 +129,7 @@ by_hand evidence/FORMATS.md 'of=INC-7'
 say "README.md and FORMATS.md: $typed lines do as they are there, and leave the collection as it was"
 
 # Single changes at random to this collection: the program that people run finds each and names the file, and the
-# script does of some. Evidence's own tests do so ten thousand times, in memory.
+# script does of some. Evidence's own tests do so ten thousand times with the library that it runs.
 CHANGES=${IMPOUND_CHANGES:-120} SCRIPTED=4
 RANDOM=4711
 GOOD=$PLACE/INC-7/web-5d4f-x7 BAD=$PLACE/changed

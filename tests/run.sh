@@ -81,7 +81,7 @@ fuzzing() {
     log=$(mktemp)
     # The whole workspace: with one package the dependencies would be built again with other features.
     IMPOUND_FUZZ_SECONDS=${IMPOUND_FUZZ_SECONDS:-60} cargo test --quiet --workspace --lib --bins --tests --locked fuzz_ \
-        -- --nocapture --test-threads 16 >"$log" 2>&1 || { cat "$log"; rm -f "$log"; return 1; }
+        -- --nocapture --test-threads 32 >"$log" 2>&1 || { cat "$log"; rm -f "$log"; return 1; }
     grep "^fuzz " "$log"
     say "$(grep -c "^fuzz .* inputs in " "$log") parsers, $(awk '/^fuzz .* inputs in / { n += $3 } END { print n }' "$log") inputs, none that panics or breaks a rule"
     rm -f "$log"

@@ -701,7 +701,9 @@ pub(crate) struct PkiInit {
 Examples:
   source <(impound completion bash)
 
-It completes `impound`; kubectl completes the arguments of its plugins by programs of their own.")]
+It completes `impound`. kubectl, 1.26 or later, completes `kubectl impound` with a program that it finds in PATH as
+kubectl_complete-impound, which is kubectl-impound under that name:
+  ln -s kubectl-impound \"$(dirname \"$(command -v kubectl-impound)\")/kubectl_complete-impound\"")]
 pub(crate) struct Completion {
     /// The shell
     pub(crate) shell: Shell,

@@ -130,6 +130,20 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_clean_no_foreign_text_steers_a_terminal_or_begins_a_line() {
+        let seed = "a\u{1b}[31mb\r\nc\u{202e}d\u{200b}e\u{e0041} \u{9b}1;1H é \\u{1b}";
+        impound_fuzz::run("clean", &[seed.into()], |_, bytes| {
+            let shown = clean(&String::from_utf8_lossy(&bytes));
+            assert!(!shown.contains(char::is_control), "{shown:?}");
+            assert!(
+                !shown.contains(['\u{202e}', '\u{2066}', '\u{200b}']),
+                "{shown:?}"
+            );
+            assert_eq!(clean(&shown), shown);
+        });
+    }
+
+    #[test]
     fn times_out_of_range_are_left_out() {
         let time = |seconds| Proto { seconds, nanos: 0 };
         assert_eq!(clock(Some(&time(i64::MAX))), "");

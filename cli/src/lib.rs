@@ -9,12 +9,14 @@
 //! - `follow`: a quarantine and its collection as they happen, on `screen` (terminal or lines).
 //! - `quarantine`, `collection`, `sweep`, `evidence`, `custody`, `sign`, `extract`, `verify`, `report`, `pki`: the commands.
 //! - `install`, `doctor`: an installation made or taken away, and a live one looked at.
+//! - `complete`: what kubectl asks to complete `kubectl impound`.
 //! - `view`: what is shown, as tables and as JSON or YAML.
 //! - `failure`: errors and exit codes.
 
 mod arguments;
 mod client;
 mod collection;
+mod complete;
 mod containers;
 mod custody;
 mod doctor;
@@ -36,7 +38,9 @@ mod sweep;
 mod verify;
 mod view;
 
+use std::ffi::OsStr;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
@@ -45,6 +49,9 @@ use arguments::{Command, Impound};
 use client::Client;
 use failure::{Exit, Failure};
 use output::Output;
+
+/// The name under which kubectl looks for what completes `kubectl impound`.
+const COMPLETER: &str = "kubectl_complete-impound";
 
 /// Runs the program under `name` with the process's arguments.
 pub fn main(name: &'static str) -> ExitCode {
@@ -89,6 +96,30 @@ pub fn main(name: &'static str) -> ExitCode {
     }
 }
 
+/// Runs kubectl's plugin: the program, or under the name of a link to it what completes its command line.
+pub fn plugin() -> ExitCode {
+    let mut given = std::env::args_os();
+    let called = given.next().map(PathBuf::from).unwrap_or_default();
+    if called.file_name() != Some(OsStr::new(COMPLETER)) {
+        return main("kubectl impound");
+    }
+    let words: Vec<_> = given
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    match complete::write(Impound::command(), &words, &mut std::io::stdout().lock()) {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => {
+            let failure = Failure::from(error);
+            if failure.is_closed_pipe() {
+                return Exit::Ok.into();
+            }
+            // As above: standard error is the last place to tell.
+            let _ = writeln!(std::io::stderr(), "error: {failure}");
+            failure.exit().into()
+        }
+    }
+}
+
 async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
     let mut output = Output::new(arguments.connection.output, name);
     let connection = &arguments.connection;
@@ -125,7 +156,7 @@ async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
         Command::Pki(wanted) => pki::run(&mut output, wanted),
         Command::Completion(wanted) => {
             let mut command = Impound::command();
-            // A plugin's completion goes through kubectl; scripts are for the program itself.
+            // A plugin's completion goes through kubectl, see `plugin`; scripts are for the program itself.
             let mut script = Vec::new();
             clap_complete::generate(wanted.shell, &mut command, "impound", &mut script);
             std::io::stdout().write_all(&script)?;

@@ -197,37 +197,33 @@ async fn targets(
     let view = Targets {
         targets: all.iter().map(view::SweepTarget::from).collect(),
     };
-    output.document(&view, |_| {
+    output.document(&view, |wide| {
         if all.is_empty() {
             return "no pods".to_owned();
         }
-        let head = [
-            "STATE",
-            "NAMESPACE",
-            "POD",
-            "NODE",
-            "CASE",
-            "COLLECTION",
-            "SIZE",
-            "MESSAGE",
-        ];
+        let mut head = vec!["STATE", "NAMESPACE", "POD"];
+        if wide {
+            head.push("POD UID");
+        }
+        head.extend(["NODE", "CASE", "COLLECTION", "SIZE", "MESSAGE"]);
         let mut table = Table::new(&head);
         for one in &all {
             let size = match one.bytes {
                 0 => String::new(),
                 bytes => human::bytes(bytes),
             };
-            let [state, namespace, pod, node, case, collection, message] = [
-                &one.state,
-                &one.namespace,
-                &one.pod,
+            let mut row = vec![&one.state, &one.namespace, &one.pod];
+            if wide {
+                row.push(&one.pod_uid);
+            }
+            row.extend([
                 &one.node,
                 &one.case_id,
                 &one.collection,
+                &size,
                 &one.message,
-            ]
-            .map(Clone::clone);
-            table.row([state, namespace, pod, node, case, collection, size, message]);
+            ]);
+            table.row(row.into_iter().cloned());
         }
         table.to_string()
     })?;

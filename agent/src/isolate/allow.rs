@@ -226,4 +226,23 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn fuzz_block_what_is_taken_is_one_block_and_read_again_alike() {
+        let seeds = [
+            "10.1.16.0/20",
+            "10.0.0.1",
+            "fd00::/65",
+            "::ffff:10.0.0.1/128",
+        ];
+        impound_fuzz::run("block", &seeds.map(|text| text.into()), |_, bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Ok(block) = text.parse::<Cidr>() {
+                let again = block.to_string().parse::<Cidr>().unwrap();
+                assert_eq!(again.to_string(), block.to_string());
+                let (address, mask) = block.bytes();
+                assert_eq!(address.len(), mask.len());
+            }
+        });
+    }
 }

@@ -116,4 +116,18 @@ mod tests {
             assert!(label.parse::<Label>().is_err(), "{label}");
         }
     }
+
+    #[test]
+    fn fuzz_record_a_comment_that_is_taken_is_told_again_as_it_was() {
+        let seed = "impound case=INC-7 quarantine=shop/web-5d4f since=2025-11-24T16:00:00Z";
+        impound_fuzz::run("record", &[seed.into()], |_, bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Ok(record) = text.parse::<Record>() {
+                let told = record.to_string();
+                let again = told.parse::<Record>().unwrap();
+                assert_eq!(again.holder, record.holder);
+                assert_eq!(again.to_string(), told);
+            }
+        });
+    }
 }

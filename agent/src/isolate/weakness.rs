@@ -311,4 +311,26 @@ mod tests {
         assert_eq!(kinds(&status("Z (zombie)", all, all, 0)), []);
         assert_eq!(kinds("Name:\tsh\n"), [Kind::NotExamined]);
     }
+
+    #[test]
+    fn fuzz_status_any_text_of_a_process_is_counted_once_or_called_unread() {
+        let seeds = [
+            status("S (sleeping)", 0xa804_25fb, 0xa804_25fb, 0),
+            status("R (running)", 0x01ff_ffff_ffff, 0x01ff_ffff_ffff, 1),
+            "Name:\tsh\n".to_owned(),
+        ];
+        impound_fuzz::run("status", &seeds.map(String::into_bytes), |_, bytes| {
+            let mut tally = Tally::default();
+            tally.add(42, &String::from_utf8_lossy(&bytes));
+            assert!(tally.net_admin.len() + tally.net_admin_obtainable.len() <= 1);
+            assert!(tally.net_raw.len() + tally.net_raw_obtainable.len() <= 1);
+            let examined = tally.net_admin.len() + tally.net_raw.len() + tally.sys_admin.len();
+            assert!(tally.not_examined.is_empty() || examined == 0);
+            let mut found = Vec::new();
+            tally.report(&mut found);
+            for weakness in found {
+                assert!(!weakness.detail.contains(char::is_control), "{weakness:?}");
+            }
+        });
+    }
 }

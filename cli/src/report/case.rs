@@ -295,3 +295,18 @@ impl Read for Hashing {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_index_any_verdict_on_a_tar_is_read_or_refused() {
+        let seed = br#"{"members":3,"listed":3,"completeness":{"state":"complete"},"anomalies":[{"kind":"sparse","meaning":"m","count":1}],"not_examined":["x"]}"#;
+        impound_fuzz::run("index", &[seed.to_vec()], |_, bytes| {
+            if let Ok(index) = serde_json::from_slice::<TarIndex>(&bytes) {
+                assert!(index.anomalies.len() + index.not_examined.len() <= bytes.len());
+            }
+        });
+    }
+}

@@ -217,6 +217,34 @@ fn completion_scripts_are_printed() {
     }
 }
 
+/// As kubectl runs it: by its name in PATH, which is a link's, with the words behind `impound`.
+#[test]
+fn under_the_name_that_kubectl_looks_for_the_plugin_completes_its_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let link = directory.path().join("kubectl_complete-impound");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_kubectl-impound"), &link).unwrap();
+    let completed = |words: &[&str]| {
+        let run = std::process::Command::new(&link).args(words).output();
+        let ran = Ran::from(run.unwrap());
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{words:?}");
+        ran.out
+    };
+    assert_eq!(
+        completed(&["evidence", "get", "--t"]),
+        "--to\tWhere to [default: CASE/COLLECTION in the working directory]; without a collection DIR/CASE/COLLECTION\n\
+         --tls-dir\tDirectory with your tls.crt, tls.key and controller-ca.crt\n\
+         --token-file\tInstead of a certificate: file with a Kubernetes token of the audience impound.dev/controller. The TLS directory then needs controller-ca.crt only\n:4\n"
+    );
+    assert_eq!(
+        completed(&["-o", "y"]),
+        "yaml\tOne YAML document; progress goes to standard error\n:4\n"
+    );
+    assert_eq!(completed(&["verify", "INC-7"]), ":16\n");
+    assert_eq!(completed(&["verify", "--key", "evidence"]), ":0\n");
+    let first = "quarantine\tContain a pod, move its neighbours away, collect its evidence\n";
+    assert!(completed(&[""]).starts_with(first));
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let mut child = impound(&["completion", "bash"])

@@ -130,6 +130,8 @@ fn targets_are_listed_by_state_with_where_their_evidence_is() {
     let ran = fake.run(&["sweep", "targets", "sweep-1"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     compare("sweep-targets.txt", &ran.out);
+    let ran = fake.run(&["sweep", "targets", "sweep-1", "-o", "wide"]);
+    compare("sweep-targets-wide.txt", &ran.out);
     let ran = fake.run(&[
         "sweep", "targets", "sweep-1", "--state", "failed", "--state", "Absent", "-o", "json",
     ]);

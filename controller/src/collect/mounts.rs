@@ -225,4 +225,17 @@ mod tests {
         );
         assert!(said[NAMED].starts_with("Container app: 3 more mounts"));
     }
+
+    #[test]
+    fn fuzz_mounts_any_description_is_told_in_bounded_words_or_refused() {
+        let seed = br#"{"Mounts":[{"Type":"bind","Source":"/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache","Destination":"/cache","RW":true},{"Type":"volume","Name":"data","Destination":"/data","RW":false},{"Destination":"/odd"}],"HostConfig":{"Tmpfs":{"/scratch":"size=1m"},"IpcMode":"private","ShmSize":67108864},"HostsPath":"/x/hosts"}"#;
+        impound_fuzz::run("mounts", &[seed.to_vec()], |_, bytes| {
+            if let Ok(found) = mounts(&bytes) {
+                let said = sentences("app", found);
+                assert!(said.len() <= NAMED + 1);
+                let longest = said.iter().map(|sentence| sentence.chars().count()).max();
+                assert!(longest <= Some(cut("x".repeat(1 << 20)).len()));
+            }
+        });
+    }
 }

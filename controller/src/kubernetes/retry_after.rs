@@ -120,4 +120,19 @@ mod tests {
         assert_eq!(kept(429, None, "busy").await, json!("busy"));
         assert_eq!(kept(429, Some("soon"), "busy").await, json!("busy"));
     }
+
+    #[test]
+    fn fuzz_refusal_any_body_becomes_a_status_that_says_when_to_come_again() {
+        let seeds = [
+            r#"{"kind":"Status","code":429,"details":{"retryAfterSeconds":10,"name":"x"}}"#,
+            r#"{"kind":"Status","details":[]}"#,
+            "Too many requests, please try again later.\n",
+        ];
+        impound_fuzz::run("refusal", &seeds.map(|text| text.into()), |_, body| {
+            let said = status(StatusCode::TOO_MANY_REQUESTS, &body, 7);
+            assert_eq!(said["kind"], "Status");
+            let details = said["details"].as_object();
+            assert!(details.is_none_or(|details| details.contains_key("retryAfterSeconds")));
+        });
+    }
 }

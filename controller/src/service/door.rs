@@ -345,4 +345,26 @@ mod tests {
             assert!(with(wrong).is_err(), "{wrong:?}");
         }
     }
+
+    #[test]
+    fn fuzz_bearer_any_header_has_one_token_or_the_call_is_refused() {
+        impound_fuzz::run(
+            "bearer",
+            &[b"Bearer eyJhbGciOi.e30.c2ln".to_vec()],
+            |_, bytes| {
+                let Ok(value) = header::HeaderValue::from_bytes(&bytes) else {
+                    return;
+                };
+                let mut headers = HeaderMap::new();
+                headers.append(header::AUTHORIZATION, value.clone());
+                match bearer(&headers) {
+                    Ok(token) => assert!(token.is_some_and(|token| token.len() < bytes.len())),
+                    // Nothing of a token is in any message.
+                    Err(refused) => assert!(refused.message().len() < 100),
+                }
+                headers.append(header::AUTHORIZATION, value);
+                assert!(bearer(&headers).is_err(), "one of two was chosen");
+            },
+        );
+    }
 }

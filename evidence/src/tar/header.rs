@@ -235,7 +235,8 @@ fn signed(field: &[u8]) -> Option<i64> {
             value.checked_mul(256)?.checked_add(i64::from(*byte))
         });
     }
-    let field = field.trim_ascii_start();
+    let blanks = field.iter().take_while(|byte| **byte == b' ').count();
+    let (_, field) = field.split_at_checked(blanks)?;
     let digits = field
         .iter()
         .take_while(|byte| (b'0'..=b'7').contains(byte))

@@ -40,6 +40,8 @@ pub struct Walk {
     pending: Extensions,
     /// From global PAX headers, for all members that follow.
     global: Pax,
+    /// Whether there was one, whatever it says.
+    has_global: bool,
     /// What is odd about the tar as a whole.
     anomalies: Anomalies,
 }
@@ -115,6 +117,7 @@ impl Default for Walk {
             members: 0,
             pending: Extensions::default(),
             global: Pax::default(),
+            has_global: false,
             anomalies: Anomalies::default(),
         }
     }
@@ -330,7 +333,10 @@ impl Walk {
                 "a global PAX header at byte {at} between a member and its extension header; readers disagree whether that still counts"
             ));
         }
-        self.pending.any |= which != Extension::GlobalPax;
+        match which {
+            Extension::GlobalPax => self.has_global = true,
+            _ => self.pending.any = true,
+        }
         match size {
             0 => self.extension(which, Vec::new(), at + BLOCK),
             size => State::Extension {
@@ -389,22 +395,16 @@ impl Walk {
             .as_ref()
             .is_some_and(|sparse| sparse.continues);
         let extensions = std::mem::take(&mut self.pending);
-        let pax = extensions.pax.as_ref();
-        let names = [
-            Some(&fields.path),
-            extensions.long_name.as_ref(),
-            pax.and_then(|pax| pax.path.as_ref()),
-        ];
-        let slash = names.into_iter().flatten().any(|name| name.ends_with(b"/"));
+        // Before ustar a directory was a file whose name ends with a slash, and readers look for one in the header's
+        // name, in the extension's or in both. Nobody writes such headers with extensions, so that none is read for it.
+        let may_be_directory = fields.typeflag == 0
+            && (fields.path.ends_with(b"/") || extensions.any || self.has_global);
         let member = Member::new(fields, extensions, &self.global, self.members, at);
         let (name, size, kind) = (member.shown(), member.stored, member.kind);
-        let odd = member.anomalies;
-        let may_be_directory = member.typeflag == 0
-            && (slash || odd.has(Anomaly::TrailingSlash) || odd.has(Anomaly::PathTooLong));
         visitor.member(member);
         if may_be_directory && size > 0 {
             return State::Lost(format!(
-                "{name} at byte {at} is a directory to some readers, for the slash behind its name, and has {size} bytes; readers disagree where the next member starts"
+                "{name} at byte {at} is of the old type that is a directory if its name, or the one that an extension gives it, ends with a slash, and has {size} bytes; readers disagree where the next member starts"
             ));
         }
         if !kind.has_contents() && size > 0 {

@@ -3,7 +3,6 @@
 
 mod broken;
 mod encrypted;
-mod ends;
 mod mutations;
 mod script;
 mod stamped;
@@ -60,14 +59,6 @@ fn tar_header(flag: u8, size: usize) -> Vec<u8> {
 /// A member of a tar, "hello", with so many bytes of contents, a multiple of 512.
 fn member(size: usize) -> Vec<u8> {
     [tar_header(b'0', size), vec![b'h'; size]].concat()
-}
-
-/// An extension header of a tar with these records.
-fn extension(flag: u8, records: &[u8]) -> Vec<u8> {
-    let mut header = tar_header(flag, records.len());
-    header.extend_from_slice(records);
-    header.resize(header.len().next_multiple_of(512), 0);
-    header
 }
 
 /// What the controller says of how it got it.

@@ -469,6 +469,42 @@ pub(crate) fn corpus() -> Vec<Case> {
             Some("readers disagree where the next member starts"),
         ),
         case(
+            "an old file that only its GNU long name makes a directory",
+            ended(&[
+                gnu_long(b'L', b"d/"),
+                with(header(b"d", 0, 512), &header(b"smuggled", b'0', 0)),
+            ]),
+            &["gnu_long_name", "path_conflict", "trailing_slash"],
+            Some("readers disagree where the next member starts"),
+        ),
+        case(
+            "an old file that only its PAX path makes a directory",
+            ended(&[
+                pax(b'x', &[(b"path", b"d/")]),
+                with(header(b"d", 0, 512), &header(b"smuggled", b'0', 0)),
+            ]),
+            &["path_conflict", "trailing_slash"],
+            Some("readers disagree where the next member starts"),
+        ),
+        case(
+            "an old file that a global path may make a directory",
+            ended(&[
+                pax(b'g', &[(b"path", b"d/")]),
+                with(header(b"d", 0, 512), &header(b"smuggled", b'0', 0)),
+            ]),
+            &["global_record", "trailing_slash"],
+            Some("readers disagree where the next member starts"),
+        ),
+        case(
+            "an old file without a name that ustar's prefix makes a directory",
+            ended(&[with(
+                changed(header(b"", 0, 512), 345, b"d"),
+                &header(b"smuggled", b'0', 0),
+            )]),
+            &["trailing_slash"],
+            Some("readers disagree where the next member starts"),
+        ),
+        case(
             "Solaris's extended header with a size",
             ended(&[
                 pax(b'X', &[(b"size", b"512")]),

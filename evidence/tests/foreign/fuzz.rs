@@ -1,9 +1,13 @@
 //! Random damage to everything that this crate parses and did not write itself.
 
+use std::path::{Component, Path};
+
+use impound_evidence::age::{Identity, Recipient};
 use impound_evidence::index::{BodyIndex, Changes, FileIndex, Kind, Limits};
 use impound_evidence::{
-    Checkpoint, CustodyLog, Entry, Keyring, Manifest, Moment, OpenBundle, Sha256, SigningKey,
-    StampAuthority, StampRequest, TarEnd, VerifyingKey, stamp_time,
+    CaseId, Checkpoint, CollectionName, CustodyLog, Entry, EvidencePath, Keyring, Manifest, Moment,
+    OpenBundle, Sha256, SigningKey, StampAuthority, StampRequest, TarEnd, Timestamp, VerifyingKey,
+    sign_manifest, stamp_time,
 };
 use impound_fuzz::{Random, run};
 
@@ -219,6 +223,108 @@ fn fuzz_bundle_no_damage_verifies_with_another_key() {
 }
 
 #[test]
+fn fuzz_signed_what_opens_with_its_key_is_byte_for_byte_what_was_signed() {
+    let key = SigningKey::generate().unwrap();
+    let keys = [key.verifying_key().clone()];
+    let log = CustodyLog::read("impound.dev/INC-1", CUSTODY, |_| ()).unwrap();
+    let checkpoint = log.checkpoint(&key).unwrap();
+    let bundle = sign_manifest(MANIFEST, &key).unwrap();
+    let seeds = [checkpoint.clone(), bundle.clone()];
+    run("signed", &seeds, |_, bytes| {
+        if Checkpoint::open(&bytes, &keys).is_ok() {
+            assert!(bytes == checkpoint, "another checkpoint");
+        }
+        if OpenBundle::decode(&bytes).is_ok_and(|bundle| bundle.verify(&keys).is_ok()) {
+            assert!(bytes == bundle, "another bundle");
+        }
+    });
+}
+
+#[test]
+fn fuzz_names_what_is_taken_stays_below_and_has_one_spelling() {
+    let digest = Sha256::of(b"").to_string();
+    let seeds = [
+        "artifacts/worker2/default_web-5d4f/app/diff.jsonl",
+        "../a/./b//c",
+        "INC-7.part_2",
+        "web-5d4f-x7",
+        "2026-01-31T03:04:05.678901Z",
+        &digest,
+    ];
+    run("names", &seeds.map(|text| text.into()), |_, bytes| {
+        let Ok(text) = std::str::from_utf8(&bytes) else {
+            return;
+        };
+        let mut names = Vec::new();
+        if let Ok(path) = text.parse::<EvidencePath>() {
+            names.push(path.to_string());
+        }
+        if let Ok(case) = text.parse::<CaseId>() {
+            assert!(!text.contains('/') && !text.starts_with('.'));
+            names.push(case.to_string());
+        }
+        if let Ok(collection) = text.parse::<CollectionName>() {
+            assert!(!text.contains('/') && !text.starts_with('.'));
+            names.push(collection.to_string());
+        }
+        for name in names {
+            assert_eq!(name, text);
+            let below = |part| matches!(part, Component::Normal(_));
+            assert!(Path::new(text).components().all(below), "{text:?}");
+            assert!(text.bytes().all(|byte| byte.is_ascii_graphic()), "{text:?}");
+        }
+        if let Ok(time) = text.parse::<Timestamp>() {
+            assert_eq!(time.to_string(), text);
+        }
+        if let Ok(digest) = text.parse::<Sha256>() {
+            assert_eq!(digest.to_string(), text);
+        }
+    });
+}
+
+#[test]
+fn fuzz_age_keys_are_what_they_say_or_are_refused_and_no_secret_is_repeated() {
+    let (one, other) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let secrets = [&one, &other].map(|identity| identity.reveal().to_string());
+    let seeds = [
+        one.recipient().to_string(),
+        secrets[0].clone(),
+        format!("# created\n{}\n\n{}\n", secrets[0], secrets[1]),
+    ];
+    run("age-keys", &seeds.map(String::into_bytes), |_, bytes| {
+        let text = String::from_utf8_lossy(&bytes);
+        if let Ok(recipient) = text.parse::<Recipient>() {
+            assert_eq!(recipient.to_string(), text);
+        }
+        match Identity::parse_file(&text) {
+            Ok(identities) => {
+                for identity in identities {
+                    let again = Identity::parse_file(&identity.reveal()).unwrap();
+                    assert_eq!(again[0].recipient(), identity.recipient());
+                }
+            }
+            Err(error) => {
+                let said = error.to_string();
+                for secret in &secrets {
+                    assert!(!said.contains(&secret[20..40]), "{said}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn fuzz_certificates_no_damage_makes_an_authority_say_another_time() {
+    let said = stamp_time(TOKEN_EC).unwrap();
+    run("certificates", &[ROOTS.to_vec()], |_, pem| {
+        let roots = StampAuthority::from_pem(&pem);
+        if let Ok(time) = roots.and_then(|roots| roots.check(TOKEN_EC, Sha256::of(STAMPED))) {
+            assert_eq!(time, said);
+        }
+    });
+}
+
+#[test]
 fn fuzz_stamp_no_damage_gives_another_time() {
     let roots = StampAuthority::from_pem(ROOTS).unwrap();
     let request = StampRequest::new(Sha256::of(STAMPED), [7; 8]);
@@ -256,7 +362,7 @@ fn the_seeds_are_whole() {
 }
 
 /// Right checksums for all blocks that look like headers.
-fn mend(tar: &mut [u8]) {
+pub(crate) fn mend(tar: &mut [u8]) {
     for block in tar.chunks_exact_mut(512) {
         if block[257..].starts_with(b"ustar") {
             sum(block);

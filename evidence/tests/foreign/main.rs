@@ -13,6 +13,7 @@
 
 mod agreement;
 mod corpus;
+mod ends;
 mod fuzz;
 mod hostile;
 mod image;

@@ -397,3 +397,27 @@ pub enum MaterialError {
     #[error("TLS cannot be configured")]
     Rustls(#[source] rustls::Error),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pki::{Ca, Validity};
+
+    #[test]
+    fn fuzz_pem_any_file_has_certificates_or_is_refused() {
+        let validity = Validity::from_now(time::Duration::hours(1));
+        let ca = Ca::generate("a test's CA", validity).unwrap();
+        let pem = ca.certificate().as_bytes().to_vec();
+        let path = Path::new("tls.crt");
+        impound_fuzz::run("pem", &[pem], |_, bytes| {
+            if let Ok(roots) = root_store(&bytes, path) {
+                assert!(!roots.is_empty());
+            }
+            for leaf in certificates(&bytes, path).unwrap_or_default() {
+                if let Ok((from, to)) = life(&leaf, path) {
+                    assert!(from.unix_timestamp() != i64::MIN && to.unix_timestamp() != i64::MIN);
+                }
+            }
+        });
+    }
+}

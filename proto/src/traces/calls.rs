@@ -206,3 +206,36 @@ impl Extractor for Read<'_> {
         self.0.keys().map(HeaderName::as_str).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_trace_context_any_headers_are_a_trace_or_none_and_the_case_is_short() {
+        let seed = format!(
+            "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\ntracestate: a=b,c=d\n{CASE_METADATA}: INC-7"
+        );
+        impound_fuzz::run("trace-context", &[seed.into()], |_, bytes| {
+            let mut headers = HeaderMap::new();
+            for line in bytes.split(|byte| *byte == b'\n') {
+                let at = line
+                    .iter()
+                    .position(|byte| *byte == b':')
+                    .unwrap_or(line.len());
+                let (name, value) = line.split_at(at);
+                let value = value.strip_prefix(b": ").unwrap_or(value);
+                if let (Ok(name), Ok(value)) =
+                    (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
+                {
+                    headers.append(name, value);
+                }
+            }
+            let context = TraceContextPropagator::new().extract(&Read(&headers));
+            let parent = context.span().span_context().clone();
+            assert!(!parent.is_valid() || headers.contains_key("traceparent"));
+            let _ = served("/impound.agent.v1.Agent/Export", &headers);
+            assert!(method(&String::from_utf8_lossy(&bytes)).chars().count() <= TEXT);
+        });
+    }
+}

@@ -485,3 +485,22 @@ fn a_denial_in_cilium_s_kind_excuses_an_allowing_policy_only_where_the_node_drop
         assert!(all[0].message.contains("only if Cilium"), "{all:?}");
     }
 }
+
+#[test]
+fn fuzz_policy_any_object_is_judged_and_selectors_that_are_not_understood_select() {
+    let seeds = [
+        r#"{"metadata":{"name":"p"},"spec":{"endpointSelector":{"matchLabels":{"any:tier":"web"}},"ingress":[{"fromEntities":["all"]}]},"specs":[{"endpointSelector":{},"egress":[{}]}]}"#,
+        r#"{"metadata":{"name":"p"},"spec":{"selector":"tier == 'web' && has(status) || !(team in {'blue', 'red'})","order":100,"types":["Ingress"],"ingress":[{"action":"Allow"}]}}"#,
+        r#"{"metadata":{"name":"p"},"spec":{"tier":"Admin","priority":5,"subject":{"pods":{"namespaceSelector":{},"podSelector":{"matchExpressions":[{"key":"tier","operator":"In","values":["web"]}]}}},"ingress":[{"action":"Accept"}]}}"#,
+    ];
+    impound_fuzz::run("policy", &seeds.map(|text| text.into()), |_, bytes| {
+        let Ok(object) = serde_json::from_slice::<Value>(&bytes) else {
+            return;
+        };
+        for kind in &KINDS {
+            let found = judged(kind, object.clone());
+            assert!(found.allowing.len() + found.open.len() <= 1);
+            let _ = stands(kind, &object);
+        }
+    });
+}

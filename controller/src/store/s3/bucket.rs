@@ -528,3 +528,41 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     let value: &HeaderValue = headers.get(name)?;
     value.to_str().ok().map(str::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+
+    #[test]
+    fn fuzz_head_any_headers_say_a_size_or_are_refused() {
+        let seeds = [
+            "content-length: 9\netag: \"a\"\nx-amz-version-id: v1\nx-amz-object-lock-mode: COMPLIANCE\n\
+             x-amz-object-lock-retain-until-date: 2026-01-31T03:04:05Z\nx-amz-object-lock-legal-hold: ON",
+            "content-range: bytes 5-9/10\nx-amz-version-id: null",
+        ];
+        impound_fuzz::run("head", &seeds.map(|text| text.into()), |_, bytes| {
+            let mut headers = HeaderMap::new();
+            for line in bytes.split(|byte| *byte == b'\n') {
+                let at = line
+                    .iter()
+                    .position(|byte| *byte == b':')
+                    .unwrap_or(line.len());
+                let (name, value) = line.split_at(at);
+                let value = value.strip_prefix(b": ").unwrap_or(value);
+                if let (Ok(name), Ok(value)) =
+                    (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
+                {
+                    headers.append(name, value);
+                }
+            }
+            let Ok(head) = head(&headers) else { return };
+            // A lock that is half told is none.
+            if head.stored.lock.is_some() {
+                assert!(headers.contains_key(LOCK_MODE) && headers.contains_key(RETAIN_UNTIL));
+            }
+            assert!(head.stored.version.is_none_or(|version| version != "null"));
+        });
+    }
+}

@@ -143,3 +143,42 @@ pub(super) fn writable(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_key_a_name_in_the_bucket_is_one_that_we_would_give_or_none() {
+        let place: Place = "s3://evidence/team-a".parse().unwrap();
+        let at = CollectionId {
+            case: "INC-7".parse().unwrap(),
+            name: "web-5d4f".parse().unwrap(),
+        };
+        let own = format!("{at}/before/pod.json");
+        let seeds = [
+            place.key(&own),
+            format!("{:0DIGITS$}.jsonl", 4096),
+            format!("{:0DIGITS$}-{:0DIGITS$}.jsonl", 0, 4096),
+        ];
+        impound_fuzz::run("key", &seeds.map(String::into_bytes), |_, bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Some(record) = record_of(&place, &text) {
+                assert!(record.starts_with(&place.key(COLLECTIONS)), "{record}");
+                assert!(!record.contains("/../"), "{record}");
+            }
+            if let Some(offset) = segment_offset(&text) {
+                assert_eq!(
+                    segment(&place, &at, offset),
+                    format!("{}{text}", segments(&place, &at))
+                );
+            }
+            if let Some((offset, end)) = joined_range(&text) {
+                assert_eq!(
+                    joined(&place, &at, offset, end),
+                    format!("{}{text}", copies(&place, &at))
+                );
+            }
+        });
+    }
+}

@@ -6,7 +6,7 @@ use crate::age::{Identity, Recipient};
 use crate::{Encoder, StoredForm};
 
 /// The draft with each artifact encrypted, as the controller does it.
-fn encrypted(mut draft: Draft, recipients: &[Recipient]) -> Draft {
+pub(super) fn encrypted(mut draft: Draft, recipients: &[Recipient]) -> Draft {
     let files = std::mem::take(&mut draft.files);
     draft.manifest.encrypted_to = recipients.to_vec();
     draft.files = files

@@ -163,3 +163,15 @@ fn no_cut_list_is_read_as_a_shorter_one() {
         }
     }
 }
+
+#[test]
+fn fuzz_expression_any_rule_is_read_or_refused_and_told_on_one_line() {
+    let seeds = [LOOPBACK, PERMIT, ANSWERS].map(bytes);
+    impound_fuzz::run("expression", &seeds, |_, rule| {
+        for expression in decode(&rule).unwrap_or_default() {
+            assert!(expression.same(&expression));
+            let told = expression.to_string();
+            assert!(!told.contains(char::is_control), "{told:?}");
+        }
+    });
+}
