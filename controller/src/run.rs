@@ -16,7 +16,7 @@ use impound_proto::controller::v1::controller_server::ControllerServer;
 use impound_proto::issuer::v1::issuer_server::IssuerServer;
 use impound_proto::pki::Ca;
 use impound_proto::tls::{self, Peers, TlsFiles};
-use impound_proto::traces::{TARGET, Traces};
+use impound_proto::traces::{LogError, Traces};
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use tokio::net::TcpListener;
@@ -24,9 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::Layer;
 use zeroize::Zeroizing;
 
 use crate::agents::AgentConnector;
@@ -493,18 +491,11 @@ fn traces(config: &Serve) -> Option<Traces> {
     Some(Traces::new("impound-controller", pod, to))
 }
 
-fn start_log(format: LogFormat, traces: Option<&Traces>) -> Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // Spans for traces; the log has its own.
-    let filter = filter.add_directive(format!("{TARGET}=off").parse()?);
+fn start_log(format: LogFormat, traces: Option<&Traces>) -> Result<(), LogError> {
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let log = match format {
         LogFormat::Json => log.json().boxed(),
         LogFormat::Text => log.boxed(),
     };
-    tracing_subscriber::registry()
-        .with(log.with_filter(filter))
-        .with(traces.map(Traces::layer))
-        .init();
-    Ok(())
+    impound_proto::traces::start_log(log, &[], traces)
 }
