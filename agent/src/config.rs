@@ -162,6 +162,16 @@ pub struct Entrance {
     #[arg(long, env = "IMPOUND_TLS_DIR")]
     pub tls_dir: PathBuf,
 
+    /// File in that directory with the key and the certificate in one, instead of tls.key and tls.crt: what the
+    /// kubelet writes for a podCertificate volume (credentialBundlePath).
+    #[arg(
+        long,
+        env = "IMPOUND_TLS_BUNDLE",
+        value_name = "NAME",
+        conflicts_with = "issuer"
+    )]
+    pub tls_bundle: Option<String>,
+
     /// Getting the certificate from the controller.
     #[command(flatten)]
     pub enrolment: Enrolment,

@@ -160,7 +160,11 @@ async fn ready(entrance: &config::Entrance) -> Result<Option<TcpListener>, RunEr
 }
 
 fn files(entrance: &config::Entrance) -> TlsFiles {
-    TlsFiles::in_dir(&entrance.tls_dir, "controller-ca.crt")
+    let (dir, roots) = (&entrance.tls_dir, "controller-ca.crt");
+    match &entrance.tls_bundle {
+        Some(bundle) => TlsFiles::bundle_in_dir(dir, bundle, roots),
+        None => TlsFiles::in_dir(dir, roots),
+    }
 }
 
 fn runtime(config: config::Runtime) -> Arc<dyn ContainerRuntime> {
