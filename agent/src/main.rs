@@ -42,7 +42,7 @@ async fn traced(traces: Option<Traces>, mode: Mode) -> anyhow::Result<()> {
 
 fn confinement(mode: &Mode) -> Confinement {
     match mode {
-        Mode::Front(_) => Confinement::FRONT,
+        Mode::Front(_) | Mode::Reach(_) => Confinement::FRONT,
         Mode::Collector(_) => Confinement::COLLECTOR,
         Mode::Isolator(_) => Confinement::ISOLATOR,
         Mode::Single(single) => Confinement::single(single.allow_isolation),

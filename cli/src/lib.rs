@@ -14,6 +14,7 @@
 
 mod arguments;
 mod client;
+mod cluster;
 mod collection;
 mod containers;
 mod custody;
@@ -119,7 +120,9 @@ async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
         }
         Command::Install(wanted) => install::install(&wanted),
         Command::Uninstall(wanted) => install::uninstall(&wanted),
-        Command::Doctor(_) => doctor::run(&Client::new(connection)?, &mut output).await,
+        Command::Doctor(wanted) => {
+            doctor::run(&Client::new(connection)?, &mut output, wanted).await
+        }
         Command::Verify(wanted) => verify::run(&mut output, wanted).await,
         Command::Report(wanted) => report::run(&mut output, wanted).await,
         Command::Pki(wanted) => pki::run(&mut output, wanted),
