@@ -22,7 +22,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy/chart"
 KUSTOMIZE = ROOT / "deploy/kustomize"
 VERSIONS = ["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36"]
-OVERLAYS = ["small", "production", "static-certificates"]
+OVERLAYS = ["small", "production", "static-certificates", "pod-certificates"]
+# Volumes with a podCertificate are known since 1.34, and served with our version of the API since 1.35.
+SINCE = {"pod-certificates": "1.35"}
 
 passed = failed = 0
 
@@ -134,7 +136,7 @@ def overlay_matches(chart, name, directory, given):
 
 
 def valid(name, found):
-    for version in VERSIONS:
+    for version in VERSIONS[VERSIONS.index(SINCE.get(name, VERSIONS[0])) :]:
         problems = []
         for key, one in found.items():
             try:
@@ -207,6 +209,7 @@ def refused(chart):
         "no replica": {"controller": {"replicas": 0}},
         "a relative path": {"runtime": {"socket": "docker.sock"}},
         "text instead of a switch": {"isolation": {"enabled": "yes"}},
+        "pod certificates of less than an hour": {"certificates": {"agents": "podCertificate", "issued": {"minutes": 30}}},
         "traces to where TLS or a password is expected": {"traces": {"endpoint": "https://otel:4317"}},
     }
     accepted = []

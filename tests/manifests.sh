@@ -45,13 +45,14 @@ if [ "${1:-}" = --write ]; then
 fi
 
 if [ "${1:-}" = --calls ]; then
-    # Tests let callers in with tokens, too.
+    # Tests let callers in with tokens, too, and sign what kubelets ask for.
     GRANTED=$(mktemp -d)
     trap 'rm -rf "$GRANTED"' EXIT
     cp -r "$REPOSITORY/deploy/kustomize/." "$GRANTED"
     mkdir "$GRANTED/all"
     printf 'resources: [../base]\ncomponents: [../components/kubernetes-tokens]\n' >"$GRANTED/all/kustomization.yaml"
     kubectl kustomize "$GRANTED/all" >"$GRANTED/all.yaml"
+    { echo ---; cat "$GRANTED/overlays/pod-certificates/roles.yaml"; } >>"$GRANTED/all.yaml"
     "$VENV/bin/python" "$HERE/rbac.py" "$GRANTED/all.yaml" "$2"
     exit
 fi

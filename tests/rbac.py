@@ -19,6 +19,10 @@ TEST = "impound-test"
 # As kube-memory knows the controller in the tests and in the demo.
 USERS = {"impound", "system:serviceaccount:impound:impound-controller"}
 ROLES = [("ClusterRole", "impound-controller"), ("ClusterRole", "impound-reviews"), ("ClusterRole", "impound-callers"), ("Role", "impound-controller")]
+ROLES += [("ClusterRole", "impound-pod-certificates"), ("Role", "impound-pod-certificates")]
+# Writing a certificate into a kubelet's request needs a right that is no call: to sign for the signer that it names.
+SIGNED = ("certificates.k8s.io", "podcertificaterequests/status", "patch")
+SIGN, SIGNER = ("certificates.k8s.io", "signers", "sign"), "impound.dev/agent"
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 
 
@@ -81,6 +85,8 @@ def main():
             if call:
                 requests += 1
                 made.setdefault(call[:3], set()).add(call[3])
+                if call[:3] == SIGNED and "certificateChain" in record["body"]["status"]:
+                    made.setdefault(SIGN, set()).add(SIGNER)
     missing = [
         f"{verb} {resource}.{group or 'core'} {'' if name is None else name}: called, not granted"
         for (group, resource, verb), names in sorted(made.items())

@@ -31,6 +31,9 @@ pub enum Mode {
     Collector(Worker),
     /// Isolates pods for the front. Needs hostPID and the capabilities SYS_ADMIN, NET_ADMIN and SYS_PTRACE.
     Isolator(Worker),
+    /// One end of a test whether network policies are enforced, for `impound doctor --network`. Needs no privilege.
+    #[command(subcommand)]
+    Reach(Reach),
     /// Everything in one process: no mode was named.
     #[command(skip)]
     Single(Single),
@@ -127,6 +130,38 @@ pub struct Front {
     pub ending: Ending,
 }
 
+/// One end of a test of the network.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Reach {
+    /// Greet whoever connects.
+    Listen {
+        /// Address to listen at.
+        #[arg(long, value_name = "ADDR:PORT")]
+        at: SocketAddr,
+    },
+    /// Connect again and again.
+    Try {
+        /// Where the other end listens.
+        #[arg(long, value_name = "ADDR:PORT")]
+        to: SocketAddr,
+        /// What is waited for.
+        #[arg(long, value_enum)]
+        until: Answer,
+        /// How long; then the exit code says that it was in vain.
+        #[arg(long)]
+        seconds: u64,
+    },
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Answer {
+    /// The other end answers.
+    Comes,
+    /// It answers no more, several times one after the other.
+    Stops,
+}
+
 /// A part that works for the front.
 #[derive(Clone, Debug, Args)]
 pub struct Worker {
@@ -161,6 +196,16 @@ pub struct Entrance {
     /// Directory with tls.crt, tls.key and controller-ca.crt; watched for new ones.
     #[arg(long, env = "IMPOUND_TLS_DIR")]
     pub tls_dir: PathBuf,
+
+    /// File in that directory with the key and the certificate in one, instead of tls.key and tls.crt: what the
+    /// kubelet writes for a podCertificate volume (credentialBundlePath).
+    #[arg(
+        long,
+        env = "IMPOUND_TLS_BUNDLE",
+        value_name = "NAME",
+        conflicts_with = "issuer"
+    )]
+    pub tls_bundle: Option<String>,
 
     /// Getting the certificate from the controller.
     #[command(flatten)]

@@ -22,6 +22,7 @@ mod front;
 pub mod isolate;
 mod local;
 mod methods;
+mod reach;
 mod ready;
 mod run;
 pub mod runtime;

@@ -3,10 +3,8 @@
 use anyhow::Context;
 use impound_agent::config::{Arguments, LogFormat, Mode};
 use impound_agent::confine::Confinement;
-use impound_proto::traces::{TARGET, Traces};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::util::SubscriberInitExt;
+use impound_proto::traces::{LogError, Traces};
+use tracing_subscriber::Layer;
 
 /// Threads of the runtime. One moves 600 MB/s with hashing, more than Docker exports, and a stream whose tasks
 /// stay on one thread costs fewer turns of a suspect node's processors.
@@ -15,7 +13,7 @@ const WORKERS: usize = 1;
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let traces = impound_agent::traces(&arguments.mode);
-    init_log(arguments.log_format, traces.as_ref())?;
+    start_log(arguments.log_format, traces.as_ref())?;
     impound_proto::hardening::protect_memory()
         .context("memory could not be kept out of core dumps")?;
     // Before the first thread: each one inherits it.
@@ -44,30 +42,19 @@ async fn traced(traces: Option<Traces>, mode: Mode) -> anyhow::Result<()> {
 
 fn confinement(mode: &Mode) -> Confinement {
     match mode {
-        Mode::Front(_) => Confinement::FRONT,
+        Mode::Front(_) | Mode::Reach(_) => Confinement::FRONT,
         Mode::Collector(_) => Confinement::COLLECTOR,
         Mode::Isolator(_) => Confinement::ISOLATOR,
         Mode::Single(single) => Confinement::single(single.allow_isolation),
     }
 }
 
-fn init_log(format: LogFormat, traces: Option<&Traces>) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .from_env()
-        .context("RUST_LOG is malformed")?
-        // At debug level it logs whole answers of the runtime, environment variables included.
-        .add_directive("bollard=info".parse()?)
-        // Spans for traces; the log has its own.
-        .add_directive(format!("{TARGET}=off").parse()?);
+fn start_log(format: LogFormat, traces: Option<&Traces>) -> Result<(), LogError> {
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let log = match format {
         LogFormat::Json => log.json().flatten_event(true).boxed(),
         LogFormat::Text => log.boxed(),
     };
-    tracing_subscriber::registry()
-        .with(log.with_filter(filter))
-        .with(traces.map(Traces::layer))
-        .init();
-    Ok(())
+    // At debug level it logs whole answers of the runtime, environment variables included.
+    impound_proto::traces::start_log(log, &["bollard=info"], traces)
 }

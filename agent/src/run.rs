@@ -18,6 +18,7 @@ use crate::enroll::Enrolment;
 use crate::freeze::FreezeError;
 use crate::local::{self, SocketPath};
 use crate::methods::Part;
+use crate::reach;
 use crate::runtime::ContainerRuntime;
 use crate::runtime::docker::Docker;
 use crate::{Agent, Disk, Front, Worker};
@@ -32,6 +33,7 @@ pub async fn run(mode: Mode) -> Result<(), RunError> {
         Mode::Front(config) => front(config, stop).await,
         Mode::Collector(config) => work(Part::Collector, config, stop).await,
         Mode::Isolator(config) => work(Part::Isolator, config, stop).await,
+        Mode::Reach(wanted) => reach::run(wanted, stop).await,
         Mode::Single(config) => single(config, stop).await,
     }
 }
@@ -43,7 +45,7 @@ pub fn traces(mode: &Mode) -> Option<Traces> {
     let (node, entrance) = match mode {
         Mode::Front(front) => (&front.node, &front.entrance),
         Mode::Single(single) => (&single.node, &single.entrance),
-        Mode::Collector(_) | Mode::Isolator(_) => return None,
+        Mode::Collector(_) | Mode::Isolator(_) | Mode::Reach(_) => return None,
     };
     let to = entrance.otlp_endpoint.clone()?;
     let node = ("k8s.node.name", node.to_string());
@@ -160,7 +162,11 @@ async fn ready(entrance: &config::Entrance) -> Result<Option<TcpListener>, RunEr
 }
 
 fn files(entrance: &config::Entrance) -> TlsFiles {
-    TlsFiles::in_dir(&entrance.tls_dir, "controller-ca.crt")
+    let (dir, roots) = (&entrance.tls_dir, "controller-ca.crt");
+    match &entrance.tls_bundle {
+        Some(bundle) => TlsFiles::bundle_in_dir(dir, bundle, roots),
+        None => TlsFiles::in_dir(dir, roots),
+    }
 }
 
 fn runtime(config: config::Runtime) -> Arc<dyn ContainerRuntime> {
@@ -196,6 +202,16 @@ pub enum RunError {
         socket: SocketPath,
         /// Why.
         source: io::Error,
+    },
+    /// The test of the network says no.
+    #[error("{address}: no sign within {limit:?} that its answer {expected:?}")]
+    Reach {
+        /// The other end.
+        address: SocketAddr,
+        /// What it was tried for.
+        expected: config::Answer,
+        /// How long.
+        limit: Duration,
     },
     /// Signal handlers.
     #[error("could not listen for signals")]

@@ -361,11 +361,25 @@ pub(crate) struct Uninstall {
 Examples:
   impound doctor
   impound doctor -o json | jq '.[] | select(.state != \"ok\")'
+  impound doctor --network
 
 Looks at versions, the controller's rights, the admission policies, certificates, the store (written to, and whether
 it was seen to be write-once), and at each node's agent: its version, runtime, clock and certificate. Changes
-nothing. Exit code 1 if something failed; warnings alone are 0. Needs the role viewer in all namespaces.")]
-pub(crate) struct Doctor {}
+nothing. Exit code 1 if something failed; warnings alone are 0. Needs the role viewer in all namespaces.
+
+With --network also whether NetworkPolicies are enforced, by trying: kubectl makes some pods of the agent's image, one
+of which listens and the others connect to it, first allowed by a policy, then not, then again. That takes a minute or
+two; pods and policies are deleted then, also after an interruption. Your own rights are used, not the controller's.")]
+pub(crate) struct Doctor {
+    /// Also try whether NetworkPolicies are enforced; makes pods and policies, and deletes them again
+    #[arg(long)]
+    pub(crate) network: bool,
+    /// Namespace of the installation, where --network makes them
+    #[arg(long, default_value = "impound", value_name = "NAME")]
+    pub(crate) namespace: String,
+    #[command(flatten)]
+    pub(crate) cluster: Cluster,
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Evidence {

@@ -1,11 +1,14 @@
 //! `impound doctor`: whether a live installation works, and what to do where it does not. The controller looks; what
-//! only this machine can see (our own certificate, clock and version) comes on top.
+//! only this machine can see (our own certificate, clock and version) comes on top, and what only a try shows.
+
+mod network;
 
 use std::time::SystemTime;
 
 use impound_proto::controller::v1 as wire;
 use serde::Serialize;
 
+use crate::arguments::Doctor;
 use crate::client::{Client, answer, request};
 use crate::failure::{Exit, Failure};
 use crate::human;
@@ -23,7 +26,11 @@ struct View {
     remedy: String,
 }
 
-pub(crate) async fn run(client: &Client, output: &mut Output) -> Result<Exit, Failure> {
+pub(crate) async fn run(
+    client: &Client,
+    output: &mut Output,
+    wanted: Doctor,
+) -> Result<Exit, Failure> {
     let asked = SystemTime::now();
     let seen = answer(
         client
@@ -40,6 +47,9 @@ pub(crate) async fn run(client: &Client, output: &mut Output) -> Result<Exit, Fa
         found: check.found,
         remedy: check.remedy,
     }));
+    if wanted.network {
+        views.push(network::tried(wanted).await?);
+    }
     output.document(&views, |_| text(&views))?;
     Ok(match count(&views, "failed") {
         0 => Exit::Ok,

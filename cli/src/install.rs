@@ -2,11 +2,11 @@
 //! user's clusters and how to log in to them. What an overlay or Helm values change is done with those instead.
 
 use std::io::Write as _;
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::arguments::{Cluster, Install, Uninstall};
+use crate::arguments::{Install, Uninstall};
+use crate::cluster::Kubectl;
 use crate::failure::{Exit, Failure};
 use crate::human;
 
@@ -18,6 +18,8 @@ const AGENT: &str = "impound/agent:0.1.0";
 const CONTROLLER: &str = "impound/controller:0.1.0";
 
 const NAMESPACE: &str = "impound";
+/// Who has set what is set, in the objects' managedFields.
+const MANAGER: &str = "impound-install";
 /// Everything of ours has it.
 const OURS: &str = "app.kubernetes.io/part-of=impound";
 /// What `impound pki init` wrote and the pods mount: kind, name, and how it is made.
@@ -63,12 +65,12 @@ pub(crate) fn install(wanted: &Install) -> Result<Exit, Failure> {
         return Ok(Exit::Ok);
     }
     let kubectl = Kubectl(&wanted.cluster);
-    kubectl.apply(DEFINITIONS)?;
+    kubectl.apply(DEFINITIONS, MANAGER)?;
     let definitions: Vec<String> = defined().map(|name| format!("crd/{name}")).collect();
     let mut wait = vec!["wait", "--for=condition=Established", "--timeout=60s"];
     wait.extend(definitions.iter().map(String::as_str));
     kubectl.run(&wait)?;
-    kubectl.apply(&manifests)?;
+    kubectl.apply(&manifests, MANAGER)?;
     let mut missing = Vec::new();
     for (kind, name, how) in NEEDED {
         let found = kubectl.read(&[
@@ -206,82 +208,6 @@ fn defined() -> impl Iterator<Item = &'static str> {
         .lines()
         .filter_map(|line| line.strip_prefix("  name: "));
     names.filter(|name| name.ends_with(".impound.dev"))
-}
-
-/// kubectl, as the user's shell would run it.
-struct Kubectl<'a>(&'a Cluster);
-
-impl Kubectl<'_> {
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("kubectl");
-        if let Some(file) = &self.0.kubeconfig {
-            command.arg("--kubeconfig").arg(file);
-        }
-        if let Some(context) = &self.0.context {
-            command.arg("--context").arg(context);
-        }
-        command.args(arguments);
-        command
-    }
-
-    /// Server-side: what others set stays theirs, and a conflict with them is an error.
-    fn apply(&self, manifests: &str) -> Result<(), Failure> {
-        let arguments = [
-            "apply",
-            "--server-side",
-            "--field-manager=impound-install",
-            "-f",
-            "-",
-        ];
-        let mut child = self
-            .command(&arguments)
-            .stdin(Stdio::piped())
-            .spawn()
-            .map_err(missing)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(manifests.as_bytes())?;
-        }
-        let status = child.wait()?;
-        succeeded(&arguments, status.success())
-    }
-
-    fn run(&self, arguments: &[&str]) -> Result<(), Failure> {
-        let status = self
-            .command(arguments)
-            .stdin(Stdio::null())
-            .status()
-            .map_err(missing)?;
-        succeeded(arguments, status.success())
-    }
-
-    fn read(&self, arguments: &[&str]) -> Result<String, Failure> {
-        let output = self
-            .command(arguments)
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .map_err(missing)?;
-        succeeded(arguments, output.status.success())?;
-        String::from_utf8(output.stdout)
-            .map_err(|error| Failure::failed("kubectl's answer is no text", &error))
-    }
-}
-
-fn missing(error: std::io::Error) -> Failure {
-    Failure::Usage(format!(
-        "kubectl can't be run: {error}; install it (1.27 or later), or apply what `impound install --print` prints"
-    ))
-}
-
-/// It said by itself what was wrong.
-fn succeeded(arguments: &[&str], success: bool) -> Result<(), Failure> {
-    match success {
-        true => Ok(()),
-        false => Err(Failure::Failed(format!(
-            "`kubectl {}` failed",
-            arguments.join(" ")
-        ))),
-    }
 }
 
 #[cfg(test)]

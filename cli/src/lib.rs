@@ -15,6 +15,7 @@
 
 mod arguments;
 mod client;
+mod cluster;
 mod collection;
 mod complete;
 mod containers;
@@ -150,7 +151,9 @@ async fn run(name: &str, arguments: Impound) -> Result<Exit, Failure> {
         }
         Command::Install(wanted) => install::install(&wanted),
         Command::Uninstall(wanted) => install::uninstall(&wanted),
-        Command::Doctor(_) => doctor::run(&Client::new(connection)?, &mut output).await,
+        Command::Doctor(wanted) => {
+            doctor::run(&Client::new(connection)?, &mut output, wanted).await
+        }
         Command::Verify(wanted) => verify::run(&mut output, wanted).await,
         Command::Report(wanted) => report::run(&mut output, wanted).await,
         Command::Pki(wanted) => pki::run(&mut output, wanted),

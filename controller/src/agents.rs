@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::locked::locked;
 use crate::revoked::{CONFIG_MAP, Revoked};
 
 /// Longest time that `Info` may take: it reads nothing but the runtime's version.
@@ -61,6 +62,7 @@ pub struct AgentConnector {
     nodes: Arc<dyn NodeDirectory>,
     revoked: Revoked,
     channels: Arc<Mutex<HashMap<NodeAddress, Open>>>,
+    cuts: Arc<StdMutex<HashMap<String, CancellationToken>>>,
 }
 
 /// A channel that is kept.
@@ -68,8 +70,6 @@ pub struct AgentConnector {
 struct Open {
     link: Link,
     shown: ShownCertificate,
-    /// Ends its connections at once.
-    cut: CancellationToken,
 }
 
 /// A connection to one node's agent.
@@ -187,6 +187,7 @@ impl AgentConnector {
             nodes,
             revoked,
             channels: Arc::default(),
+            cuts: Arc::default(),
         }
     }
 
@@ -195,19 +196,30 @@ impl AgentConnector {
         let mut revoked = self.revoked.clone();
         loop {
             revoked.changed().await;
-            self.channels.lock().await.retain(|address, open| {
-                let Some(reason) = revoked.reason(&address.uid) else {
+            let is_revoked = |uid: &str| revoked.reason(uid).is_some();
+            locked(&self.cuts).retain(|uid, cut| {
+                let Some(reason) = revoked.reason(uid) else {
                     return true;
                 };
                 tracing::warn!(
-                    node = address.name,
+                    node_uid = uid,
                     reason,
                     "cut off from the agent: the node is revoked"
                 );
-                open.cut.cancel();
+                cut.cancel();
                 false
             });
+            let mut channels = self.channels.lock().await;
+            channels.retain(|address, _| !is_revoked(&address.uid));
         }
+    }
+
+    /// What ends all connections to the node at once, those too that are not kept any more and go on with a stream.
+    fn cut(&self, uid: &str) -> CancellationToken {
+        locked(&self.cuts)
+            .entry(uid.to_owned())
+            .or_default()
+            .clone()
     }
 
     /// Connects to the agent of a node and asks who it is.
@@ -243,13 +255,15 @@ impl AgentConnector {
 
     async fn connect_at(&self, address: NodeAddress) -> Result<AgentConnection, AgentError> {
         let node = address.name.as_str();
+        // Before the look at the list: a revocation after that look finds it.
+        let cut = self.cut(&address.uid);
         if let Some(reason) = self.revoked.reason(&address.uid) {
             return Err(AgentError::Revoked {
                 node: node.into(),
                 reason,
             });
         }
-        let Open { link, shown, .. } = self.open(&address).await?;
+        let Open { link, shown } = self.open(&address, cut).await?;
         let mut client = AgentClient::new(link).max_decoding_message_size(MESSAGE_LIMIT);
         let asked = OffsetDateTime::now_utc();
         let answer = timeout(INFO_TIMEOUT, client.info(InfoRequest {})).await;
@@ -288,7 +302,11 @@ impl AgentConnector {
         })
     }
 
-    async fn open(&self, address: &NodeAddress) -> Result<Open, AgentError> {
+    async fn open(
+        &self,
+        address: &NodeAddress,
+        cut: CancellationToken,
+    ) -> Result<Open, AgentError> {
         if let Some(open) = self.channels.lock().await.get(address) {
             return Ok(open.clone());
         }
@@ -305,13 +323,12 @@ impl AgentConnector {
             address: at.clone(),
             source,
         };
-        let cut = CancellationToken::new();
         let connector = Connector::new(self.credentials.clone(), expected)
             .map_err(failed)?
             .of_node(&address.uid)
-            .until(cut.clone());
+            .until(cut);
         let (link, shown) = tls::link(&at, connector).await.map_err(failed)?;
-        let open = Open { link, shown, cut };
+        let open = Open { link, shown };
         self.channels
             .lock()
             .await

@@ -286,6 +286,14 @@ pub struct Issuing {
     /// Address at which agents ask for certificates; without it, none are issued.
     #[arg(long, env = "IMPOUND_ISSUER_LISTEN", value_name = "ADDR:PORT")]
     pub issuer_listen: Option<SocketAddr>,
+    /// Sign the PodCertificateRequests of the signer impound.dev/agent, which kubelets make for the agents' pods
+    /// (certificates.k8s.io/v1beta1, Kubernetes 1.35 or later, where it is turned on).
+    #[arg(
+        long,
+        env = "IMPOUND_POD_CERTIFICATES",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub pod_certificates: bool,
     /// Directory with ca.crt and ca.key of the agent CA.
     #[arg(
         long,
@@ -318,7 +326,8 @@ pub struct Issuing {
         value_name = "NAME"
     )]
     pub agent_daemon_set: String,
-    /// Minutes that an agent's certificate is valid; agents renew theirs after two thirds.
+    /// Minutes that an agent's certificate is valid, 60 at least with --pod-certificates; it is renewed after two
+    /// thirds
     #[arg(
         long,
         env = "IMPOUND_AGENT_CERTIFICATE_MINUTES",

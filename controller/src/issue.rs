@@ -3,6 +3,7 @@
 //! ```text
 //! agent --token of its pod, request for its key--> Issuer
 //!    TokenReview      the API server says whose token it is, of which pod, on which node
+//! kubelet --PodCertificateRequest for that pod--> API server --watch--> pods
 //!    proof            is that our agent's service account, a living pod of our DaemonSet, that very node
 //!    revoked          is the node still trusted
 //!    agent CA         signs, with every name set here
@@ -10,6 +11,7 @@
 //! The port is open to whoever reaches it: the caller has no certificate yet. So everything is bounded,
 //! and nothing is asked of the API before sizes are checked and a slot is free.
 
+mod pods;
 mod proof;
 mod used;
 
@@ -19,7 +21,7 @@ use std::time::Duration;
 use impound_proto::PeerId;
 use impound_proto::issuer::v1::issuer_server::Issuer;
 use impound_proto::issuer::v1::{IssueAgentCertificateRequest, IssueAgentCertificateResponse};
-use impound_proto::pki::{Ca, Validity};
+use impound_proto::pki::{Ca, CertifyError, ProvenKey, Validity};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
 use kube::api::Api;
@@ -29,6 +31,7 @@ use tonic::{Request, Response, Status};
 
 use crate::kubernetes::{ApiError, from_kube, token};
 use crate::revoked::Revoked;
+pub use pods::{LEAST_LIFE, SIGNER};
 pub use proof::{AUDIENCE, Rules};
 use proof::{Claim, Refused};
 use used::UsedTokens;
@@ -95,46 +98,16 @@ impl AgentIssuer {
         let Ok(Ok(_slot)) = slot else {
             return Err(IssueError::Busy);
         };
-        let claim = self.claim(&request.token).await?;
-        let (pod, node) = futures::try_join!(self.pod(&claim), self.node(&claim))?;
-        self.rules.check_pod(&claim, pod.as_ref())?;
-        proof::check_node(&claim, node.as_ref())?;
-        if !self.revoked.is_known() {
-            return Err(IssueError::NotKnown);
-        }
-        if let Some(reason) = self.revoked.reason(&claim.node_uid) {
-            return Err(Refused::Revoked {
-                node: claim.node,
-                reason,
-            }
-            .into());
-        }
-        let peer = PeerId::agent(&claim.node).map_err(|source| Refused::Name {
-            node: claim.node.clone(),
-            source,
-        })?;
+        let (claim, credential) = self.claim(&request.token).await?;
         let validity = Validity::from_now(self.life);
-        let certificate = self
-            .ca
-            .sign_request(
-                &request.certificate_request,
-                &peer,
-                &claim.node_uid,
-                validity,
-            )
-            .map_err(|source| IssueError::Request(source.to_string()))?;
+        let key = ProvenKey::Request(&request.certificate_request);
+        let certificate = self.certify(&claim, key, validity).await?;
         // Last: what was refused for another reason has not used the token up.
         let key: [u8; 32] = Sha256::digest(&request.certificate_request).into();
-        if !self.used.lock().await.admit(&claim.credential, key) {
+        if !self.used.lock().await.admit(&credential, key) {
             return Err(Refused::Used.into());
         }
-        tracing::info!(
-            node = claim.node,
-            node_uid = claim.node_uid,
-            pod = claim.pod,
-            not_after = %validity.not_after,
-            "issued an agent's certificate"
-        );
+        issued(&claim, validity);
         let renew_after = validity.not_after - self.life / 3;
         Ok(IssueAgentCertificateResponse {
             certificate,
@@ -144,8 +117,37 @@ impl AgentIssuer {
         })
     }
 
+    /// A certificate for `key`, if the claim's pod is the agent of its node, whatever shows the claim.
+    async fn certify(
+        &self,
+        claim: &Claim,
+        key: ProvenKey<'_>,
+        validity: Validity,
+    ) -> Result<String, IssueError> {
+        let (pod, node) = futures::try_join!(self.pod(claim), self.node(claim))?;
+        self.rules.check_pod(claim, pod.as_ref())?;
+        proof::check_node(claim, node.as_ref())?;
+        if !self.revoked.is_known() {
+            return Err(IssueError::NotKnown);
+        }
+        if let Some(reason) = self.revoked.reason(&claim.node_uid) {
+            return Err(Refused::Revoked {
+                node: claim.node.clone(),
+                reason,
+            }
+            .into());
+        }
+        let peer = PeerId::agent(&claim.node).map_err(|source| Refused::Name {
+            node: claim.node.clone(),
+            source,
+        })?;
+        self.ca
+            .certify(key, &peer, &claim.node_uid, validity)
+            .map_err(IssueError::Request)
+    }
+
     /// What the API server says of the token.
-    async fn claim(&self, token: &str) -> Result<Claim, IssueError> {
+    async fn claim(&self, token: &str) -> Result<(Claim, String), IssueError> {
         let reviewed = token::review(&self.client, token, AUDIENCE).await;
         let status = reviewed.map_err(|error| from_kube("POST", "tokenreviews", error))?;
         Ok(self.rules.claim(status)?)
@@ -204,7 +206,11 @@ enum IssueError {
     #[error(
         "certificate_request: expected a PKCS#10 request in DER for an ECDSA P-256 key, signed by it: {0}"
     )]
-    Request(String),
+    Request(CertifyError),
+    #[error(
+        "unverifiedUserAnnotations: expected none, found {0}: an agent's volume has no userAnnotations"
+    )]
+    Annotation(String),
     #[error(transparent)]
     Refused(#[from] Refused),
     #[error("{SLOTS} requests are being worked on: try again")]
@@ -219,7 +225,9 @@ impl IssueError {
     fn status(&self) -> Status {
         let text = self.to_string();
         match self {
-            Self::Size { .. } | Self::Request(_) => Status::invalid_argument(text),
+            Self::Size { .. } | Self::Request(_) | Self::Annotation(_) => {
+                Status::invalid_argument(text)
+            }
             Self::Refused(Refused::NotAuthenticated { .. }) => Status::unauthenticated(text),
             Self::Refused(_) => Status::permission_denied(text),
             Self::Busy => Status::resource_exhausted(text),
@@ -227,6 +235,16 @@ impl IssueError {
             Self::NotKnown | Self::Api(_) => Status::unavailable(text),
         }
     }
+}
+
+fn issued(claim: &Claim, validity: Validity) {
+    tracing::info!(
+        node = claim.node,
+        node_uid = claim.node_uid,
+        pod = claim.pod,
+        not_after = %validity.not_after,
+        "issued an agent's certificate"
+    );
 }
 
 fn bounded(field: &'static str, found: usize, limit: usize) -> Result<(), IssueError> {

@@ -1,9 +1,10 @@
 //! Wires the controller together and runs it until it is told to stop. Any part that ends by
 //! itself ends the process with a failure.
 
+mod issuing;
+
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,8 @@ use impound_evidence::{KEYRING_LIMIT, Keyring, Signer, SigningKey, VerifyingKey}
 use impound_proto::PeerId;
 use impound_proto::controller::v1::FILE_DESCRIPTOR_SET;
 use impound_proto::controller::v1::controller_server::ControllerServer;
-use impound_proto::issuer::v1::issuer_server::IssuerServer;
-use impound_proto::pki::Ca;
 use impound_proto::tls::{self, Peers, TlsFiles};
-use impound_proto::traces::{TARGET, Traces};
+use impound_proto::traces::{LogError, Traces};
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use tokio::net::TcpListener;
@@ -24,20 +23,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::Layer;
 use zeroize::Zeroizing;
 
 use crate::agents::AgentConnector;
 use crate::claims::Claims;
 use crate::collect::Collector;
-use crate::config::{Issuing, LogFormat, Serve};
+use crate::config::{LogFormat, Serve};
 use crate::contain::guard;
 use crate::contain::plugin::Discovery;
 use crate::contain::settings::Settings;
 use crate::health::Health;
-use crate::issue::{self, AgentIssuer, Rules};
 use crate::kubernetes;
 use crate::leader::{LEASE, Leadership};
 use crate::metrics::Metrics;
@@ -48,7 +44,7 @@ use crate::reconcile::pace::Pace;
 use crate::reconcile::{self, Context, collection::Running, isolating};
 use crate::resources::FactState;
 use crate::resources::RECIPIENTS;
-use crate::revoked::{self, Revoked};
+use crate::revoked;
 use crate::seal::CustodyAppender;
 use crate::service::{
     self, Allowance, Cases, Diagnosed, Door, Limits, Listings, Refusals, Reviews, Service, Tokens,
@@ -71,9 +67,6 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 /// Pause between two looks at the evidence guard.
 const GUARD_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How long a request for a certificate may take: three short calls to the Kubernetes API.
-const ISSUE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -133,10 +126,10 @@ async fn run(config: Serve) -> Result<()> {
         let (client, namespace) = (watch_client.clone(), client.default_namespace().to_owned());
         tokio::spawn(async move { revoked_watch.run(client, &namespace).await })
     };
-    let mut issuing = tokio::spawn(issue(
+    let mut issuing = tokio::spawn(issuing::issue(
         config.issuing.clone(),
         config.tls_dir.clone(),
-        client.clone(),
+        (client.clone(), watch_client.clone()),
         revoked.clone(),
         stop.clone(),
     ));
@@ -228,6 +221,7 @@ async fn run(config: Serve) -> Result<()> {
         verifying: Semaphore::new(1),
         reviews: Reviews {
             issuing: config.issuing.issuer_listen.is_some(),
+            pod_certificates: config.issuing.pod_certificates,
             callers: config.access.kubernetes_tokens,
         },
         recheck: Duration::from_secs(config.access.caller_recheck.into()),
@@ -353,58 +347,6 @@ async fn serve_health(
     Ok(())
 }
 
-/// Issues agents' certificates, if that is asked for.
-async fn issue(
-    config: Issuing,
-    tls_dir: PathBuf,
-    client: Client,
-    revoked: Revoked,
-    stop: CancellationToken,
-) -> Result<()> {
-    let Some(address) = config.issuer_listen else {
-        stop.cancelled().await;
-        return Ok(());
-    };
-    let read = |name: &str| {
-        let file = config.agent_ca_dir.join(name);
-        std::fs::read_to_string(&file)
-            .map(Zeroizing::new)
-            .with_context(|| format!("the agent CA's {} can't be read", file.display()))
-    };
-    let ca = Ca::from_pem(&read("ca.crt")?, &read("ca.key")?)
-        .with_context(|| format!("the agent CA in {}", config.agent_ca_dir.display()))?;
-    let rules = Rules {
-        namespace: config.agent_namespace,
-        service_account: config.agent_service_account,
-        daemon_set: config.agent_daemon_set,
-    };
-    let life = time::Duration::minutes(config.agent_certificate_minutes.into());
-    let (credentials, reloader) = tls::open_server_credentials(
-        TlsFiles::in_dir(&tls_dir, "agent-ca.crt"),
-        PeerId::Controller,
-    )
-    .context("credentials of the issuer")?;
-    let service = IssuerServer::new(issue::Service(AgentIssuer::new(
-        client, ca, rules, life, revoked,
-    )))
-    .max_decoding_message_size(issue::REQUEST_LIMIT);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("can't listen at {address}"))?;
-    tracing::info!(listen = %listener.local_addr()?, "issuing agents' certificates");
-    let serving = tls::http2::server(Server::builder())
-        .timeout(ISSUE_LIMIT)
-        .add_service(service)
-        .serve_with_incoming_shutdown(
-            tls::incoming_open(listener, credentials),
-            stop.cancelled_owned(),
-        );
-    tokio::select! {
-        ended = serving => ended.map_err(Into::into),
-        () = reloader.run(tls::RELOAD_INTERVAL) => Err(anyhow!("its certificate is not watched any more")),
-    }
-}
-
 /// Takes its share of the collections, as every replica does.
 async fn collect(watch_client: Client, context: Arc<Context>, stop: CancellationToken) {
     tokio::select! {
@@ -493,18 +435,11 @@ fn traces(config: &Serve) -> Option<Traces> {
     Some(Traces::new("impound-controller", pod, to))
 }
 
-fn start_log(format: LogFormat, traces: Option<&Traces>) -> Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // Spans for traces; the log has its own.
-    let filter = filter.add_directive(format!("{TARGET}=off").parse()?);
+fn start_log(format: LogFormat, traces: Option<&Traces>) -> Result<(), LogError> {
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let log = match format {
         LogFormat::Json => log.json().boxed(),
         LogFormat::Text => log.boxed(),
     };
-    tracing_subscriber::registry()
-        .with(log.with_filter(filter))
-        .with(traces.map(Traces::layer))
-        .init();
-    Ok(())
+    impound_proto::traces::start_log(log, &[], traces)
 }

@@ -10,12 +10,17 @@ use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::identity::PeerId;
+
+/// Why a key is not certified.
+pub use rcgen::Error as CertifyError;
+
 pub use files::{Outcome, PkiError, Plan, Responder, Written, init};
 
 /// Life of a CA in a static installation: 5 years.
@@ -128,31 +133,58 @@ impl Ca {
         })
     }
 
-    /// A certificate (PEM, followed by the CA's) for the key in a [`KeyRequest`], with `peer` as its URI
-    /// name and `node_uid` as its subject's serial number. Names and extensions of the request are
-    /// ignored.
+    /// A certificate (PEM, followed by the CA's) for `key`, with `peer` as its URI name and `node_uid` as its
+    /// subject's serial number. Names and extensions of a request are ignored.
     ///
     /// # Errors
-    /// If `request` is no PKCS#10 request in DER, is not signed by its own key, or that key is not
-    /// ECDSA P-256.
-    pub fn sign_request(
+    /// `UnsupportedSignatureAlgorithm` if the key is not ECDSA P-256; others if it is none, or nothing proves that
+    /// who asks has it.
+    pub fn certify(
         &self,
-        request: &[u8],
+        key: ProvenKey<'_>,
         peer: &PeerId,
         node_uid: &str,
         validity: Validity,
-    ) -> Result<String, rcgen::Error> {
-        let request = CertificateSigningRequestParams::from_der(&request.into())?;
-        if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
-            return Err(rcgen::Error::UnsupportedSignatureAlgorithm);
-        }
+    ) -> Result<String, CertifyError> {
         let mut params = leaf(peer, &[], validity)?;
         params
             .distinguished_name
             .push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), node_uid);
-        let certificate = params.signed_by(&request.public_key, &self.issuer)?.pem();
-        Ok(format!("{certificate}{}", self.certificate))
+        let certificate = match key {
+            ProvenKey::Request(request) => {
+                let request = CertificateSigningRequestParams::from_der(&request.into())?;
+                params.signed_by(&p256(request.public_key)?, &self.issuer)
+            }
+            ProvenKey::Signed {
+                key,
+                signature,
+                message,
+            } => {
+                let key = p256(SubjectPublicKeyInfo::from_der(key)?)?;
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.der_bytes())
+                    .verify(message, signature)
+                    .map_err(|_| rcgen::Error::InvalidCertificationRequestSignature)?;
+                params.signed_by(&key, &self.issuer)
+            }
+        };
+        Ok(format!("{}{}", certificate?.pem(), self.certificate))
     }
+}
+
+/// A key to be certified, with the proof that whoever asks has the private one.
+#[derive(Clone, Copy, Debug)]
+pub enum ProvenKey<'a> {
+    /// A PKCS#10 request, DER, as [`KeyRequest`] makes it: signed by its own key.
+    Request(&'a [u8]),
+    /// The key by itself, and what was signed with it.
+    Signed {
+        /// SubjectPublicKeyInfo, DER.
+        key: &'a [u8],
+        /// ECDSA with SHA-256 over `message`, ASN.1 DER.
+        signature: &'a [u8],
+        /// Says for whom the key is.
+        message: &'a [u8],
+    },
 }
 
 /// A new key and the request to have it certified.
@@ -176,6 +208,13 @@ impl KeyRequest {
             request: params.serialize_request(&key)?.der().to_vec(),
             key: Zeroizing::new(key.serialize_pem()),
         })
+    }
+}
+
+fn p256<K: PublicKeyData>(key: K) -> Result<K, rcgen::Error> {
+    match key.algorithm() == &PKCS_ECDSA_P256_SHA256 {
+        true => Ok(key),
+        false => Err(rcgen::Error::UnsupportedSignatureAlgorithm),
     }
 }
 

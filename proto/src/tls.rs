@@ -74,6 +74,17 @@ impl TlsFiles {
             roots: dir.join(roots),
         }
     }
+
+    /// Key and certificate in one file `bundle`, as the kubelet writes those of a pod, and the given roots file.
+    /// It is read once, so that the two fit together.
+    #[must_use]
+    pub fn bundle_in_dir(dir: &Path, bundle: &str, roots: &str) -> Self {
+        Self {
+            certificate: dir.join(bundle),
+            key: dir.join(bundle),
+            roots: dir.join(roots),
+        }
+    }
 }
 
 /// Which identities are acceptable.

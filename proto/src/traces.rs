@@ -1,4 +1,5 @@
-//! Traces for an OpenTelemetry collector: which spans leave a process, where they go, and how both ends' join.
+//! Traces for an OpenTelemetry collector: which spans leave a process, where they go, and how both ends' join; and the
+//! log beside them.
 //!
 //! Off unless a collector is named. Only spans of [`TARGET`] are exported, with the attributes that the code gives them:
 //! names, ids, lengths, codes. No line of the log is, so no text of a container's making and no error's text. They
@@ -24,15 +25,56 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use tonic::transport::Endpoint;
 use tracing::level_filters::LevelFilter;
 use tracing::{Metadata, Subscriber};
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{FromEnvError, ParseError, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 pub use calls::{Served, Traced, call, of_object, sent};
 use export::Later;
 
 /// Target of the spans that are exported. Log filters leave it out.
 pub const TARGET: &str = "impound::trace";
+
+/// Starts the process's log: `lines` are written as the filter in RUST_LOG lets them, "info" without one, and as
+/// `always` says besides, e.g. "hyper=warn". Spans of [`TARGET`] are no lines of it; they go to `traces`, if there are any.
+///
+/// # Errors
+/// If RUST_LOG or `always` is no filter, or the process has a log already.
+pub fn start_log(
+    lines: impl Layer<Registry> + Send + Sync,
+    always: &[&str],
+    traces: Option<&Traces>,
+) -> Result<(), LogError> {
+    let mut filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env()
+        .map_err(LogError::Environment)?;
+    let spans = format!("{TARGET}=off");
+    for directive in always.iter().copied().chain([spans.as_str()]) {
+        filter = filter.add_directive(directive.parse()?);
+    }
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .with(traces.map(Traces::layer))
+        .try_init()?;
+    Ok(())
+}
+
+/// The log can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// What the environment says of it.
+    #[error("RUST_LOG is malformed")]
+    Environment(#[source] FromEnvError),
+    /// What the program says of it.
+    #[error("a directive of the log is malformed")]
+    Directive(#[from] ParseError),
+    /// There is one.
+    #[error("the process has a log already")]
+    Twice(#[from] TryInitError),
+}
 
 /// How long the last spans may take at the end of the process.
 const LAST: Duration = Duration::from_secs(3);
@@ -164,7 +206,6 @@ mod tests {
     use std::time::Instant;
 
     use tokio::net::TcpListener;
-    use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
 

@@ -25,6 +25,7 @@ mod fake;
 mod hostile;
 mod hostile_tar;
 mod layer;
+mod network;
 mod quarantine;
 mod refusals;
 mod report;

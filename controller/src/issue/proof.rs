@@ -1,9 +1,10 @@
-//! Whether a token proves that its holder is the agent of a node. Pure: what the API said comes in.
+//! Whether a token, or a PodCertificateRequest, is of the agent of a node. Pure: what the API said comes in.
 
 use std::collections::BTreeMap;
 
 use impound_proto::identity::IdentityError;
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
+use k8s_openapi::api::certificates::v1beta1::PodCertificateRequestSpec;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
 use crate::kubernetes::token;
@@ -23,18 +24,16 @@ pub struct Rules {
     pub daemon_set: String,
 }
 
-/// What a token says, by the API server's word.
+/// Which pod asks, and on which node, by the API server's word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) pod: String,
     pub(super) pod_uid: String,
     pub(super) node: String,
     pub(super) node_uid: String,
-    /// Id of the token.
-    pub(super) credential: String,
 }
 
-/// Why a token proves nothing.
+/// Why a token or a request proves nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
     #[error("the Kubernetes API does not accept the token for the audience {AUDIENCE}: {why}")]
@@ -45,9 +44,15 @@ pub(super) enum Refused {
         "the token does not say its {field}: it must be a projected token of a pod, and Kubernetes must be 1.30 or later"
     )]
     Unbound { field: &'static str },
-    #[error("the token's pod {pod} is gone, is being deleted or is another one by now")]
+    #[error("expected a pod of the service account {expected}, {pod} is one of {found:?}")]
+    OtherAccount {
+        pod: String,
+        expected: String,
+        found: String,
+    },
+    #[error("pod {pod} is gone, has ended, is being deleted or is another one by now")]
     PodGone { pod: String },
-    #[error("pod {pod} is on node {found}, and its token says {said}")]
+    #[error("pod {pod} is on node {found}, and what it shows says {said}")]
     OtherPlace {
         pod: String,
         found: String,
@@ -70,8 +75,8 @@ pub(super) enum Refused {
 }
 
 impl Rules {
-    /// What the token claims, if it is one of our service account.
-    pub(super) fn claim(&self, status: TokenReviewStatus) -> Result<Claim, Refused> {
+    /// What the token claims, if it is one of our service account; and its id.
+    pub(super) fn claim(&self, status: TokenReviewStatus) -> Result<(Claim, String), Refused> {
         let holder = token::holder(status, AUDIENCE);
         let user = holder.map_err(|why| Refused::NotAuthenticated { why })?;
         let expected = format!(
@@ -83,29 +88,57 @@ impl Rules {
             return Err(Refused::OtherUser { expected, found });
         }
         let extra = user.extra.unwrap_or_default();
-        Ok(Claim {
+        let claim = Claim {
             pod: one(&extra, "pod-name")?,
             pod_uid: one(&extra, "pod-uid")?,
             node: one(&extra, "node-name")?,
             node_uid: one(&extra, "node-uid")?,
-            credential: one(&extra, "credential-id")?,
+        };
+        Ok((claim, one(&extra, "credential-id")?))
+    }
+
+    /// What a kubelet's request claims, if it is for a pod of our service account.
+    pub(super) fn claim_of(&self, request: &PodCertificateRequestSpec) -> Result<Claim, Refused> {
+        self.check_account(&request.pod_name, &request.service_account_name)?;
+        Ok(Claim {
+            pod: request.pod_name.clone(),
+            pod_uid: request.pod_uid.clone(),
+            node: request.node_name.clone(),
+            node_uid: request.node_uid.clone(),
         })
     }
 
-    /// Whether the claim's pod lives where the token says, as a pod of our DaemonSet.
+    fn check_account(&self, pod: &str, found: &str) -> Result<(), Refused> {
+        match found == self.service_account {
+            true => Ok(()),
+            false => Err(Refused::OtherAccount {
+                pod: pod.to_owned(),
+                expected: self.service_account.clone(),
+                found: found.to_owned(),
+            }),
+        }
+    }
+
+    /// Whether the claim's pod lives where it says, as a pod of our DaemonSet and of our service account.
     pub(super) fn check_pod(&self, claim: &Claim, pod: Option<&Pod>) -> Result<(), Refused> {
         let same = |pod: &&Pod| {
+            let phase = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.phase.as_deref());
             pod.metadata.uid.as_deref() == Some(&claim.pod_uid)
                 && pod.metadata.deletion_timestamp.is_none()
+                && !matches!(phase, Some("Succeeded" | "Failed"))
         };
         let Some(pod) = pod.filter(same) else {
             return Err(Refused::PodGone {
                 pod: claim.pod.clone(),
             });
         };
-        let found = pod
-            .spec
-            .as_ref()
+        let spec = pod.spec.as_ref();
+        let account = spec.and_then(|spec| spec.service_account_name.as_deref());
+        self.check_account(&claim.pod, account.unwrap_or_default())?;
+        let found = spec
             .and_then(|spec| spec.node_name.clone())
             .unwrap_or_default();
         if found != claim.node {
@@ -172,7 +205,7 @@ mod tests {
         impound_fuzz::run("token-review", &[seed.to_vec()], |_, bytes| {
             let Some(status) = read(&bytes) else { return };
             let user = status.user.clone().and_then(|user| user.username);
-            if let Ok(claim) = rules.claim(status) {
+            if let Ok((claim, _)) = rules.claim(status) {
                 assert_eq!(
                     user.as_deref(),
                     Some("system:serviceaccount:impound:impound-agent")

@@ -20,6 +20,7 @@ mod failing;
 mod fixture;
 mod interrupted;
 mod layer;
+mod revocation;
 mod specimen;
 mod stamped;
 mod whole;

@@ -8,6 +8,7 @@ use k8s_openapi::api::rbac::v1::{
     ClusterRole, ClusterRoleBinding, Role, RoleBinding, RoleRef, Subject,
 };
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use kube_memory::ClusterConfig;
 use serde_json::Value;
 
 use super::agent::FakeAgent;
@@ -102,6 +103,39 @@ async fn a_right_that_is_missing_is_named_one_of_the_reviews_too() {
         assert!(rights.found.contains(missing), "{rights:#?}");
     }
     assert!(!rights.remedy.is_empty(), "{rights:#?}");
+}
+
+#[tokio::test]
+async fn where_kubelets_ask_for_certificates_it_is_told_whether_the_cluster_lets_them() {
+    for (served, state, found) in [
+        (
+            false,
+            "failed",
+            "does not serve certificates.k8s.io/v1beta1",
+        ),
+        (true, "ok", "no request waits"),
+    ] {
+        let mut world = World::in_memory_of(ClusterConfig {
+            pod_certificates: served,
+            ..ClusterConfig::default()
+        })
+        .await;
+        let ca = world.dir.path().join("agent-ca");
+        std::fs::create_dir(&ca).unwrap();
+        for end in ["crt", "key"] {
+            let from = world.dir.path().join(format!("pki/ca/agent-ca.{end}"));
+            std::fs::copy(from, ca.join(format!("ca.{end}"))).unwrap();
+        }
+        world.arguments = vec![
+            "--pod-certificates".into(),
+            format!("--agent-ca-dir={}", ca.display()),
+        ];
+        world.start_controller().await;
+        let check = diagnose(&world).await.remove("pod certificates").unwrap();
+        assert_eq!(check.state, state, "{check:#?}");
+        assert!(check.found.contains(found), "{check:#?}");
+        assert_eq!(check.remedy.is_empty(), served, "{check:#?}");
+    }
 }
 
 /// The controller has what deploy/ gives it, with callers' tokens.

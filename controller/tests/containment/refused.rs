@@ -17,12 +17,13 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tonic::Code;
 
-use scene::{NODE, Port, Scene};
+use scene::{Ending, NODE, Port, Scene};
 use stranger::{Shown, two_names};
 
 #[tokio::test]
 async fn whoever_must_not_get_in_is_refused_logged_once_and_costs_no_call() {
     let mut scene = Scene::start().await;
+    let ending = scene.connected_for_a_while().await;
     handshakes_with_an_agent(&mut scene).await;
     handshakes_with_the_controller(&mut scene).await;
     calls_without_an_identity(&mut scene).await;
@@ -31,6 +32,7 @@ async fn whoever_must_not_get_in_is_refused_logged_once_and_costs_no_call() {
     calls_that_are_too_much(&mut scene).await;
     certificates_from_the_issuer(&mut scene).await;
     floods(&mut scene).await;
+    calls_after_the_certificates_end(&mut scene, ending).await;
     let (refused, lines) = (scene.refused, scene.refusals_logged());
     scene.everybody_else_is_let_in().await;
     println!("refused access: {refused} cases, {refused} refused, {lines} lines in the logs");
@@ -528,6 +530,19 @@ async fn floods(scene: &mut Scene) {
             cut,
         )
         .await;
+}
+
+/// The connections stay open: what ends is the right to call.
+async fn calls_after_the_certificates_end(scene: &mut Scene, ending: Ending) {
+    tokio::time::sleep_until(ending.over).await;
+    let attempt = ending.list_the_agents_containers();
+    let what = "the controller's certificate has ended since the handshake";
+    let why = "connect again with a new one";
+    scene.refuses(Port::Agent, what, why, attempt).await;
+    let attempt = ending.caller.list_quarantines("");
+    let what = "a responder's certificate has ended since the handshake";
+    let code = Code::Unauthenticated;
+    scene.denies(what, code, "certificate", attempt).await;
 }
 
 /// Objects of the roles and bindings that the callers with tokens have.

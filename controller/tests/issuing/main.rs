@@ -9,6 +9,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod kubelet;
+mod pod_certificates;
 mod refusals;
 mod renewal;
 mod world;

@@ -1,6 +1,7 @@
 //! A cluster with a DaemonSet of agents, and an issuer that listens.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use impound_agent::enroll::Enrolment;
@@ -24,6 +25,8 @@ use tonic::{Code, Status};
 
 pub(crate) const NAMESPACE: &str = "impound-system";
 pub(crate) const NODE: &str = "k8s-worker2";
+/// The issuer's user.
+pub(crate) const ISSUER: &str = "impound";
 
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
@@ -31,15 +34,21 @@ pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) issuer: String,
     pub(crate) revoked: Revoked,
+    pub(crate) answering: Arc<AgentIssuer>,
 }
 
 impl World {
     /// An issuer whose certificates live for `life`.
     pub(crate) async fn start(life: time::Duration) -> Self {
-        let cluster = Cluster::start(ClusterConfig::default()).await.unwrap();
+        Self::start_in(ClusterConfig::default(), life).await
+    }
+
+    /// The same in a cluster that is set up like that.
+    pub(crate) async fn start_in(config: ClusterConfig, life: time::Duration) -> Self {
+        let cluster = Cluster::start(config).await.unwrap();
         // The issuer has a user of its own, so that the log of the API tells its calls from ours.
         let client = connect(&cluster.kubeconfig()).await;
-        let issuers = connect(&cluster.kubeconfig_as("impound")).await;
+        let issuers = connect(&cluster.kubeconfig_as(ISSUER)).await;
         let dir = tempfile::tempdir().unwrap();
         let pki = dir.path().join("pki");
         init(&pki, &Plan::default()).unwrap();
@@ -66,7 +75,8 @@ impl World {
         tokio::spawn(
             http2::server(Server::builder())
                 .add_service(
-                    IssuerServer::new(Service(issuer)).max_decoding_message_size(REQUEST_LIMIT),
+                    IssuerServer::new(Service(issuer.clone()))
+                        .max_decoding_message_size(REQUEST_LIMIT),
                 )
                 .serve_with_incoming(incoming_open(listener, credentials)),
         );
@@ -76,6 +86,7 @@ impl World {
             dir,
             issuer: address,
             revoked,
+            answering: issuer,
         };
         world.furnish().await;
         world
@@ -123,21 +134,7 @@ impl World {
     }
 
     pub(crate) async fn ask(&self, method: &str, path: &str, body: &Value) -> kube::Result<Value> {
-        let bytes = if body.is_null() {
-            Vec::new()
-        } else {
-            body.to_string().into_bytes()
-        };
-        let kind = if method == "PATCH" {
-            "application/merge-patch+json"
-        } else {
-            "application/json"
-        };
-        let request = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("content-type", kind);
-        self.client.request(request.body(bytes).unwrap()).await
+        ask(&self.client, method, path, body).await
     }
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Value {
@@ -224,7 +221,30 @@ impl World {
     }
 }
 
-async fn connect(kubeconfig: &str) -> Client {
+pub(crate) async fn ask(
+    client: &Client,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> kube::Result<Value> {
+    let bytes = if body.is_null() {
+        Vec::new()
+    } else {
+        body.to_string().into_bytes()
+    };
+    let kind = if method == "PATCH" {
+        "application/merge-patch+json"
+    } else {
+        "application/json"
+    };
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", kind);
+    client.request(request.body(bytes).unwrap()).await
+}
+
+pub(crate) async fn connect(kubeconfig: &str) -> Client {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig).unwrap();
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await

@@ -250,7 +250,8 @@ fn fuzz_certificate_request_nothing_is_signed_but_for_a_key_that_signed() {
     };
     let sign = |request: &[u8]| {
         let validity = Validity::from_now(time::Duration::hours(1));
-        ca.sign_request(request, &peer, "uid", validity).map(key_of)
+        ca.certify(ProvenKey::Request(request), &peer, "uid", validity)
+            .map(key_of)
     };
     let key = sign(&good).unwrap();
     impound_fuzz::run("certificate-request", &[good], |_, request| {
@@ -259,4 +260,51 @@ fn fuzz_certificate_request_nothing_is_signed_but_for_a_key_that_signed() {
             assert!(signed == key, "a key was certified that did not sign");
         }
     });
+}
+
+#[test]
+fn a_key_by_itself_is_certified_only_with_its_own_signature_over_what_is_expected() {
+    use ring::rand::SystemRandom;
+    use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    use x509_parser::prelude::{FromDer, X509Certificate};
+
+    let ca = Ca::generate("test", Validity::from_now(CA_LIFE)).unwrap();
+    let peer = PeerId::agent("k8s-worker2").unwrap();
+    let signer = |pair: &KeyPair| {
+        let random = SystemRandom::new();
+        let der = pair.serialize_der();
+        let pair =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &der, &random).unwrap();
+        move |message: &[u8]| pair.sign(&random, message).unwrap().as_ref().to_vec()
+    };
+    let (ours, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let key = ours.subject_public_key_info();
+    let certify = |key: &[u8], signature: &[u8]| {
+        let message = b"the pod's uid";
+        let proven = ProvenKey::Signed {
+            key,
+            signature,
+            message,
+        };
+        ca.certify(proven, &peer, "uid", Validity::from_now(LEAF_LIFE))
+    };
+    let good = signer(&ours)(b"the pod's uid");
+    let issued = certify(&key, &good).unwrap();
+    let der = CertificateDer::from_pem_slice(issued.as_bytes()).unwrap();
+    let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+    assert_eq!(certificate.public_key().raw, key);
+    for wrong in [
+        signer(&ours)(b"another pod's uid"),
+        signer(&other)(b"the pod's uid"),
+        Vec::new(),
+    ] {
+        certify(&key, &wrong).unwrap_err();
+    }
+    let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    assert_eq!(
+        certify(&p384.subject_public_key_info(), &good).unwrap_err(),
+        rcgen::Error::UnsupportedSignatureAlgorithm
+    );
 }

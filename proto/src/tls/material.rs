@@ -27,8 +27,9 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// The files' bytes as they are now. The key is wiped from memory when dropped.
 pub(super) struct Snapshot {
-    certificate: Vec<u8>,
-    key: Zeroizing<Vec<u8>>,
+    certificate: Zeroizing<Vec<u8>>,
+    /// `None`: it is in the file of the certificate.
+    key: Option<Zeroizing<Vec<u8>>>,
     roots: Vec<u8>,
 }
 
@@ -42,17 +43,29 @@ pub(super) struct Material {
 
 impl Snapshot {
     pub(super) fn read(files: &TlsFiles) -> Result<Self, MaterialError> {
+        let apart = files.key != files.certificate;
         Ok(Self {
-            certificate: read(&files.certificate)?,
-            key: Zeroizing::new(read(&files.key)?),
+            certificate: Zeroizing::new(read(&files.certificate)?),
+            key: match apart {
+                true => Some(Zeroizing::new(read(&files.key)?)),
+                false => None,
+            },
             roots: read(&files.roots)?,
         })
+    }
+
+    fn key(&self) -> &[u8] {
+        self.key.as_ref().unwrap_or(&self.certificate)
     }
 
     /// Differs whenever one of the files does.
     pub(super) fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        for file in [&self.certificate, &*self.key, &self.roots] {
+        for file in [
+            self.certificate.as_slice(),
+            self.key(),
+            self.roots.as_slice(),
+        ] {
             hash.update(Sha256::digest(file));
         }
         hash.finalize().into()
@@ -84,7 +97,7 @@ impl Snapshot {
         };
         verify_chain(&chain, &identity).map_err(refused)?;
         let mut der =
-            PrivateKeyDer::from_pem_slice(&self.key).map_err(|source| MaterialError::Pem {
+            PrivateKeyDer::from_pem_slice(self.key()).map_err(|source| MaterialError::Pem {
                 path: files.key.clone(),
                 source,
             })?;

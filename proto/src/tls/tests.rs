@@ -297,6 +297,30 @@ async fn one_address_cannot_take_every_handshake_slot() {
 }
 
 #[tokio::test]
+async fn a_key_and_its_certificate_in_one_file_are_read_and_replaced_together() {
+    let world = World::new();
+    let fresh = Validity::from_now(LEAF_LIFE);
+    let issue = || world.issue(&world.agent, &agent(), fresh);
+    let bundle = |key: &Issued, chain: &Issued| format!("{}{}", *key.key, chain.certificate);
+    let dir = world.dir.path();
+    let files = TlsFiles::bundle_in_dir(dir, "credentials.pem", "roots.crt");
+    let (first, second) = (issue(), issue());
+    std::fs::write(&files.roots, world.controller.certificate()).unwrap();
+    std::fs::write(&files.certificate, bundle(&first, &first)).unwrap();
+    let accept = Peers::Only(PeerId::Controller);
+    let (credentials, mut reloader) = server_credentials(files.clone(), agent(), accept).unwrap();
+    let working = credentials.current();
+    for broken in [bundle(&first, &second), second.certificate.clone()] {
+        std::fs::write(&files.certificate, broken).unwrap();
+        assert!(matches!(reloader.check(), Reload::Refused(_)));
+        assert!(Arc::ptr_eq(&working, &credentials.current()));
+    }
+    std::fs::write(&files.certificate, bundle(&second, &second)).unwrap();
+    assert!(matches!(reloader.check(), Reload::Replaced));
+    certificate_life(&files).unwrap();
+}
+
+#[tokio::test]
 async fn a_broken_new_certificate_never_replaces_a_working_one() {
     let world = World::new();
     let fresh = Validity::from_now(LEAF_LIFE);

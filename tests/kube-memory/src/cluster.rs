@@ -17,6 +17,7 @@ use crate::audit::{Audit, RequestRecord};
 use crate::controllers;
 use crate::core::Core;
 use crate::fault::{Fault, FaultHandle, Faults};
+use crate::kinds::pod_certificate::REQUESTS;
 use crate::pki::Pki;
 use crate::server;
 use crate::state::{Shared, State};
@@ -38,6 +39,8 @@ pub struct ClusterConfig {
     /// Scheduled pods become Ready at once and terminate by themselves. Without it somebody else must play kubelet.
     /// Which of both is said by each node's annotation `kube-memory/kubelet`: `instant` or `none`.
     pub instant_kubelet: bool,
+    /// Serve PodCertificateRequests, as a cluster where they are turned on. By default a real one does not, either.
+    pub pod_certificates: bool,
     /// How long the instant kubelet takes to end a terminating pod (at most: never longer than its grace period).
     pub termination: Duration,
 }
@@ -53,6 +56,7 @@ impl Default for ClusterConfig {
                 PathBuf::from(directory).join(format!("{}.jsonl", Uuid::new_v4()))
             }),
             instant_kubelet: true,
+            pod_certificates: false,
             termination: Duration::from_millis(30),
         }
     }
@@ -101,6 +105,9 @@ impl Cluster {
         let mut state = State::new(pki.ca_pem.clone());
         let token = Uuid::new_v4().simple().to_string();
         state.tokens.insert(token.clone(), Token::of(ADMIN));
+        if !config.pod_certificates {
+            state.registry.remove(REQUESTS);
+        }
         let in_memory = real.is_none();
         if in_memory {
             let kubelet = if config.instant_kubelet {

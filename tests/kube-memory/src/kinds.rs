@@ -2,6 +2,7 @@
 
 pub(crate) mod meta;
 pub(crate) mod pod;
+pub(crate) mod pod_certificate;
 mod small;
 mod workload;
 
@@ -53,6 +54,7 @@ pub(crate) fn prepare_create(
         "customresourcedefinitions.apiextensions.k8s.io" => crate::crd::prepare_definition(object)?,
         "networkpolicies.networking.k8s.io" => small::prepare_policy(object),
         "secrets" => small::prepare_secret(object),
+        pod_certificate::REQUESTS => pod_certificate::prepare(object),
         "validatingadmissionpolicies.admissionregistration.k8s.io"
         | "validatingadmissionpolicybindings.admissionregistration.k8s.io" => {
             admission::prepare(resource, object);
@@ -132,6 +134,7 @@ pub(crate) fn validate(
         | "clusterrolebindings.rbac.authorization.k8s.io" => {
             small::validate_binding(object, old.map(|(old, _)| old))
         }
+        pod_certificate::REQUESTS => pod_certificate::validate(object, old.map(|(old, _)| old)),
         "configmaps" | "secrets" => small::validate_immutable(object, old.map(|(old, _)| old)),
         _ => Vec::new(),
     }

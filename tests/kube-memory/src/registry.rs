@@ -151,6 +151,14 @@ const BUILT_IN: &[Row] = &[
     ),
     ("coordination.k8s.io", "v1", "leases", "Lease", "", "nc"),
     (
+        "certificates.k8s.io",
+        "v1beta1",
+        "podcertificaterequests",
+        "PodCertificateRequest",
+        "",
+        "nsc",
+    ),
+    (
         "apiextensions.k8s.io",
         "v1",
         "customresourcedefinitions",

@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use impound_agent::runtime::docker::Docker;
 use impound_agent::{Agent, Disk};
 use impound_controller::service::AUDIENCE;
+use impound_proto::agent::v1::agent_client::AgentClient;
 use impound_proto::controller::v1 as wire;
 use impound_proto::controller::v1::controller_client::ControllerClient;
 use impound_proto::issuer::v1::IssueAgentCertificateRequest;
@@ -21,6 +22,7 @@ use impound_proto::{PeerId, Role};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -30,6 +32,9 @@ use super::{binding, quarantine};
 use crate::world::{World, eventually, free_port};
 
 pub(super) const NODE: &str = "k8s-worker2";
+
+/// How long the certificates last that end while their connections are open: two handshakes have to be made before.
+const A_WHILE: time::Duration = time::Duration::seconds(20);
 
 /// Calls of one caller at the same time, as the controller is told.
 const AT_ONCE: usize = 8;
@@ -267,7 +272,13 @@ impl Scene {
             };
             let message = line["fields"]["message"].as_str().unwrap_or_default();
             line["level"] == "WARN"
-                && ["refused a peer", "refused an agent's certificate", "call"].contains(&message)
+                && [
+                    "refused a peer",
+                    "refused a call",
+                    "refused an agent's certificate",
+                    "call",
+                ]
+                .contains(&message)
         };
         log.lines().filter(is_refusal).map(str::to_owned).collect()
     }
@@ -405,6 +416,39 @@ impl Scene {
         self.connected(credentials).await
     }
 
+    /// An open connection to the agent and one to the controller, with certificates that end soon.
+    pub(super) async fn connected_for_a_while(&self) -> Ending {
+        let soon = |ca: &str, peer: &PeerId, roots: &str| {
+            let issued = self
+                .ca(ca)
+                .issue(peer, &[], Validity::from_now(A_WHILE))
+                .unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let files = TlsFiles::in_dir(dir.path(), "roots.crt");
+            std::fs::write(&files.certificate, &issued.certificate).unwrap();
+            std::fs::write(&files.key, issued.key.as_bytes()).unwrap();
+            std::fs::write(&files.roots, self.root(roots)).unwrap();
+            let own = Peers::Only(peer.clone());
+            tls::client_credentials(files, own).unwrap().0
+        };
+        let alice = PeerId::responder("alice", Role::Custodian).unwrap();
+        let alice = soon("responder-ca", &alice, "controller-ca");
+        let controller = soon("controller-ca", &PeerId::Controller, "agent-ca");
+        let at = self.agent.to_string();
+        let node = PeerId::agent(NODE).unwrap();
+        let ending = Ending {
+            agent: tls::connect(&at, controller, node).await.unwrap(),
+            caller: self.connected(alice).await,
+            over: Instant::now() + A_WHILE.unsigned_abs() + Duration::from_secs(2),
+        };
+        // Until then they are as good as any.
+        for channel in [&ending.agent, &ending.caller.channel] {
+            let mut health = HealthClient::new(channel.clone());
+            health.check(HealthCheckRequest::default()).await.unwrap();
+        }
+        ending
+    }
+
     /// Somebody without a certificate, with this in the header "authorization".
     pub(super) async fn stranger(&self, authorization: &str) -> Caller {
         let roots = self.pki("ca/controller-ca.crt");
@@ -525,6 +569,24 @@ impl Scene {
             )
             .unwrap();
         self.world.client.request(request).await.unwrap()
+    }
+}
+
+/// Connections whose certificates end.
+pub(super) struct Ending {
+    agent: Channel,
+    pub(super) caller: Caller,
+    /// They have ended by then.
+    pub(super) over: Instant,
+}
+
+impl Ending {
+    pub(super) fn list_the_agents_containers(&self) -> Attempt {
+        let mut agent = AgentClient::new(self.agent.clone());
+        Box::pin(async move {
+            let asked = impound_proto::agent::v1::ListContainersRequest::default();
+            agent.list_containers(asked).await.map(drop)
+        })
     }
 }
 

@@ -90,6 +90,7 @@ impl State {
             return Err(Refusal::invalid(resource, &name, &errors));
         }
         if let Some(actor) = &by.actor {
+            kinds::pod_certificate::admit(self, resource, &object, actor)?;
             let question = Question {
                 operation: "CREATE",
                 resource,

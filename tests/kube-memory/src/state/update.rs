@@ -9,7 +9,7 @@ use super::{By, State, shapes};
 use crate::admission::Question;
 use crate::crd;
 use crate::json;
-use crate::kinds;
+use crate::kinds::{self, pod_certificate};
 use crate::managed::{self, Writer};
 use crate::refusal::{FieldError, Outcome, Refusal};
 use crate::registry::Resource;
@@ -52,6 +52,9 @@ impl State {
                 kinds::prepare_update(self, resource, subresource, &old, &mut new)?;
                 if subresource != "status" {
                     errors.extend(kinds::validate(resource, &new, Some((&old, subresource))));
+                } else if resource.is(pod_certificate::REQUESTS) {
+                    let actor = by.actor.as_ref();
+                    errors.extend(pod_certificate::validate_status(self, &old, &new, actor));
                 }
             }
         }

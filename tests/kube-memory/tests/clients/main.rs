@@ -8,6 +8,7 @@
 )]
 
 mod objects;
+mod pod_certificates;
 mod server;
 mod tokens;
 mod watches;
