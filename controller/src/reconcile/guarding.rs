@@ -18,7 +18,7 @@ use crate::contain::facts::Seen;
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::owner::is_same;
 use crate::contain::refusal::Refusal;
-use crate::contain::{node, pod, policy, protect};
+use crate::contain::{credentials, node, pod, policy, protect};
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, pace, read, send};
 use crate::resources::{ApiCall, Drift, QuarantinePhase, StepName, now};
@@ -118,6 +118,10 @@ pub async fn look(
         note(record, "MirrorMadeAnew", what);
     }
     restarts::look(record, &suspect);
+    // The API did not say all of it at the time, or may not.
+    if credentials::is_partial(&record.status.credentials) {
+        verifying::report_credentials(record, context).await;
+    }
     if record.untouched().is_some() {
         context.endings.attend(record, &suspect);
     }
