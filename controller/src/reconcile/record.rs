@@ -15,8 +15,8 @@ use super::{Context, ReconcileError};
 use crate::contain::settings::FIELD_MANAGER;
 use crate::kubernetes::{from_kube, pace};
 use crate::resources::{
-    Collection, CollectionSpec, Fact, Quarantine, QuarantinePhase, QuarantineStatus, StepName,
-    StepState, StepStatus, now,
+    Collection, CollectionSpec, Fact, Names, Quarantine, QuarantinePhase, QuarantineStatus,
+    StepName, StepState, StepStatus, now,
 };
 
 /// A quarantine under work. Changes go to memory first; [`Record::save`] makes them durable.
@@ -123,6 +123,17 @@ impl Record {
     }
 
     /// Why the suspect itself is not changed; none for most pods, and as long as nothing is planned.
+    /// What things were called when the plan was made; of a plan that does not say so, what they are called now.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        let recorded = self
+            .status
+            .undo
+            .as_ref()
+            .and_then(|undo| undo.names.clone());
+        recorded.unwrap_or_else(|| self.context.settings.names.clone())
+    }
+
     #[must_use]
     pub fn untouched(&self) -> Option<&str> {
         self.status.undo.as_ref()?.untouched.as_deref()

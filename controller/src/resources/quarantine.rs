@@ -9,16 +9,15 @@
     reason = "the derive repeats the type where nobody reaches it"
 )]
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::collection::CollectionPhase;
 use super::isolation::{AttemptStatus, IsolationSpec, IsolationStatus, Verdict};
-use super::{CASE_PATTERN, NAME_PATTERN, RECIPIENT_PATTERN, TEXT_PATTERN, any_object};
+use super::undo::{Before, Undo};
+use super::{CASE_PATTERN, NAME_PATTERN, RECIPIENT_PATTERN, TEXT_PATTERN};
 
 /// What a responder asks for. Everything but `release` is fixed at creation.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, Deserialize, Serialize)]
@@ -439,128 +438,6 @@ pub enum FactState {
     False,
     /// Could not be checked; the message says why.
     Unverified,
-}
-
-/// What release puts back.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Undo {
-    /// The pod's metadata as it was.
-    pub pod: PodUndo,
-    /// The node's state as it was.
-    pub node: NodeUndo,
-    /// Why the pod itself is not changed, nor anything made in the API that would hold it; none for most
-    /// pods. What can hold it then is its node's table.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub untouched: Option<String>,
-    /// Whether the pod is to be isolated at its node, which release has to lift.
-    #[serde(default)]
-    pub isolated: bool,
-    /// NetworkPolicies that the suspect is taken out of.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub policies: Vec<PolicyUndo>,
-    /// Policies of the network plugin's own kinds that are made.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub denies: Vec<DenyUndo>,
-}
-
-/// A NetworkPolicy of the pod's namespace before its podSelector is narrowed.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicyUndo {
-    /// Object name.
-    pub name: String,
-    /// metadata.uid: a policy re-created under the same name is another one.
-    pub uid: String,
-    /// Its spec.podSelector as it was, for the record: release takes out what was put in and leaves
-    /// the rest as it is by then.
-    #[schemars(schema_with = "any_object")]
-    pub pod_selector: serde_json::Value,
-}
-
-/// A policy of a network plugin's own kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct DenyUndo {
-    /// Kind, e.g. `CiliumNetworkPolicy`.
-    pub kind: String,
-    /// Path of the object below the API server.
-    pub path: String,
-    /// The object as it is made, as JSON text.
-    pub body: String,
-}
-
-/// The pod's metadata before the change.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PodUndo {
-    /// All labels as they were.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    /// Owner references as they were, for the record: adoption is up to the controller.
-    #[serde(default)]
-    #[schemars(schema_with = "owner_references")]
-    pub owner_references: Vec<OwnerReference>,
-    /// Label keys that the strip removes.
-    #[serde(default)]
-    pub removed: Vec<String>,
-    /// Those of them that neither owner nor Services need gone: by key the NetworkPolicy that lets go of
-    /// the pod without it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub for_policies: BTreeMap<String, String>,
-    /// Labels that the strip sets.
-    #[serde(default)]
-    pub added: BTreeMap<String, String>,
-    /// Annotations that the strip sets, with the value that was there before.
-    #[serde(default)]
-    pub annotations: BTreeMap<String, Option<String>>,
-}
-
-/// The node's state before the change.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeUndo {
-    /// Whether the node was unschedulable already, by somebody else's will.
-    #[serde(default)]
-    pub unschedulable: bool,
-    /// Label keys that are set, with the value that was there before.
-    #[serde(default)]
-    pub labels: BTreeMap<String, Option<String>>,
-    /// Annotations that are set, with the value that was there before.
-    #[serde(default)]
-    pub annotations: BTreeMap<String, Option<String>>,
-    /// Taints as they were, for the record.
-    #[serde(default)]
-    pub taints: Vec<TaintRecord>,
-}
-
-/// A node's taint.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct TaintRecord {
-    /// Taint key.
-    pub key: String,
-    /// Taint value.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<String>,
-    /// NoSchedule, PreferNoSchedule or NoExecute.
-    pub effect: String,
-}
-
-/// Objects as the API server gave them before the first change.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Before {
-    /// The pod.
-    #[schemars(schema_with = "any_object")]
-    pub pod: serde_json::Value,
-    /// Its node.
-    #[schemars(schema_with = "any_object")]
-    pub node: serde_json::Value,
-    /// Its controller, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "any_object")]
-    pub owner: Option<serde_json::Value>,
 }
 
 /// One of the node's other pods.

@@ -42,6 +42,7 @@ mod refusals;
 mod refused;
 mod release;
 mod replicas;
+mod renamed;
 mod restarts;
 mod rotation;
 mod sweeps;
