@@ -38,7 +38,7 @@ use tracing::{Instrument, Span};
 use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
 use crate::seal::{CustodyAppender, SealError};
-use crate::store::{Store, StoreError};
+use crate::store::{CollectionId, Store, StoreError};
 use crate::timestamp::TimestampAuthority;
 use budget::Budget;
 pub use budget::Limits;
@@ -372,6 +372,15 @@ impl Collector {
 
     /// Collects and seals, or goes on with a collection that was interrupted. A sealed one is left
     /// as it is and described. May be dropped at any point.
+    /// Whether a collection of this name was begun or sealed in its case.
+    ///
+    /// # Errors
+    /// If the store does not say.
+    pub async fn is_stored(&self, at: &CollectionId) -> Result<bool, StoreError> {
+        let stored = self.store.collections(&at.case).await?;
+        Ok(stored.contains(&at.name))
+    }
+
     ///
     /// # Errors
     /// Only if the collection can't be sealed at all, see [`CollectError`]; what can't be had from

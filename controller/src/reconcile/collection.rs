@@ -445,7 +445,6 @@ async fn prepare(
     let encrypt_to = recipients(&spec.encrypt_to);
     let encrypt_to = encrypt_to.map_err(|error| Unready::Never(format!("encryptTo: {error}")))?;
     let cluster = cluster_uid(context).await?;
-    let own = spec.quarantine.as_deref() == Some(&*object.name_any());
     let quarantine = quarantine(object, status, context).await?;
     let asked_by = quarantine.as_ref().and_then(ResourceExt::uid);
     let (before, uid, node) = match quarantine {
@@ -469,6 +468,11 @@ async fn prepare(
                 let owner = seen.owner.and_then(|owner| owner.raw);
                 (
                     Before {
+    let name = object.name_any();
+    let own = spec.quarantine.as_deref().is_some_and(|of| {
+        let recorded = quarantine.as_ref().and_then(|found| found.status.as_ref());
+        recorded.map_or(of, |status| status.first_collection(of)) == name
+    });
                         pod: seen.pod_raw,
                         node: seen.node_raw,
                         owner,
@@ -516,9 +520,9 @@ async fn prepare(
             let pod = (spec.pod.as_str(), spec.pod_uid.as_deref());
             let of = |kind, name: &str| custody::request(kind, &namespace, name, pod, id);
             // Its first collection is what a quarantine was asked for; later ones have requests of their own.
-            match own {
-                true => of("quarantine", &object.name_any()),
-                false => of("collection", &object.name_any()),
+            match &spec.quarantine {
+                Some(quarantine) if own => of("quarantine", quarantine),
+                _ => of("collection", &name),
             }
         }),
         reason: spec.reason.clone(),

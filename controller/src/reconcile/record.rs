@@ -78,12 +78,13 @@ impl Record {
         collection
     }
 
-    /// The first collection, which has the quarantine's name, not made yet.
+    /// The first collection, which has the quarantine's name unless that is taken, not made yet.
     #[must_use]
     pub fn first_collection(&self) -> Collection {
-        let (name, spec) = (self.name(), &self.object.spec);
+        let (quarantine, spec) = (self.name(), &self.object.spec);
+        let name = self.status.first_collection(&quarantine);
         let request = request_id(&self.object).map(|id| id.to_string());
-        self.collection(&name, &spec.reason, &spec.requested_by, request)
+        self.collection(name, &spec.reason, &spec.requested_by, request)
     }
 
     /// Whether what has the name of a collection that this quarantine `wanted` is that one. A name alone says
@@ -122,7 +123,6 @@ impl Record {
         self.object.metadata.uid.clone().unwrap_or_default()
     }
 
-    /// Why the suspect itself is not changed; none for most pods, and as long as nothing is planned.
     /// What things were called when the plan was made; of a plan that does not say so, what they are called now.
     #[must_use]
     pub fn names(&self) -> Names {
@@ -134,6 +134,7 @@ impl Record {
         recorded.unwrap_or_else(|| self.context.settings.names.clone())
     }
 
+    /// Why the suspect itself is not changed; none for most pods, and as long as nothing is planned.
     #[must_use]
     pub fn untouched(&self) -> Option<&str> {
         self.status.undo.as_ref()?.untouched.as_deref()

@@ -176,9 +176,12 @@ pub struct QuarantineStatus {
     /// The node's other pods and what became of them.
     #[serde(default)]
     pub evictions: Vec<EvictionStatus>,
-    /// Name of the Collection in the same namespace.
+    /// Name of the Collection in the same namespace, once it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collection: Option<String>,
+    /// Name that it is made under if the quarantine's own is somebody else's. Recorded before it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collection_name: Option<String>,
     /// Collections that are made because a container was started or restarted after the first one had ended, oldest
     /// first. At most 5.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -190,7 +193,8 @@ pub struct QuarantineStatus {
     /// What the suspect could act with, and the commands that revoke it.
     #[serde(default)]
     pub credentials: Vec<Credential>,
-    /// What others took away since containment, what was put back, and what was lost. The last 50.
+    /// What others took away or stood in the way with since containment, what was put back, and what was lost. The
+    /// last 50.
     #[serde(default)]
     pub drift: Vec<Drift>,
     /// How far containment is proved by the facts.
@@ -202,6 +206,14 @@ pub struct QuarantineStatus {
     /// Connections that are tried before and after the isolation.
     #[serde(default)]
     pub attempts: Vec<AttemptStatus>,
+}
+
+impl QuarantineStatus {
+    /// Name of the first collection of the quarantine of this name, made or not: its own, unless that is taken.
+    #[must_use]
+    pub fn first_collection<'n>(&'n self, quarantine: &'n str) -> &'n str {
+        self.collection_name.as_deref().unwrap_or(quarantine)
+    }
 }
 
 /// A collection of what a container was restarted to. Recorded before its object is made.
@@ -245,7 +257,7 @@ pub struct Credential {
 pub struct Drift {
     /// When it was seen, by the controller's clock.
     pub time: MicroTime,
-    /// Restored, NotRestored, EvidenceLoss or PodGone.
+    /// Restored, NotRestored, EvidenceLoss, PodGone, PolicyChanged, MirrorMadeAnew or NameTaken.
     pub reason: String,
     /// What it was, for people.
     pub what: String,
@@ -478,11 +490,4 @@ pub enum EvictionState {
     Kept,
     /// Could not be evicted in time.
     Failed,
-}
-
-fn owner_references(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({
-        "type": "array",
-        "items": { "type": "object", "x-kubernetes-preserve-unknown-fields": true }
-    })
 }
