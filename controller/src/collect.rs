@@ -43,6 +43,7 @@ use crate::timestamp::TimestampAuthority;
 use budget::Budget;
 pub use budget::Limits;
 pub use containment::{Containment, ContainmentSource};
+pub use left::look as look_for_images;
 use session::Session;
 
 mod attempt;
@@ -57,6 +58,7 @@ mod fetch;
 mod finish;
 mod full;
 mod image;
+mod left;
 mod listing;
 mod mounts;
 mod note;
@@ -370,8 +372,6 @@ impl Collector {
         self
     }
 
-    /// Collects and seals, or goes on with a collection that was interrupted. A sealed one is left
-    /// as it is and described. May be dropped at any point.
     /// Whether a collection of this name was begun or sealed in its case.
     ///
     /// # Errors
@@ -381,6 +381,8 @@ impl Collector {
         Ok(stored.contains(&at.name))
     }
 
+    /// Collects and seals, or goes on with a collection that was interrupted. A sealed one is left
+    /// as it is and described. May be dropped at any point.
     ///
     /// # Errors
     /// Only if the collection can't be sealed at all, see [`CollectError`]; what can't be had from
