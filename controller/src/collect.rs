@@ -38,11 +38,12 @@ use tracing::{Instrument, Span};
 use crate::agents::AgentConnector;
 use crate::progress::{Board, ProgressSink};
 use crate::seal::{CustodyAppender, SealError};
-use crate::store::{Store, StoreError};
+use crate::store::{CollectionId, Store, StoreError};
 use crate::timestamp::TimestampAuthority;
 use budget::Budget;
 pub use budget::Limits;
 pub use containment::{Containment, ContainmentSource};
+pub use left::look as look_for_images;
 use session::Session;
 
 mod attempt;
@@ -57,6 +58,7 @@ mod fetch;
 mod finish;
 mod full;
 mod image;
+mod left;
 mod listing;
 mod mounts;
 mod note;
@@ -368,6 +370,15 @@ impl Collector {
     pub fn with_room_for(mut self, exports: usize, layers: usize) -> Self {
         (self.exports, self.layers) = (Semaphore::new(exports), Semaphore::new(layers));
         self
+    }
+
+    /// Whether a collection of this name was begun or sealed in its case.
+    ///
+    /// # Errors
+    /// If the store does not say.
+    pub async fn is_stored(&self, at: &CollectionId) -> Result<bool, StoreError> {
+        let stored = self.store.collections(&at.case).await?;
+        Ok(stored.contains(&at.name))
     }
 
     /// Collects and seals, or goes on with a collection that was interrupted. A sealed one is left

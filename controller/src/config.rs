@@ -12,6 +12,7 @@ use impound_proto::traces::OtlpEndpoint;
 use crate::collect::Limits;
 use crate::contain::guard;
 use crate::contain::settings::{Settings, StorePods};
+use crate::resources::{Label, Names};
 use crate::timestamp::TimestampAuthority;
 use store::StoreConfig;
 
@@ -110,10 +111,10 @@ pub struct Serve {
     pub access: Access,
     /// Label put on a suspect pod and selected by the deny-all policy.
     #[arg(long, env = "IMPOUND_POD_LABEL", default_value = "status=suspectpod", value_parser = label, value_name = "KEY=VALUE")]
-    pub pod_label: (String, String),
+    pub pod_label: Label,
     /// Label put on a suspect's node.
     #[arg(long, env = "IMPOUND_NODE_LABEL", default_value = "status=suspectnode", value_parser = label, value_name = "KEY=VALUE")]
-    pub node_label: (String, String),
+    pub node_label: Label,
     /// Name of the deny-all NetworkPolicy.
     #[arg(
         long,
@@ -352,9 +353,11 @@ impl Serve {
     #[must_use]
     pub fn settings(&self) -> Settings {
         Settings {
-            pod_label: self.pod_label.clone(),
-            node_label: self.node_label.clone(),
-            policy_name: self.policy_name.clone(),
+            names: Names {
+                pod_label: self.pod_label.clone(),
+                node_label: self.node_label.clone(),
+                policy: self.policy_name.clone(),
+            },
             isolate: !self.no_node_isolation,
             agent_port: self.agent_port,
             freeze_limit: self.freeze_limit,
@@ -377,18 +380,22 @@ fn store_pods(text: &str) -> Result<StorePods, String> {
         .split_once('/')
         .filter(|(namespace, _)| !namespace.is_empty())
         .ok_or_else(|| format!("expected NAMESPACE/KEY=VALUE,..., came {text:?}"))?;
-    let labels = labels.split(',').map(label).collect::<Result<_, _>>()?;
+    let labels = labels
+        .split(',')
+        .map(|text| label(text).map(|label| label.pair()));
+    let labels = labels.collect::<Result<_, _>>()?;
     Ok(StorePods {
         namespace: namespace.to_owned(),
         labels,
     })
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+fn label(text: &str) -> Result<Label, String> {
     match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() && !value.is_empty() => {
-            Ok((key.to_owned(), value.to_owned()))
-        }
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok(Label {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        }),
         _ => Err(format!(
             "expected KEY=VALUE, e.g. status=suspectpod, came {text:?}"
         )),

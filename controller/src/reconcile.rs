@@ -3,6 +3,7 @@
 //! `next_step` decides and touches nothing; the other modules carry one step out and record it.
 
 pub mod blocking;
+pub mod collecting;
 pub mod collection;
 pub mod containing;
 pub mod custody;

@@ -6,6 +6,7 @@ pub mod collection;
 pub mod isolation;
 pub mod quarantine;
 pub mod sweep;
+pub mod undo;
 
 pub use collection::{
     ArtifactState, ArtifactStatus, Collection, CollectionPhase, CollectionSpec, CollectionStatus,
@@ -15,14 +16,15 @@ pub use isolation::{
     IsolationSpec, IsolationStatus, TableState, Verdict, WeaknessKind, WeaknessStatus,
 };
 pub use quarantine::{
-    ApiCall, Before, Credential, DenyUndo, Drift, EvictionState, EvictionStatus, Fact, FactState,
-    LaterCollection, NodeUndo, PodUndo, PolicyUndo, Quarantine, QuarantinePhase, QuarantineSpec,
-    QuarantineStatus, ReleaseSpec, StepName, StepState, StepStatus, TaintRecord, Undo,
+    ApiCall, Credential, Drift, EvictionState, EvictionStatus, Fact, FactState, LaterCollection,
+    Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec, StepName,
+    StepState, StepStatus,
 };
 pub use sweep::{
     Selection, Sweep, SweepCounts, SweepException, SweepPhase, SweepRoster, SweepRosterSpec,
     SweepRosterStatus, SweepSpec, SweepState, SweepStatus, SweepTarget, TargetState, TargetStatus,
 };
+pub use undo::{Before, DenyUndo, Label, Names, NodeUndo, PodUndo, PolicyUndo, TaintRecord, Undo};
 
 use impound_evidence::age::{AgeError, Recipient};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

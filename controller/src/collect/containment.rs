@@ -5,11 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use impound_evidence::{Alteration, AlterationKind, EvidencePath};
+use impound_evidence::{Alteration, AlterationKind, EvidencePath, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde::Deserialize;
 
 use super::CollectError;
 use super::session::Session;
+use crate::resources::{IsolationStatus, QuarantineStatus, StepName, StepState, TableState};
 
 /// File name in a collection.
 const NAME: &str = "containment.json";
@@ -80,10 +82,17 @@ impl Session<'_> {
         at: &EvidencePath,
         quarantine: &[u8],
     ) -> Result<(), CollectError> {
-        let Some(isolated) = isolation(at, quarantine) else {
-            return Ok(());
-        };
-        self.note(|note| isolated.join(&mut note.alterations)).await
+        match isolation(at, quarantine) {
+            Ok(None) => Ok(()),
+            Ok(Some(isolated)) => self.note(|note| isolated.join(&mut note.alterations)).await,
+            Err(error) => {
+                let warning = format!(
+                    "what isolation at the node changed is not among the manifest's alterations, as the status of the \
+                     Quarantine is not understood ({error}): read {at}"
+                );
+                self.warn(at.as_str(), warning).await
+            }
+        }
     }
 }
 
@@ -114,97 +123,84 @@ impl Isolated {
 }
 
 /// What isolation at the node changed, as the status of the Quarantine has it; nothing if there never was any.
-fn isolation(at: &EvidencePath, quarantine: &[u8]) -> Option<Isolated> {
+///
+/// # Errors
+/// If the object is not a Quarantine's.
+fn isolation(at: &EvidencePath, quarantine: &[u8]) -> Result<Option<Isolated>, serde_json::Error> {
     #[derive(Deserialize)]
     struct Object {
-        status: Option<Status>,
+        status: Option<QuarantineStatus>,
     }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Status {
-        isolation: Option<Table>,
-        pod_uid: Option<String>,
-        #[serde(default)]
-        steps: Vec<Step>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Table {
-        #[serde(default)]
-        state: String,
-        #[serde(default)]
-        problem: String,
-        looked: Option<String>,
-        #[serde(default)]
-        sandbox: String,
-        #[serde(default)]
-        netns_inode: u64,
-        since: Option<String>,
-    }
-    #[derive(Deserialize)]
-    struct Step {
-        name: String,
-        state: String,
-        #[serde(default)]
-        message: String,
-    }
-    let object: Object = serde_json::from_slice(quarantine).ok()?;
-    let status = object.status?;
-    let table = status.isolation.filter(|table| !table.sandbox.is_empty());
-    let Some(table) = table else {
-        let step = |name| status.steps.iter().find(move |step| step.name == name);
-        step("Isolate").filter(|step| step.state == "Done")?;
-        let how = match step("UndoIsolate") {
-            Some(undo) if !undo.message.is_empty() => undo.message.as_str(),
-            _ => "the Quarantine does not say how",
-        };
-        return Some(Isolated {
-            alteration: Alteration {
-                kind: AlterationKind::Isolate,
-                // The sandbox is not in the status any more.
-                source_id: status.pod_uid.unwrap_or_default(),
-                api_call:
-                    "nftables over netlink: table inet impound in the pod's network namespace"
-                        .to_owned(),
-                effect: format!("{SET}; it was not in force any more at the end: {how}"),
-                artifacts: vec![at.clone()],
-                started: None,
-                finished: None,
-            },
-            lifted: true,
-        });
-    };
+    let object: Object = serde_json::from_slice(quarantine)?;
+    let status = object.status.unwrap_or_default();
+    let table = status.isolation.as_ref();
+    let table = table.filter(|table| !table.sandbox.is_empty());
+    Ok(match table {
+        Some(table) => Some(seen(at, table)),
+        None => lifted(at, &status),
+    })
+}
+
+/// A table that was there when it was last looked for, or should have been.
+fn seen(at: &EvidencePath, table: &IsolationStatus) -> Isolated {
     let looked = match &table.looked {
-        Some(looked) => format!("the last look, at {looked},"),
+        Some(MicroTime(looked)) => format!("the last look, at {looked:.6},"),
         None => "the last look".to_owned(),
     };
     let problem = match table.problem.as_str() {
         "" => "the Quarantine does not say why",
         problem => problem,
     };
-    let end = match table.state.as_str() {
-        "InForce" => format!("at {looked} it was in force"),
-        "Missing" => {
+    let end = match table.state {
+        TableState::InForce => format!("at {looked} it was in force"),
+        TableState::Missing => {
             format!("at {looked} it was NOT there as set, and could not be set again: {problem}")
         }
-        _ => {
+        TableState::Unknown => {
             format!("at {looked} it could NOT be told whether it was still there: {problem}")
         }
     };
+    let since = table.since.as_ref();
     let namespace = table.netns_inode;
-    Some(Isolated {
+    Isolated {
         alteration: Alteration {
             kind: AlterationKind::Isolate,
-            source_id: table.sandbox,
+            source_id: table.sandbox.clone(),
             api_call: format!(
                 "nftables over netlink: table inet impound in network namespace {namespace}"
             ),
             effect: format!("{SET}; {end}"),
             artifacts: vec![at.clone()],
-            started: table.since.and_then(|since| since.parse().ok()),
+            started: since.and_then(|MicroTime(since)| {
+                Timestamp::from_unix(since.as_second(), since.subsec_nanosecond())
+            }),
             finished: None,
         },
         lifted: false,
+    }
+}
+
+/// A table that was set and taken away; nothing if none was set.
+fn lifted(at: &EvidencePath, status: &QuarantineStatus) -> Option<Isolated> {
+    let step = |name| status.steps.iter().find(move |step| step.name == name);
+    step(StepName::Isolate).filter(|step| step.state == StepState::Done)?;
+    let how = match step(StepName::UndoIsolate) {
+        Some(undo) if !undo.message.is_empty() => undo.message.as_str(),
+        _ => "the Quarantine does not say how",
+    };
+    Some(Isolated {
+        alteration: Alteration {
+            kind: AlterationKind::Isolate,
+            // The sandbox is not in the status any more.
+            source_id: status.pod_uid.clone().unwrap_or_default(),
+            api_call: "nftables over netlink: table inet impound in the pod's network namespace"
+                .to_owned(),
+            effect: format!("{SET}; it was not in force any more at the end: {how}"),
+            artifacts: vec![at.clone()],
+            started: None,
+            finished: None,
+        },
+        lifted: true,
     })
 }
 
@@ -214,7 +210,7 @@ mod tests {
 
     fn read(status: &str) -> Option<Isolated> {
         let object = format!(r#"{{"status":{status}}}"#);
-        isolation(&"containment.json".parse().unwrap(), object.as_bytes())
+        isolation(&"containment.json".parse().unwrap(), object.as_bytes()).unwrap()
     }
 
     fn table(state: &str, sandbox: &str) -> String {
@@ -246,6 +242,18 @@ mod tests {
             "null",
         ] {
             assert!(read(never).is_none(), "{never}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_is_not_understood_is_never_taken_for_one_without_isolation() {
+        let at = "containment.json".parse().unwrap();
+        for other in [
+            r#"{"status":{"isolation":{"sandbox":"abc","state":"Elsewhere"}}}"#,
+            r#"{"status":{"steps":"none"}}"#,
+            "[]",
+        ] {
+            assert!(isolation(&at, other.as_bytes()).is_err(), "{other}");
         }
     }
 

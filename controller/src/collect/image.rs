@@ -3,7 +3,8 @@
 //! The image's tag is the collection's name, so that no other collection ever names the same image.
 //! It is removed only when it is stored and re-read: until then it may be the only copy of a
 //! container that is gone. It is never left behind silently: if it can't be saved or removed, the
-//! manifest, the custody log and a warning say that it is there.
+//! manifest, the custody log and a warning say that it is there; if there is no manifest, as the
+//! collection is given up, the log and its status do (`left`).
 
 use impound_evidence::{Alteration, AlterationKind, EvidencePath, image_name};
 use impound_proto::agent::v1 as wire;

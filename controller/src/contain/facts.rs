@@ -12,9 +12,8 @@ use super::owner::{dependence, is_same};
 use super::plan::{full_name, is_labelled, uses_node_network};
 use super::refusal::Refusal;
 use super::selector::{Labels, selects};
-use super::settings::Settings;
 use super::{node, policy};
-use crate::resources::{Fact, FactState};
+use crate::resources::{Fact, FactState, Names};
 
 /// What the facts are read off, as far as the watch over a contained pod reads it anyway.
 #[derive(Clone, Debug)]
@@ -59,7 +58,7 @@ pub async fn check(
     quarantine: &str,
     (untouched, orphan): (Option<&str>, bool),
     seen: Option<Seen>,
-    settings: &Settings,
+    names: &Names,
 ) -> Result<Vec<Fact>, ObserveError> {
     let namespace = suspect.metadata.namespace.as_deref().unwrap_or_default();
     let name = suspect.metadata.name.as_deref().unwrap_or_default();
@@ -95,7 +94,7 @@ pub async fn check(
             labelled(&pod, quarantine),
             owner_released(&pod, Some(suspect).filter(|_| orphan)),
             no_endpoints(&pod, &slices),
-            policy_selects(&pod, &policies, settings),
+            policy_selects(&pod, &policies, names),
         ],
     };
     // To a pod on its node's network no policy applies, whatever it says.
@@ -256,17 +255,17 @@ fn endpoints_kept(fact: Fact) -> Fact {
     }
 }
 
-fn policy_selects(pod: &Pod, policies: &[NetworkPolicy], settings: &Settings) -> Fact {
+fn policy_selects(pod: &Pod, policies: &[NetworkPolicy], names: &Names) -> Fact {
     let labels = &pod.metadata.labels.clone().unwrap_or_default();
     let found = policies.iter().any(|policy| {
-        policy.metadata.name.as_deref() == Some(&settings.policy_name)
-            && policy::denies_all(policy, settings)
+        policy.metadata.name.as_deref() == Some(&names.policy)
+            && policy::denies_all(policy, names)
             && policy
                 .spec
                 .as_ref()
                 .is_some_and(|spec| selects(&spec.pod_selector.clone().unwrap_or_default(), labels))
     });
-    let name = &settings.policy_name;
+    let name = &names.policy;
     if found && uses_node_network(pod) {
         let message = format!(
             "NetworkPolicy {name} selects the pod, and does not apply to its node's network"
@@ -349,7 +348,38 @@ fn fact(name: &str, held: bool, message: &str) -> Fact {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn an_endpoint_of_either_address_family_holds_the_pod_also_without_a_word_of_it() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "name": "web", "uid": "u" },
+            "status": { "podIP": "10.0.0.7", "podIPs": [{ "ip": "10.0.0.7" }, { "ip": "fd00::7" }] },
+        }))
+        .unwrap();
+        let slice = |family: &str, endpoint: serde_json::Value| -> Vec<EndpointSlice> {
+            let slice = json!({
+                "metadata": { "name": "by-hand" }, "addressType": family, "endpoints": [endpoint],
+            });
+            vec![serde_json::from_value(slice).unwrap()]
+        };
+        for (held, family, endpoint) in [
+            (true, "IPv4", json!({ "addresses": ["10.0.0.7"] })),
+            (true, "IPv6", json!({ "addresses": ["fd00::7"] })),
+            (
+                true,
+                "IPv6",
+                json!({ "addresses": ["fd00::9"], "targetRef": { "uid": "u" } }),
+            ),
+            (false, "IPv4", json!({ "addresses": ["10.0.0.8"] })),
+        ] {
+            let fact = no_endpoints(&pod, &slice(family, endpoint.clone()));
+            assert_eq!(fact.state == FactState::False, held, "{endpoint}: {fact:?}");
+            assert_eq!(fact.message.contains("by-hand"), held, "{fact:?}");
+        }
+    }
 
     #[test]
     fn only_what_the_api_itself_makes_true_is_waited_for() {

@@ -173,7 +173,7 @@ fn evictions(user: &str) -> Vec<Value> {
 /// The deny-all policies and the budgets of quarantines.
 fn objects(user: &str, settings: &Settings) -> Vec<Value> {
     let (key, value) = PART_OF_LABEL;
-    let name = &settings.policy_name;
+    let name = &settings.names.policy;
     let policy = json!({
         "failurePolicy": "Fail",
         "matchConstraints": constraints(

@@ -8,17 +8,17 @@
 use k8s_openapi::api::core::v1::{Node, Taint};
 use serde_json::{Map, Value, json};
 
-use super::settings::{NODE_ANNOTATIONS, PROTECTED_NODE_LABEL, Settings, TAINT_KEY};
-use crate::resources::{ApiCall, NodeUndo, StepName, TaintRecord};
+use super::settings::{NODE_ANNOTATIONS, PROTECTED_NODE_LABEL, TAINT_KEY};
+use crate::resources::{ApiCall, Names, NodeUndo, StepName, TaintRecord};
 
 /// What release needs to know of the node, read before the first change.
 #[must_use]
-pub fn undo(node: &Node, settings: &Settings) -> NodeUndo {
+pub fn undo(node: &Node, names: &Names) -> NodeUndo {
     let labels = node.metadata.labels.clone().unwrap_or_default();
     let annotations = node.metadata.annotations.clone().unwrap_or_default();
     NodeUndo {
         unschedulable: is_unschedulable(node),
-        labels: wanted_labels(settings)
+        labels: wanted_labels(names)
             .into_iter()
             .map(|(key, _)| (key.clone(), labels.get(&key).cloned()))
             .collect(),
@@ -72,9 +72,9 @@ pub fn cordon(node: &Node) -> Option<ApiCall> {
 
 /// The call that labels the node as suspect, `None` if it is labelled already.
 #[must_use]
-pub fn label(node: &Node, settings: &Settings) -> Option<ApiCall> {
+pub fn label(node: &Node, names: &Names) -> Option<ApiCall> {
     let labels = node.metadata.labels.clone().unwrap_or_default();
-    let missing: Map<String, Value> = wanted_labels(settings)
+    let missing: Map<String, Value> = wanted_labels(names)
         .into_iter()
         .filter(|(key, value)| labels.get(key) != Some(value))
         .map(|(key, value)| (key, json!(value)))
@@ -95,9 +95,9 @@ pub fn label(node: &Node, settings: &Settings) -> Option<ApiCall> {
 /// The call that takes the suspect labels off, `None` if nothing of ours is there. A label that was so before
 /// stays.
 #[must_use]
-pub fn unlabel(node: &Node, undo: &NodeUndo, settings: &Settings) -> Option<ApiCall> {
+pub fn unlabel(node: &Node, undo: &NodeUndo, names: &Names) -> Option<ApiCall> {
     let labels = node.metadata.labels.clone().unwrap_or_default();
-    let back: Map<String, Value> = wanted_labels(settings)
+    let back: Map<String, Value> = wanted_labels(names)
         .into_iter()
         .filter(|(key, value)| labels.get(key) == Some(value))
         .filter_map(|(key, value)| {
@@ -201,12 +201,9 @@ fn taints(node: &Node) -> &[Taint] {
         .unwrap_or_default()
 }
 
-fn wanted_labels(settings: &Settings) -> [(String, String); 2] {
+fn wanted_labels(names: &Names) -> [(String, String); 2] {
     let (key, value) = PROTECTED_NODE_LABEL;
-    [
-        settings.node_label.clone(),
-        (key.to_owned(), value.to_owned()),
-    ]
+    [names.node_label.pair(), (key.to_owned(), value.to_owned())]
 }
 
 fn guarded(node: &Node) -> Value {
@@ -233,13 +230,13 @@ mod tests {
 
     #[test]
     fn what_release_takes_off_a_node_is_guarded_by_the_version_that_was_read() {
-        let settings = Settings::default();
+        let names = Names::default();
         let node = json!({ "metadata": { "name": "n", "uid": "u", "resourceVersion": "7" } });
         let mut node: Node = serde_json::from_value(node).unwrap();
-        let undo = undo(&node, &settings);
-        node.metadata.labels = Some(wanted_labels(&settings).into());
+        let undo = undo(&node, &names);
+        node.metadata.labels = Some(wanted_labels(&names).into());
         node.spec.get_or_insert_default().taints = Some(vec![own_taint()]);
-        for call in [unlabel(&node, &undo, &settings), uncordon(&node, &undo)] {
+        for call in [unlabel(&node, &undo, &names), uncordon(&node, &undo)] {
             let body: Value = serde_json::from_str(&call.unwrap().body).unwrap();
             assert_eq!(body["metadata"]["uid"], "u", "{body}");
             assert_eq!(body["metadata"]["resourceVersion"], "7", "{body}");
@@ -253,8 +250,8 @@ mod tests {
 
     /// The labels that a release patches on a node that looked so before, and looks so after containment.
     fn released(before: Value, after: Value) -> Option<Value> {
-        let settings = Settings::default();
-        let call = unlabel(&node(after), &undo(&node(before), &settings), &settings)?;
+        let names = Names::default();
+        let call = unlabel(&node(after), &undo(&node(before), &names), &names)?;
         let patch: Value = serde_json::from_str(&call.body).unwrap();
         patch.pointer("/metadata/labels").cloned()
     }

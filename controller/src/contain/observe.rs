@@ -351,7 +351,11 @@ async fn read_any(client: &Client, path: &str) -> Result<Option<Value>, ObserveE
     Ok(read(client, path).await?)
 }
 
-fn typed<T: DeserializeOwned>(
+/// An answer as what it is to be.
+///
+/// # Errors
+/// If it has another shape.
+pub(super) fn typed<T: DeserializeOwned>(
     path: &str,
     expected: &'static str,
     raw: Value,

@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use super::settings::{FIELD_MANAGER, QUARANTINE_LABEL, Settings};
 use super::{isolation, node, pod, policy, protect};
 use crate::resources::{
-    ApiCall, EvictionState, EvictionStatus, NodeUndo, PodUndo, PolicyUndo, Quarantine,
+    ApiCall, EvictionState, EvictionStatus, Names, NodeUndo, PodUndo, PolicyUndo, Quarantine,
     QuarantineSpec, StepName, Undo,
 };
 
@@ -64,17 +64,24 @@ pub fn plan(
         untouched,
     } = ownership(observed);
 
+    let others: Vec<&Quarantine> = others
+        .iter()
+        .filter(|other| !is(other, namespace, quarantine))
+        .collect();
+    let (names, names_warnings) = names(observed, &others, settings);
     let isolated =
         isolation::is_wanted(spec, settings) && isolation::hindrance(&observed.pod).is_none();
-    let node_undo = shared_node_undo(observed, quarantine, others)
-        .unwrap_or_else(|| node::undo(&observed.node, settings));
+    let node_undo =
+        shared_node_undo(observed, &others).unwrap_or_else(|| node::undo(&observed.node, &names));
     let mut warnings = consequences;
+    warnings.extend(names_warnings);
     let stripped = match untouched {
         Some(why) => Err(why),
-        None => pod::undo(observed, quarantine, settings),
+        None => pod::undo(observed, quarantine, &names),
     };
     let undo = match stripped {
         Err(why) => Undo {
+            names: Some(names.clone()),
             untouched: Some(why),
             isolated,
             pod: pod::as_it_is(&observed.pod),
@@ -85,15 +92,14 @@ pub fn plan(
             let (denies, deny_warnings) = if uses_node_network(&observed.pod) {
                 Default::default()
             } else {
-                deny::wanted(&observed.plugin, namespace, settings)
+                deny::wanted(&observed.plugin, namespace, &names)
             };
             warnings.extend(deny_warnings);
             Undo {
+                names: Some(names.clone()),
                 untouched: None,
                 isolated,
-                policies: excluded_policies(
-                    observed, &pod_undo, quarantine, spec, others, settings,
-                ),
+                policies: excluded_policies(observed, &pod_undo, spec, &others, &names),
                 denies,
                 pod: pod_undo,
                 node: node_undo,
@@ -106,7 +112,7 @@ pub fn plan(
     calls.extend(node::cordon(&observed.node));
     if undo.untouched.is_none() {
         calls.push(protect::create(namespace, quarantine));
-        match policy::deny_all(namespace, &observed.policies, settings) {
+        match policy::deny_all(namespace, &observed.policies, &names) {
             Ok(call) => calls.extend(call),
             // Whoever has taken the name must not keep everything else from being done: the call meets its conflict,
             // the step fails, and without that policy the pod is not called contained.
@@ -114,22 +120,22 @@ pub fn plan(
                 warnings.push(format!(
                     "{refusal}. Without the policy the pod is NOT contained."
                 ));
-                calls.push(policy::create(namespace, settings));
+                calls.push(policy::create(namespace, &names));
             }
         }
         calls.extend(policy::exclude::exclude(
             namespace,
             &observed.policies,
             &undo.policies,
-            settings,
+            &names,
         ));
         calls.extend(pod::strip(&observed.pod, &undo.pod));
         calls.extend(undo.denies.iter().filter_map(|deny| {
             let present = observed.plugin.at(namespace, &deny.path);
-            deny::mend(deny, present, namespace, settings)
+            deny::mend(deny, present, namespace, &names)
         }));
     }
-    calls.extend(node::label(&observed.node, settings));
+    calls.extend(node::label(&observed.node, &names));
     if isolated {
         let node = observed.node.metadata.name.as_deref().unwrap_or_default();
         let request = isolation::request(&observed.pod, quarantine, spec);
@@ -260,17 +266,70 @@ fn refuse_state(pod: &Pod) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether it is the quarantine of this name in this namespace: one of the same name elsewhere is another.
+fn is(other: &Quarantine, namespace: &str, quarantine: &str) -> bool {
+    other.metadata.namespace.as_deref() == Some(namespace)
+        && other.metadata.name.as_deref() == Some(quarantine)
+}
+
+/// What things are called. What is shared with a quarantine in force (policy and pod label with those of the
+/// namespace, node label with those of the node) is called as that one has recorded it, also after the controller
+/// was told other names: the policy selects one label, and whoever is released last takes away what it knows. Says
+/// so where that differs.
+fn names(observed: &Observed, others: &[&Quarantine], settings: &Settings) -> (Names, Vec<String>) {
+    let recorded = |is_shared: &dyn Fn(&Quarantine) -> bool| {
+        let mut shared = others.iter().filter(|other| is_shared(other));
+        shared.find_map(|other| {
+            Some((
+                *other,
+                other.status.as_ref()?.undo.as_ref()?.names.as_ref()?,
+            ))
+        })
+    };
+    let node = observed.node.metadata.name.as_deref();
+    let of_namespace =
+        recorded(&|other| other.metadata.namespace == observed.pod.metadata.namespace);
+    let of_node = recorded(&|other| {
+        let status = other.status.as_ref();
+        status.and_then(|status| status.node.as_deref()) == node
+    });
+    let (mut names, mut warnings) = (settings.names.clone(), Vec::new());
+    let mut take_over = |other: &Quarantine, what: String| {
+        warnings.push(format!(
+            "{what}, though the controller is configured to use another: quarantine {}/{} was made before that, is \
+             still in force and shares it.",
+            other.metadata.namespace.as_deref().unwrap_or_default(),
+            other.metadata.name.as_deref().unwrap_or_default()
+        ));
+    };
+    if let Some((other, shared)) = of_namespace {
+        if names.pod_label != shared.pod_label || names.policy != shared.policy {
+            take_over(
+                other,
+                format!(
+                    "The suspect label is {} and the NetworkPolicy {}",
+                    shared.pod_label, shared.policy
+                ),
+            );
+        }
+        names.pod_label = shared.pod_label.clone();
+        names.policy.clone_from(&shared.policy);
+    }
+    if let Some((other, shared)) = of_node {
+        if names.node_label != shared.node_label {
+            take_over(other, format!("The node's label is {}", shared.node_label));
+        }
+        names.node_label = shared.node_label.clone();
+    }
+    (names, warnings)
+}
+
 /// A node that another quarantine has cordoned already must be undone to the state before the
 /// first of them: its recorded undo is taken over.
-fn shared_node_undo(
-    observed: &Observed,
-    quarantine: &str,
-    others: &[Quarantine],
-) -> Option<NodeUndo> {
+fn shared_node_undo(observed: &Observed, others: &[&Quarantine]) -> Option<NodeUndo> {
     let node = observed.node.metadata.name.as_deref();
     others
         .iter()
-        .filter(|other| other.metadata.name.as_deref() != Some(quarantine))
         .filter_map(|other| other.status.as_ref())
         .find(|status| status.node.as_deref() == node && status.undo.is_some())
         .and_then(|status| status.undo.as_ref())
@@ -282,21 +341,17 @@ fn shared_node_undo(
 fn excluded_policies(
     observed: &Observed,
     pod: &PodUndo,
-    quarantine: &str,
     spec: &QuarantineSpec,
-    others: &[Quarantine],
-    settings: &Settings,
+    others: &[&Quarantine],
+    names: &Names,
 ) -> Vec<PolicyUndo> {
     if !spec.exclude_from_policies {
         return Vec::new();
     }
-    let mut excluded = policy::exclude::undo(&observed.policies, &pod::labels_after(pod), settings);
+    let mut excluded = policy::exclude::undo(&observed.policies, &pod::labels_after(pod), names);
     let shared = others
         .iter()
-        .filter(|other| {
-            other.metadata.name.as_deref() != Some(quarantine)
-                && other.metadata.namespace == observed.pod.metadata.namespace
-        })
+        .filter(|other| other.metadata.namespace == observed.pod.metadata.namespace)
         .filter_map(|other| other.status.as_ref()?.undo.as_ref())
         .flat_map(|undo| &undo.policies);
     for policy in shared {

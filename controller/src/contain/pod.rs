@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use serde_json::{Map, Value, json};
 
 use super::observe::Observed;
 use super::policy::leave::leave;
 use super::selector::{Labels, demanded_keys, selects, service_selects};
-use super::settings::{POD_ANNOTATIONS, QUARANTINE_LABEL, Settings};
-use crate::resources::{ApiCall, PodUndo, StepName};
+use super::settings::{POD_ANNOTATIONS, QUARANTINE_LABEL};
+use crate::resources::{ApiCall, Names, PodUndo, StepName};
 
 /// What the strip will do to the pod's metadata, and what it was before.
 ///
@@ -19,12 +19,12 @@ use crate::resources::{ApiCall, PodUndo, StepName};
 /// # Errors
 /// In words, if the owner, a Service, or anything that adopts pods would select the pod also afterwards (e.g. by
 /// `NotIn` or `DoesNotExist`): stripped or not, it would not let go.
-pub fn undo(observed: &Observed, quarantine: &str, settings: &Settings) -> Result<PodUndo, String> {
+pub fn undo(observed: &Observed, quarantine: &str, names: &Names) -> Result<PodUndo, String> {
     let metadata = &observed.pod.metadata;
     let labels = metadata.labels.clone().unwrap_or_default();
     let annotations = metadata.annotations.clone().unwrap_or_default();
     let added = BTreeMap::from([
-        settings.pod_label.clone(),
+        names.pod_label.pair(),
         (QUARANTINE_LABEL.to_owned(), quarantine.to_owned()),
     ]);
     let removed: Vec<String> = keys_to_strip(observed, &labels)
@@ -171,10 +171,18 @@ fn keys_to_strip(observed: &Observed, labels: &Labels) -> BTreeSet<String> {
     let services = observed
         .services
         .iter()
-        .filter_map(|service| service.spec.as_ref()?.selector.as_ref())
+        .filter_map(service_selector)
         .filter(|selector| service_selects(Some(selector), labels))
         .flat_map(|selector| selector.keys().cloned());
     owners.chain(services).collect()
+}
+
+/// What a Service selects pods by. An alias of a name elsewhere (ExternalName) selects none, whatever it says (API
+/// reference).
+fn service_selector(service: &Service) -> Option<&BTreeMap<String, String>> {
+    let spec = service.spec.as_ref()?;
+    let is_alias = spec.type_.as_deref() == Some("ExternalName");
+    spec.selector.as_ref().filter(|_| !is_alias)
 }
 
 /// What release leaves as it is in the pod's metadata, because others changed it since the strip.
@@ -226,13 +234,7 @@ fn selected_by(observed: &Observed, labels: &Labels) -> Option<String> {
         .find(|adopter| selects(&adopter.selector, labels))
         .map(|adopter| format!("{} {}", adopter.kind, adopter.name));
     let mut services = observed.services.iter();
-    let service = services.find(|service| {
-        let selector = service
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.selector.as_ref());
-        service_selects(selector, labels)
-    });
+    let service = services.find(|service| service_selects(service_selector(service), labels));
     owner.or_else(|| {
         let name = service?.metadata.name.as_deref().unwrap_or_default();
         Some(format!("Service {name}"))

@@ -14,8 +14,8 @@ use serde_json::json;
 
 use super::refusal::Refusal;
 use super::selector::{Labels, selects};
-use super::settings::{FIELD_MANAGER, PART_OF_LABEL, Settings};
-use crate::resources::{ApiCall, StepName};
+use super::settings::{FIELD_MANAGER, PART_OF_LABEL};
+use crate::resources::{ApiCall, Label, Names, StepName};
 
 /// The call that creates the deny-all policy, `None` if it is there already.
 ///
@@ -24,31 +24,31 @@ use crate::resources::{ApiCall, StepName};
 pub fn deny_all(
     namespace: &str,
     policies: &[NetworkPolicy],
-    settings: &Settings,
+    names: &Names,
 ) -> Result<Option<ApiCall>, Refusal> {
     let existing = policies
         .iter()
-        .find(|policy| policy.metadata.name.as_deref() == Some(&settings.policy_name));
+        .find(|policy| policy.metadata.name.as_deref() == Some(&names.policy));
     match existing {
-        Some(policy) if denies_all(policy, settings) => Ok(None),
+        Some(policy) if denies_all(policy, names) => Ok(None),
         Some(_) => Err(Refusal::ForeignPolicy {
             namespace: namespace.to_owned(),
-            name: settings.policy_name.clone(),
-            label: format!("{}={}", settings.pod_label.0, settings.pod_label.1),
+            name: names.policy.clone(),
+            label: names.pod_label.to_string(),
         }),
-        None => Ok(Some(create(namespace, settings))),
+        None => Ok(Some(create(namespace, names))),
     }
 }
 
 /// The call that creates the deny-all policy, whatever is there.
 #[must_use]
-pub fn create(namespace: &str, settings: &Settings) -> ApiCall {
-    let (key, value) = &settings.pod_label;
+pub fn create(namespace: &str, names: &Names) -> ApiCall {
+    let Label { key, value } = &names.pod_label;
     let body = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {
-            "name": settings.policy_name,
+            "name": names.policy,
             "namespace": namespace,
             "labels": { PART_OF_LABEL.0: PART_OF_LABEL.1 },
         },
@@ -71,9 +71,9 @@ pub fn create(namespace: &str, settings: &Settings) -> ApiCall {
 
 /// The call that removes the deny-all policy if Impound made it, `None` if it is gone or foreign.
 #[must_use]
-pub fn remove(namespace: &str, policies: &[NetworkPolicy], settings: &Settings) -> Option<ApiCall> {
+pub fn remove(namespace: &str, policies: &[NetworkPolicy], names: &Names) -> Option<ApiCall> {
     let policy = policies.iter().find(|policy| {
-        policy.metadata.name.as_deref() == Some(&settings.policy_name)
+        policy.metadata.name.as_deref() == Some(&names.policy)
             && policy
                 .metadata
                 .labels
@@ -85,7 +85,7 @@ pub fn remove(namespace: &str, policies: &[NetworkPolicy], settings: &Settings) 
         StepName::UndoPolicy,
         format!(
             "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies/{}",
-            settings.policy_name
+            names.policy
         ),
         policy.metadata.uid.as_deref(),
         "no quarantined pod is left in the namespace",
@@ -95,11 +95,11 @@ pub fn remove(namespace: &str, policies: &[NetworkPolicy], settings: &Settings) 
 /// Whether the policy selects the suspect label and nothing narrower, for both directions, and
 /// allows nothing.
 #[must_use]
-pub fn denies_all(policy: &NetworkPolicy, settings: &Settings) -> bool {
+pub fn denies_all(policy: &NetworkPolicy, names: &Names) -> bool {
     let Some(spec) = &policy.spec else {
         return false;
     };
-    let (key, value) = &settings.pod_label;
+    let Label { key, value } = &names.pod_label;
     let suspect = Labels::from([(key.clone(), value.clone())]);
     selects(&pod_selector(spec), &suspect)
         && ingress(spec) == Direction::Denied

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::resources::{Label, Names};
+
 /// Label on a quarantined pod that names its Quarantine object: selected by the suspect's own
 /// disruption budget.
 pub const QUARANTINE_LABEL: &str = "impound.dev/quarantine";
@@ -48,12 +50,8 @@ pub const FIELD_MANAGER: &str = "impound";
 /// What an installation may choose.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Label put on the suspect pod and selected by the deny-all policy.
-    pub pod_label: (String, String),
-    /// Label put on the suspect's node.
-    pub node_label: (String, String),
-    /// Name of the deny-all NetworkPolicy.
-    pub policy_name: String,
+    /// What the marks of a quarantine that is planned from now on are called; of an older one its record says it.
+    pub names: Names,
     /// Whether pods are isolated at their node, where a quarantine does not say.
     pub isolate: bool,
     /// Port at which every node's agent listens.
@@ -77,12 +75,24 @@ pub struct StorePods {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Default for Names {
+    fn default() -> Self {
+        let label = |value: &str| Label {
+            key: "status".into(),
+            value: value.into(),
+        };
+        Self {
+            pod_label: label("suspectpod"),
+            node_label: label("suspectnode"),
+            policy: "deny-all-suspectpod".into(),
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            pod_label: ("status".into(), "suspectpod".into()),
-            node_label: ("status".into(), "suspectnode".into()),
-            policy_name: "deny-all-suspectpod".into(),
+            names: Names::default(),
             isolate: true,
             agent_port: 7443,
             freeze_limit: Duration::from_secs(60),

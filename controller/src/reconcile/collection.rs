@@ -32,6 +32,7 @@ use super::{Context, ReconcileError};
 use crate::agents::AgentError;
 use crate::collect::{
     CollectError, CollectionJob, Containment, ContainmentSource, SealedCollection, TargetPod,
+    look_for_images,
 };
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::owner::{is_same, runtime_uid};
@@ -135,6 +136,7 @@ pub async fn reconcile(
         Ok(prepared) => prepared,
         Err(Unready::Never(reason)) => {
             fail(&mut status, reason);
+            give_up(&object, &mut status, &context).await;
             if let Some(later) = claimed_by_another(recorded.save(&context, &status).await)? {
                 return Ok(later);
             }
@@ -186,7 +188,12 @@ pub async fn reconcile(
             "collection waits: somebody else holds it in the store"
         );
     }
+    let anothers = matches!(&outcome, Err(CollectError::OtherRequest { .. }));
     let pause = conclude(&mut status, outcome, context.running.held(&uid, held));
+    // What another request has begun under the name is that one's.
+    if status.phase == CollectionPhase::Failed && !anothers {
+        give_up(&object, &mut status, &context).await;
+    }
     if pause.is_some() {
         // Another replica may have more luck with store or agent, and has looked before this one comes again.
         status.worker = Some(NOBODY.into());
@@ -200,6 +207,21 @@ pub async fn reconcile(
         announce(&context, &recorded.object, &status);
     }
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Says of a collection that has failed for good, in its status and in the custody log, what it may have left on its
+/// node. Of one that was never begun there is nothing to say.
+async fn give_up(object: &Collection, status: &mut CollectionStatus, context: &Context) {
+    let at = collection_id(&object.spec.case, &object.name_any());
+    let (Ok(at), Some(node)) = (at, status.node.clone()) else {
+        return;
+    };
+    let said = context.collector.give_up(&at, &node, &status.message);
+    let said = tokio::time::timeout(custody::AT_LEISURE, said).await;
+    for sentence in said.unwrap_or_else(|_| vec![look_for_images(&at, &node)]) {
+        status.message.push_str("; ");
+        status.message.push_str(&sentence);
+    }
 }
 
 /// Whether another replica works on it. On one that is under work and names nobody it is the replica that leads, of an
@@ -445,8 +467,12 @@ async fn prepare(
     let encrypt_to = recipients(&spec.encrypt_to);
     let encrypt_to = encrypt_to.map_err(|error| Unready::Never(format!("encryptTo: {error}")))?;
     let cluster = cluster_uid(context).await?;
-    let own = spec.quarantine.as_deref() == Some(&*object.name_any());
     let quarantine = quarantine(object, status, context).await?;
+    let name = object.name_any();
+    let own = spec.quarantine.as_deref().is_some_and(|of| {
+        let recorded = quarantine.as_ref().and_then(|found| found.status.as_ref());
+        recorded.map_or(of, |status| status.first_collection(of)) == name
+    });
     let asked_by = quarantine.as_ref().and_then(ResourceExt::uid);
     let (before, uid, node) = match quarantine {
         // As it was before containment, and also when the pod is gone meanwhile.
@@ -516,9 +542,9 @@ async fn prepare(
             let pod = (spec.pod.as_str(), spec.pod_uid.as_deref());
             let of = |kind, name: &str| custody::request(kind, &namespace, name, pod, id);
             // Its first collection is what a quarantine was asked for; later ones have requests of their own.
-            match own {
-                true => of("quarantine", &object.name_any()),
-                false => of("collection", &object.name_any()),
+            match &spec.quarantine {
+                Some(quarantine) if own => of("quarantine", quarantine),
+                _ => of("collection", &name),
             }
         }),
         reason: spec.reason.clone(),

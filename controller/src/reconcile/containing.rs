@@ -16,8 +16,8 @@ use crate::contain::{node, pod, policy, protect};
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube, pace, read, send};
 use crate::resources::{
-    ApiCall, Before, DenyUndo, Quarantine, QuarantinePhase, QuarantineSpec, StepName, StepState,
-    Undo, recipients,
+    ApiCall, Before, DenyUndo, Names, Quarantine, QuarantinePhase, QuarantineSpec, StepName,
+    StepState, Undo, recipients,
 };
 
 /// Tries of one call within one attempt: most conflicts with somebody else's writes are over at once, and
@@ -326,10 +326,10 @@ async fn next_calls(
     undo: &Undo,
 ) -> Result<Vec<ApiCall>, StepError> {
     let namespace = record.namespace();
-    let settings = &context.settings;
+    let names = &record.names();
     let calls = match step {
         StepName::Cordon => node::cordon(&current_node(record, context).await?),
-        StepName::LabelNode => node::label(&current_node(record, context).await?, settings),
+        StepName::LabelNode => node::label(&current_node(record, context).await?, names),
         StepName::Protect => {
             let quarantine = record.name();
             let path = protect::budget_path(&namespace, &quarantine);
@@ -340,7 +340,7 @@ async fn next_calls(
         }
         StepName::Policy => {
             let policies = observe::policies(&context.client, &namespace).await?;
-            policy::deny_all(&namespace, &policies, settings)?
+            policy::deny_all(&namespace, &policies, names)?
         }
         StepName::Exclude => {
             let policies = observe::policies(&context.client, &namespace).await?;
@@ -348,10 +348,10 @@ async fn next_calls(
                 &namespace,
                 &policies,
                 &undo.policies,
-                settings,
+                names,
             ));
         }
-        StepName::Deny => return Ok(mend_denies(context, &namespace, &undo.denies).await?),
+        StepName::Deny => return Ok(mend_denies(context, &namespace, &undo.denies, names).await?),
         StepName::Strip => pod::strip(&current_pod(record, context).await?, &undo.pod),
         other => {
             return Err(StepError::Hopeless(format!(
@@ -370,16 +370,12 @@ pub async fn mend_denies(
     context: &Context,
     namespace: &str,
     denies: &[DenyUndo],
+    names: &Names,
 ) -> Result<Vec<ApiCall>, ApiError> {
     let mut calls = Vec::new();
     for deny in denies {
         let present = read(&context.client, &deny.path).await?;
-        calls.extend(deny::mend(
-            deny,
-            present.as_ref(),
-            namespace,
-            &context.settings,
-        ));
+        calls.extend(deny::mend(deny, present.as_ref(), namespace, names));
     }
     Ok(calls)
 }

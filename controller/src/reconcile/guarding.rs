@@ -18,7 +18,7 @@ use crate::contain::facts::Seen;
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::owner::is_same;
 use crate::contain::refusal::Refusal;
-use crate::contain::{node, pod, policy, protect};
+use crate::contain::{credentials, node, pod, policy, protect};
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, pace, read, send};
 use crate::resources::{ApiCall, Drift, QuarantinePhase, StepName, now};
@@ -118,6 +118,10 @@ pub async fn look(
         note(record, "MirrorMadeAnew", what);
     }
     restarts::look(record, &suspect);
+    // The API did not say all of it at the time, or may not.
+    if credentials::is_partial(&record.status.credentials) {
+        verifying::report_credentials(record, context).await;
+    }
     if record.untouched().is_some() {
         context.endings.attend(record, &suspect);
     }
@@ -207,6 +211,7 @@ async fn missing(
 ) -> Result<Missing, ReconcileError> {
     let namespace = record.namespace();
     let undo = record.status.undo.clone().unwrap_or_default();
+    let names = record.names();
     let node_name = record.status.node.clone().unwrap_or_default();
     let budget_path = protect::budget_path(&namespace, &record.name());
     let (node, policies, budget, denies) = futures::try_join!(
@@ -219,7 +224,7 @@ async fn missing(
         },
         async {
             // Where the right to read them is missing, so is that to make them: the facts say so.
-            Ok(mend_denies(context, &namespace, &undo.denies)
+            Ok(mend_denies(context, &namespace, &undo.denies, &names)
                 .await
                 .unwrap_or_default())
         },
@@ -227,7 +232,7 @@ async fn missing(
     let mut calls = Vec::new();
     if let Some(node) = &node {
         // One patch at a time: the second would carry a resourceVersion that the first has changed.
-        calls.extend(node::cordon(node).or_else(|| node::label(node, &context.settings)));
+        calls.extend(node::cordon(node).or_else(|| node::label(node, &names)));
     }
     if undo.untouched.is_some() {
         calls.retain(|call| ended(&record.status, call.step));
@@ -240,7 +245,7 @@ async fn missing(
     if budget.is_none() {
         calls.push(protect::create(&namespace, &record.name()));
     }
-    match policy::deny_all(&namespace, &policies, &context.settings) {
+    match policy::deny_all(&namespace, &policies, &names) {
         Ok(call) => calls.extend(call),
         // Its own step says so.
         Err(_) if !ended(&record.status, StepName::Policy) => {}
@@ -251,7 +256,7 @@ async fn missing(
         &namespace,
         &policies,
         &undo.policies,
-        &context.settings,
+        &names,
     ));
     calls.extend(pod::strip(suspect, &undo.pod));
     calls.extend(denies);

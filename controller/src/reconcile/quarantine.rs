@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use impound_proto::traces::{self, TARGET};
 use kube::ResourceExt;
-use kube::api::{Api, PostParams};
+use kube::api::Api;
 use kube::runtime::controller::Action;
 use tracing::{Instrument, Span};
 
@@ -14,6 +14,8 @@ mod logged;
 use self::logged::{
     log_again, log_contained, log_refused_release, log_release, log_request, report,
 };
+use super::collecting::{self, Made};
+use super::containing::{StepError, backoff};
 use super::custody::{AT_LEISURE, AT_ONCE};
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
 use super::record::Record;
@@ -33,6 +35,10 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 /// A contained pod is looked at this often also when nothing was heard: a watch shows what carries our
 /// labels, and what others add (a policy that allows, a Service) carries none.
 const WATCH_OVER: Duration = Duration::from_secs(120);
+
+/// What making the first collection is called where it is put off, and what is waited for once it is made.
+const ASK: &str = "first collection";
+const READING: &str = "inspect and diff of every container on the node";
 
 /// Brings a quarantine as far as it gets without waiting.
 ///
@@ -336,19 +342,9 @@ async fn neighbours(
         return Ok(Then::Save);
     }
     let Some(collection) = collection else {
-        record.begin(StepName::Neighbours);
-        if !create_collection(record, context).await? {
-            name_taken(record);
-            return Ok(Then::Save);
-        }
-        record.status.collection = Some(record.name());
-        record.wait(
-            StepName::Neighbours,
-            "inspect and diff of every container on the node",
-        );
-        return Ok(Then::Save);
+        return Ok(ask(record, context).await);
     };
-    record.status.collection = Some(record.name());
+    record.status.collection = Some(collection.name_any());
     let status = collection.status.clone().unwrap_or_default();
     if status.quick_done {
         let mut problems = status.missing.clone();
@@ -368,40 +364,59 @@ async fn neighbours(
         problems.extend(log_again(record, context).await.err());
         record.end(StepName::Neighbours, StepState::Failed, problems.join("; "));
     } else {
-        record.wait(
-            StepName::Neighbours,
-            "inspect and diff of every container on the node",
-        );
+        record.wait(StepName::Neighbours, READING);
         return Ok(Then::Wait(HEARTBEAT));
     }
     Ok(Then::Save)
 }
 
-/// Makes the collection. Tells whether there is one now: one of the name that is not this quarantine's is none.
-async fn create_collection(record: &Record, context: &Context) -> Result<bool, ReconcileError> {
+/// Makes the first collection. One that the API does not take is tried again, and said: what is in force is watched
+/// meanwhile, and nothing is evicted that was not read.
+async fn ask(record: &mut Record, context: &Context) -> Then {
+    let uid = record.uid();
+    if let Some(left) = context.pace.left(&uid, ASK) {
+        return Then::Wait(left);
+    }
+    let attempts = record.begin(StepName::Neighbours);
     let wanted = record.first_collection();
-    let api = Api::<Collection>::namespaced(context.client.clone(), &record.namespace());
-    let Err(error) = api.create(&PostParams::default(), &wanted).await else {
-        return Ok(true);
+    let name = wanted.name_any();
+    let waited = match collecting::make(record, context, &wanted).await {
+        Ok(Made::There(_)) => {
+            context.pace.clear(&uid, ASK);
+            record.status.collection = Some(name);
+            READING.to_owned()
+        }
+        Ok(Made::Taken) => match collecting::another_name(record, &name) {
+            Some(another) => {
+                let waited = format!("its collection is to be made as {another}");
+                record.status.collection_name = Some(another);
+                waited
+            }
+            None => {
+                every_name_taken(record, &name);
+                return Then::Save;
+            }
+        },
+        Err(error) => {
+            let error = StepError::from(error);
+            let pause = backoff(attempts).max(error.wait());
+            context.pace.put_off(&uid, ASK, pause);
+            pace::leave_alone(error.wait());
+            format!(
+                "collection {name} is NOT made yet, and tried again: {}; no neighbour is evicted before",
+                error.message()
+            )
+        }
     };
-    let error = from_kube("POST", "collections", error);
-    if !error.is_conflict() {
-        return Err(error.into());
-    }
-    let there = api.get_opt(&record.name()).await;
-    match there.map_err(|error| from_kube("GET", "collection", error))? {
-        // Created by an attempt that did not get as far as recording it.
-        Some(there) => Ok(record.owns(&there, &wanted)),
-        None => Err(error.into()),
-    }
+    record.wait(StepName::Neighbours, waited);
+    Then::Save
 }
 
 /// Nothing is collected under a name that is somebody else's.
-fn name_taken(record: &mut Record) {
+fn every_name_taken(record: &mut Record, name: &str) {
     let message = format!(
-        "NOT collected: a collection named {} exists that is not this quarantine's: it was made before it, or is of \
-         another pod, case or request. {}",
-        record.name(),
+        "NOT collected: every name that was tried is that of a collection that is not this quarantine's, {name} the \
+         last. {}",
         restarts::by_hand(record, "its own collection could not be made")
     );
     record.end(StepName::Neighbours, StepState::Failed, message.clone());
@@ -420,10 +435,7 @@ async fn collection(
     if state(StepName::Verify).is_none() || (recorded && record.object.spec.release.is_none()) {
         return Ok(None);
     }
-    let api = Api::<Collection>::namespaced(context.client.clone(), &record.namespace());
-    let there = api.get_opt(&record.name()).await;
-    let there = there.map_err(|error| from_kube("GET", "collection", error))?;
-    Ok(there.filter(|there| record.owns(there, &record.first_collection())))
+    Ok(collecting::find(record, context, &record.first_collection()).await?)
 }
 
 fn collected(record: &mut Record, collection: Option<&Collection>) {

@@ -15,8 +15,8 @@ use super::{Context, ReconcileError};
 use crate::contain::settings::FIELD_MANAGER;
 use crate::kubernetes::{from_kube, pace};
 use crate::resources::{
-    Collection, CollectionSpec, Fact, Quarantine, QuarantinePhase, QuarantineStatus, StepName,
-    StepState, StepStatus, now,
+    Collection, CollectionSpec, Fact, Names, Quarantine, QuarantinePhase, QuarantineStatus,
+    StepName, StepState, StepStatus, now,
 };
 
 /// A quarantine under work. Changes go to memory first; [`Record::save`] makes them durable.
@@ -78,12 +78,13 @@ impl Record {
         collection
     }
 
-    /// The first collection, which has the quarantine's name, not made yet.
+    /// The first collection, which has the quarantine's name unless that is taken, not made yet.
     #[must_use]
     pub fn first_collection(&self) -> Collection {
-        let (name, spec) = (self.name(), &self.object.spec);
+        let (quarantine, spec) = (self.name(), &self.object.spec);
+        let name = self.status.first_collection(&quarantine);
         let request = request_id(&self.object).map(|id| id.to_string());
-        self.collection(&name, &spec.reason, &spec.requested_by, request)
+        self.collection(name, &spec.reason, &spec.requested_by, request)
     }
 
     /// Whether what has the name of a collection that this quarantine `wanted` is that one. A name alone says
@@ -120,6 +121,17 @@ impl Record {
     #[must_use]
     pub fn uid(&self) -> String {
         self.object.metadata.uid.clone().unwrap_or_default()
+    }
+
+    /// What things were called when the plan was made; of a plan that does not say so, what they are called now.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        let recorded = self
+            .status
+            .undo
+            .as_ref()
+            .and_then(|undo| undo.names.clone());
+        recorded.unwrap_or_else(|| self.context.settings.names.clone())
     }
 
     /// Why the suspect itself is not changed; none for most pods, and as long as nothing is planned.

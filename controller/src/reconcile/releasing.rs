@@ -11,11 +11,10 @@ use super::{Context, ReconcileError, isolating};
 use crate::contain::observe::{self, ObserveError, controller_of};
 use crate::contain::plugin::deny;
 use crate::contain::refusal::Refusal;
-use crate::contain::settings::Settings;
 use crate::contain::{node, pod, policy, protect};
 use crate::kubernetes::{ApiError, pace, read, send};
 use crate::resources::{
-    ApiCall, DenyUndo, EvictionState, Quarantine, QuarantinePhase, StepName, StepState, Undo,
+    ApiCall, DenyUndo, EvictionState, Names, Quarantine, QuarantinePhase, StepName, StepState, Undo,
 };
 
 /// Carries one release step out; returns a delay if it has to be tried again.
@@ -293,7 +292,7 @@ async fn undoing(
     }
     let undo = record.status.undo.clone().unwrap_or_default();
     let namespace = record.namespace();
-    let settings = &context.settings;
+    let names = &record.names();
     let call = match step {
         StepName::UndoLabelNode | StepName::UndoCordon => {
             let name = record.status.node.clone().unwrap_or_default();
@@ -303,7 +302,7 @@ async fn undoing(
             if step == StepName::UndoCordon {
                 node::uncordon(&node, &undo.node)
             } else {
-                node::unlabel(&node, &undo.node, settings)
+                node::unlabel(&node, &undo.node, names)
             }
         }
         StepName::UndoStrip => {
@@ -322,12 +321,12 @@ async fn undoing(
         }
         StepName::UndoExclude => {
             let policies = observe::policies(&context.client, &namespace).await?;
-            return Ok(include_again(record, &policies, &undo, others, settings));
+            return Ok(include_again(record, &policies, &undo, others, names));
         }
         StepName::UndoDeny => return remove_denies(context, &undo.denies).await,
         StepName::UndoPolicy => {
             let policies = observe::policies(&context.client, &namespace).await?;
-            policy::remove(&namespace, &policies, settings)
+            policy::remove(&namespace, &policies, names)
         }
         StepName::UndoProtect => {
             let path = protect::budget_path(&namespace, &record.name());
@@ -365,7 +364,7 @@ fn include_again(
     policies: &[NetworkPolicy],
     undo: &Undo,
     others: &[Quarantine],
-    settings: &Settings,
+    names: &Names,
 ) -> Undoing {
     let needs = |other: &Quarantine, uid: &str| {
         let theirs = other
@@ -387,9 +386,9 @@ fn include_again(
             None => mine.push(policy.clone()),
         }
     }
-    left.extend(policy::exclude::left_alone(policies, &mine, settings));
+    left.extend(policy::exclude::left_alone(policies, &mine, names));
     Undoing {
-        calls: policy::exclude::include_again(&record.namespace(), policies, &mine, settings),
+        calls: policy::exclude::include_again(&record.namespace(), policies, &mine, names),
         left,
     }
 }

@@ -17,9 +17,9 @@ use std::time::Duration;
 use impound_evidence::{Entry, Event, short_id};
 use impound_proto::PeerId;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use kube::api::{Api, PostParams};
 use uuid::Uuid;
 
+use super::collecting::{self, Made};
 use super::custody::{self, AT_ONCE};
 use super::guarding::note;
 use super::next_step::{ended, state};
@@ -30,7 +30,6 @@ use crate::contain::owner::is_same;
 use crate::contain::plan::NAME_LIMIT;
 use crate::contain::refusal::Refusal;
 use crate::describe::describe;
-use crate::kubernetes::{ApiError, from_kube};
 use crate::resources::{
     ArtifactState, Collection, CollectionPhase, CollectionStatus, LaterCollection, QuarantinePhase,
     StepName, StepState,
@@ -155,12 +154,13 @@ pub async fn make(record: &mut Record, context: &Context) -> Result<(), Reconcil
             "not in the custody log"
         );
     }
-    match create(record, context, &later).await {
-        Ok(made) => {
+    match collecting::make(record, context, &wanted(record, &later)).await {
+        Ok(Made::There(made)) => {
             context.pace.clear(&record.uid(), MAKE);
             record.wait(StepName::CollectAgain, on_its_way(&later));
-            see(record, &later.name, made.as_ref());
+            see(record, &later.name, Some(made.as_ref()));
         }
+        Ok(Made::Taken) => rename(record, context, &later).await,
         Err(error) => {
             let pace = &context.pace;
             pace.failed(&record.uid(), MAKE, PAUSE.max(error.retry_after()), SLOWEST);
@@ -185,9 +185,7 @@ pub async fn follow(record: &mut Record, context: &Context) -> Result<(), Reconc
     let Some(later) = later.find(under_way).cloned() else {
         return Ok(());
     };
-    let found = api(record, context).get_opt(&later.name).await;
-    let found = found.map_err(|error| from_kube("GET", "collection", error))?;
-    let found = found.filter(|found| record.owns(found, &wanted(record, &later)));
+    let found = collecting::find(record, context, &wanted(record, &later)).await?;
     see(record, &later.name, found.as_ref());
     Ok(())
 }
@@ -348,13 +346,32 @@ fn unmade(record: &Record) -> Option<&LaterCollection> {
 /// Writes that the controller itself asks for the collection, once for each: else whoever writes objects could have
 /// made it.
 async fn log(record: &Record, context: &Context, later: &LaterCollection) -> Result<(), String> {
-    let id = Uuid::try_parse(&later.request).map_err(|error| error.to_string())?;
-    let spec = &record.object.spec;
-    let pod = (spec.pod.as_str(), record.status.pod_uid.as_deref());
-    let subject = custody::request("collection", &record.namespace(), &later.name, pod, id);
     let who = PeerId::Controller.to_string();
+    let subject = request_for(record, later)?;
     let entry = Entry::new(Event::Authorised, who, subject).because(later.reason.clone());
-    custody::once(context, &spec.case, vec![entry]).await
+    custody::once(context, &record.object.spec.case, vec![entry]).await
+}
+
+async fn log_withdrawn(
+    record: &Record,
+    context: &Context,
+    later: &LaterCollection,
+) -> Result<(), String> {
+    let who = PeerId::Controller.to_string();
+    let subject = request_for(record, later)?;
+    let entry = Entry::new(Event::Failed, who, subject).because("the name is somebody else's");
+    custody::once(context, &record.object.spec.case, vec![entry]).await
+}
+
+/// What the log calls the request for a later collection.
+fn request_for(record: &Record, later: &LaterCollection) -> Result<String, String> {
+    let id = Uuid::try_parse(&later.request).map_err(|error| error.to_string())?;
+    let pod = (
+        record.object.spec.pod.as_str(),
+        record.status.pod_uid.as_deref(),
+    );
+    let (namespace, name) = (record.namespace(), &later.name);
+    Ok(custody::request("collection", &namespace, name, pod, id))
 }
 
 /// The collection as it is to be made.
@@ -368,25 +385,29 @@ fn wanted(record: &Record, later: &LaterCollection) -> Collection {
     )
 }
 
-/// The collection, made now or by an attempt that did not get as far as recording it; `None` if the name is
-/// somebody else's.
-async fn create(
-    record: &Record,
-    context: &Context,
-    later: &LaterCollection,
-) -> Result<Option<Collection>, ApiError> {
-    let wanted = wanted(record, later);
-    let api = api(record, context);
-    let made = api.create(&PostParams::default(), &wanted).await;
-    match made.map_err(|error| from_kube("POST", "collections", error)) {
-        Ok(made) => Ok(Some(made)),
-        Err(error) if error.is_conflict() => {
-            let there = api.get_opt(&later.name).await;
-            let there = there.map_err(|error| from_kube("GET", "collection", error))?;
-            Ok(there.filter(|there| record.owns(there, &wanted)))
-        }
-        Err(error) => Err(error),
+/// Gives a later collection whose name is somebody else's another one, under which it is made once that is saved. The
+/// log says that nothing came of the request under the old one: nobody else's object may pass for it.
+async fn rename(record: &mut Record, context: &Context, taken: &LaterCollection) {
+    let Some(name) = collecting::another_name(record, &taken.name) else {
+        see(record, &taken.name, None);
+        return;
+    };
+    let logged = custody::within(AT_ONCE, log_withdrawn(record, context, taken)).await;
+    if let Err(problem) = logged {
+        tracing::error!(
+            quarantine = record.name(),
+            problem,
+            "not in the custody log"
+        );
     }
+    let mut all = record.status.later_collections.iter_mut();
+    let Some(later) = all.find(|later| later.name == taken.name) else {
+        return;
+    };
+    later.name = name;
+    later.request = Uuid::new_v4().to_string();
+    let message = on_its_way(later);
+    record.wait(StepName::CollectAgain, message);
 }
 
 /// Records how a later collection stands, and when it was the last one that had not ended, how they ended.
@@ -425,10 +446,6 @@ fn see(record: &mut Record, name: &str, collection: Option<&Collection>) {
         StepState::Failed
     };
     record.end(StepName::CollectAgain, state, all.join("; "));
-}
-
-fn api(record: &Record, context: &Context) -> Api<Collection> {
-    Api::namespaced(context.client.clone(), &record.namespace())
 }
 
 /// The part of a container's id that its files are called by; the id is `docker://` and 64 digits.

@@ -85,7 +85,7 @@ async fn add_plugin_facts(record: &Record, context: &Context, facts: &mut Vec<Fa
     let plugin = context.plugins.observe(&context.client, &namespace).await;
     let undo = record.status.undo.clone().unwrap_or_default();
     let labels = pod::labels_after(&undo.pod);
-    plugin_facts::add(facts, &plugin, &namespace, &labels, &context.settings);
+    plugin_facts::add(facts, &plugin, &namespace, &labels, &record.names());
 }
 
 /// Reports what the suspect could act with. Once its collection is made, since nothing must wait for it.
@@ -194,7 +194,7 @@ async fn check(
         &record.name(),
         (record.untouched(), is_orphan),
         seen,
-        &context.settings,
+        &record.names(),
     )
     .await?;
     facts.extend(isolating::facts(record));

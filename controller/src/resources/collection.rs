@@ -85,8 +85,9 @@ pub struct CollectionSpec {
     #[schemars(length(max = 16), inner(length(min = 62, max = 62), regex(pattern = RECIPIENT_PATTERN)))]
     pub encrypt_to: Vec<String>,
     /// Name of the Quarantine in the same namespace that it belongs to. The first one has the
-    /// Quarantine's name: the recorded objects are stored with it, and the node's other pods get a
-    /// quick inspect and diff. Later ones are of what containers were restarted to.
+    /// Quarantine's name, or if that is taken the one that its status says: the recorded objects are
+    /// stored with it, and the node's other pods get a quick inspect and diff. Later ones are of what
+    /// containers were restarted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<String>,
 }

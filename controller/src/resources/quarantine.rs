@@ -9,16 +9,15 @@
     reason = "the derive repeats the type where nobody reaches it"
 )]
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::collection::CollectionPhase;
 use super::isolation::{AttemptStatus, IsolationSpec, IsolationStatus, Verdict};
-use super::{CASE_PATTERN, NAME_PATTERN, RECIPIENT_PATTERN, TEXT_PATTERN, any_object};
+use super::undo::{Before, Undo};
+use super::{CASE_PATTERN, NAME_PATTERN, RECIPIENT_PATTERN, TEXT_PATTERN};
 
 /// What a responder asks for. Everything but `release` is fixed at creation.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, Deserialize, Serialize)]
@@ -177,9 +176,12 @@ pub struct QuarantineStatus {
     /// The node's other pods and what became of them.
     #[serde(default)]
     pub evictions: Vec<EvictionStatus>,
-    /// Name of the Collection in the same namespace.
+    /// Name of the Collection in the same namespace, once it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collection: Option<String>,
+    /// Name that it is made under if the quarantine's own is somebody else's. Recorded before it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collection_name: Option<String>,
     /// Collections that are made because a container was started or restarted after the first one had ended, oldest
     /// first. At most 5.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -191,7 +193,8 @@ pub struct QuarantineStatus {
     /// What the suspect could act with, and the commands that revoke it.
     #[serde(default)]
     pub credentials: Vec<Credential>,
-    /// What others took away since containment, what was put back, and what was lost. The last 50.
+    /// What others took away or stood in the way with since containment, what was put back, and what was lost. The
+    /// last 50.
     #[serde(default)]
     pub drift: Vec<Drift>,
     /// How far containment is proved by the facts.
@@ -203,6 +206,14 @@ pub struct QuarantineStatus {
     /// Connections that are tried before and after the isolation.
     #[serde(default)]
     pub attempts: Vec<AttemptStatus>,
+}
+
+impl QuarantineStatus {
+    /// Name of the first collection of the quarantine of this name, made or not: its own, unless that is taken.
+    #[must_use]
+    pub fn first_collection<'n>(&'n self, quarantine: &'n str) -> &'n str {
+        self.collection_name.as_deref().unwrap_or(quarantine)
+    }
 }
 
 /// A collection of what a container was restarted to. Recorded before its object is made.
@@ -229,7 +240,8 @@ pub struct LaterCollection {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Credential {
-    /// Token, RoleBinding, ClusterRoleBinding or Secret; Bindings if they could not be read.
+    /// Token, ServiceAccount, CloudIdentity, RoleBinding, ClusterRoleBinding or Secret; Bindings if they could not be
+    /// read.
     pub kind: String,
     /// Name of the object.
     pub name: String,
@@ -245,7 +257,7 @@ pub struct Credential {
 pub struct Drift {
     /// When it was seen, by the controller's clock.
     pub time: MicroTime,
-    /// Restored, NotRestored, EvidenceLoss or PodGone.
+    /// Restored, NotRestored, EvidenceLoss, PodGone, PolicyChanged, MirrorMadeAnew or NameTaken.
     pub reason: String,
     /// What it was, for people.
     pub what: String,
@@ -440,128 +452,6 @@ pub enum FactState {
     Unverified,
 }
 
-/// What release puts back.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Undo {
-    /// The pod's metadata as it was.
-    pub pod: PodUndo,
-    /// The node's state as it was.
-    pub node: NodeUndo,
-    /// Why the pod itself is not changed, nor anything made in the API that would hold it; none for most
-    /// pods. What can hold it then is its node's table.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub untouched: Option<String>,
-    /// Whether the pod is to be isolated at its node, which release has to lift.
-    #[serde(default)]
-    pub isolated: bool,
-    /// NetworkPolicies that the suspect is taken out of.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub policies: Vec<PolicyUndo>,
-    /// Policies of the network plugin's own kinds that are made.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub denies: Vec<DenyUndo>,
-}
-
-/// A NetworkPolicy of the pod's namespace before its podSelector is narrowed.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicyUndo {
-    /// Object name.
-    pub name: String,
-    /// metadata.uid: a policy re-created under the same name is another one.
-    pub uid: String,
-    /// Its spec.podSelector as it was, for the record: release takes out what was put in and leaves
-    /// the rest as it is by then.
-    #[schemars(schema_with = "any_object")]
-    pub pod_selector: serde_json::Value,
-}
-
-/// A policy of a network plugin's own kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct DenyUndo {
-    /// Kind, e.g. `CiliumNetworkPolicy`.
-    pub kind: String,
-    /// Path of the object below the API server.
-    pub path: String,
-    /// The object as it is made, as JSON text.
-    pub body: String,
-}
-
-/// The pod's metadata before the change.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PodUndo {
-    /// All labels as they were.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    /// Owner references as they were, for the record: adoption is up to the controller.
-    #[serde(default)]
-    #[schemars(schema_with = "owner_references")]
-    pub owner_references: Vec<OwnerReference>,
-    /// Label keys that the strip removes.
-    #[serde(default)]
-    pub removed: Vec<String>,
-    /// Those of them that neither owner nor Services need gone: by key the NetworkPolicy that lets go of
-    /// the pod without it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub for_policies: BTreeMap<String, String>,
-    /// Labels that the strip sets.
-    #[serde(default)]
-    pub added: BTreeMap<String, String>,
-    /// Annotations that the strip sets, with the value that was there before.
-    #[serde(default)]
-    pub annotations: BTreeMap<String, Option<String>>,
-}
-
-/// The node's state before the change.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeUndo {
-    /// Whether the node was unschedulable already, by somebody else's will.
-    #[serde(default)]
-    pub unschedulable: bool,
-    /// Label keys that are set, with the value that was there before.
-    #[serde(default)]
-    pub labels: BTreeMap<String, Option<String>>,
-    /// Annotations that are set, with the value that was there before.
-    #[serde(default)]
-    pub annotations: BTreeMap<String, Option<String>>,
-    /// Taints as they were, for the record.
-    #[serde(default)]
-    pub taints: Vec<TaintRecord>,
-}
-
-/// A node's taint.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct TaintRecord {
-    /// Taint key.
-    pub key: String,
-    /// Taint value.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<String>,
-    /// NoSchedule, PreferNoSchedule or NoExecute.
-    pub effect: String,
-}
-
-/// Objects as the API server gave them before the first change.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Before {
-    /// The pod.
-    #[schemars(schema_with = "any_object")]
-    pub pod: serde_json::Value,
-    /// Its node.
-    #[schemars(schema_with = "any_object")]
-    pub node: serde_json::Value,
-    /// Its controller, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "any_object")]
-    pub owner: Option<serde_json::Value>,
-}
-
 /// One of the node's other pods.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -600,11 +490,4 @@ pub enum EvictionState {
     Kept,
     /// Could not be evicted in time.
     Failed,
-}
-
-fn owner_references(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({
-        "type": "array",
-        "items": { "type": "object", "x-kubernetes-preserve-unknown-fields": true }
-    })
 }

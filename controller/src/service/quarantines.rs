@@ -15,13 +15,14 @@ use crate::contain::observe;
 use crate::contain::plan::NAME_LIMIT;
 use crate::contain::settings::FINALIZER;
 use crate::kubernetes::from_kube;
+use crate::reconcile::collecting;
 use crate::reconcile::containing::prepare;
 use crate::reconcile::custody;
 use crate::reconcile::next_step::evidence_is_safe;
 use crate::reconcile::record::{Record, manager};
 use crate::reconcile::releasing;
 use crate::resources::{
-    Collection, Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec,
+    Quarantine, QuarantinePhase, QuarantineSpec, QuarantineStatus, ReleaseSpec,
 };
 
 /// Longest reason, in characters, as the schema says.
@@ -292,13 +293,10 @@ async fn refuse_release(
         }
         _ => {}
     }
-    let namespace = found.metadata.namespace.as_deref().unwrap_or_default();
     let record = Record::new(found.clone(), service.context.clone());
-    let collection = Api::<Collection>::namespaced(service.context.client.clone(), namespace)
-        .get_opt(name)
+    let collection = collecting::find(&record, &service.context, &record.first_collection())
         .await
-        .map_err(|error| status::of_kube("GET", name, error))?
-        .filter(|collection| record.owns(collection, &record.first_collection()))
+        .map_err(|error| status::of_api(&error))?
         .and_then(|collection| collection.status);
     if force || evidence_is_safe(&found.spec, recorded, collection.as_ref()) {
         return Ok(());

@@ -335,6 +335,48 @@ async fn the_image_of_a_container_that_is_gone_is_saved_by_the_next_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_image_that_is_on_its_node_when_a_collection_is_given_up_is_named_in_answer_and_log()
+{
+    let mut named = 0;
+    for allowed in 0.. {
+        let fixture = Fixture::small().await;
+        let ended = run_until(&fixture, allowed, true).await;
+        lose_what_was_not_durable(&fixture).await;
+        let images: Vec<String> = {
+            let state = fixture.agent.state.lock().unwrap();
+            state.images.keys().cloned().collect()
+        };
+        let collector = fixture.collector(fixture.store());
+        let left = collector
+            .give_up(&fixture.id(), "worker2", "its disk is full")
+            .await;
+        for image in images {
+            let said = |text: &str| text.contains(&image) && text.contains("worker2");
+            assert!(
+                left.iter()
+                    .any(|sentence| said(sentence) && sentence.contains("docker image rm")),
+                "killed after operation {allowed}: {left:#?}"
+            );
+            let log = fixture.custody();
+            let failed = |what: &dyn Fn(&str) -> bool| {
+                let mut log = log.iter();
+                log.any(|entry| entry.event == Event::Failed && what(&entry.what))
+            };
+            assert!(failed(&said), "{log:#?}");
+            assert!(failed(&|what| what == "the collection"), "{log:#?}");
+            named += 1;
+        }
+        if ended {
+            break;
+        }
+    }
+    assert!(
+        named > 5,
+        "only {named} runs ended with an image on the node"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_made_of_the_whole_collection_is_true_of_all_that_is_collected() {
     let whole = Fixture::small().await;
     whole.run().await.unwrap();

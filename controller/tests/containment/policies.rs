@@ -71,7 +71,7 @@ impl World {
     }
 
     /// With the entities and the rule that the real definition has.
-    pub(super) async fn serve_cilium(&self) {
+    pub(crate) async fn serve_cilium(&self) {
         let entity = json!({ "type": "string", "enum": [
             "all", "world", "cluster", "host", "init", "ingress", "unmanaged", "remote-node", "health", "none",
             "kube-apiserver"] });

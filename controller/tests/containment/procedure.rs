@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use impound_proto::controller::v1::{CreateQuarantineRequest, GetQuarantineRequest};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, ListParams, Patch, PatchParams};
@@ -11,7 +11,9 @@ use kube_memory::{Effect, Fault};
 use serde_json::{Value, json};
 
 use super::blocked::Stage;
-use super::world::{World, calls_planned, calls_sent, eventually, label, name, node_of, state};
+use super::world::{
+    CONTROLLER, World, calls_planned, calls_sent, eventually, label, name, node_of, state,
+};
 
 #[tokio::test]
 async fn a_deployments_pod_is_contained_and_its_neighbours_leave() {
@@ -331,12 +333,22 @@ async fn what_the_suspect_could_act_with_is_reported_and_not_revoked() {
             "subjects": [{ "kind": "ServiceAccount", "name": "default", "namespace": world.namespace }],
         }))
         .await;
-    let done = world.quarantine(&name(pods.first().unwrap())).await;
-    let binding = done
-        .credentials
-        .iter()
-        .find(|credential| credential.name == "too-much")
+    let role = "arn:aws:iam::123456789012:role/shop";
+    let annotated =
+        json!({ "metadata": { "annotations": { "eks.amazonaws.com/role-arn": role } } });
+    let accounts = Api::<ServiceAccount>::namespaced(world.client.clone(), &world.namespace);
+    accounts
+        .patch("default", &PatchParams::default(), &Patch::Merge(annotated))
+        .await
         .unwrap();
+    let done = world.quarantine(&name(pods.first().unwrap())).await;
+    let named = |name: &str| {
+        let mut all = done.credentials.iter();
+        all.find(|credential| credential.name == name)
+            .unwrap_or_else(|| panic!("{name}: {:#?}", done.credentials))
+    };
+    assert_eq!(named(role).kind, "CloudIdentity");
+    let binding = named("too-much");
     assert_eq!(
         binding.grants,
         format!("ClusterRole admin in namespace {}", world.namespace)
@@ -374,6 +386,28 @@ async fn a_list_of_rights_that_hangs_keeps_no_evidence_waiting() {
         made.is_some() && made < listed,
         "made as request {made:?}, listed as {listed:?}"
     );
+}
+
+#[tokio::test]
+async fn rights_that_could_not_be_read_are_reported_as_soon_as_they_can_be() {
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let _once = world.api().inject(
+        Fault::answer(500)
+            .by(CONTROLLER)
+            .on("GET", "/clusterrolebindings")
+            .times(1),
+    );
+    let quarantine = world.quarantine(&name(pods.first().unwrap())).await.name;
+    eventually("they are reported", || async {
+        let now = world.current(&quarantine).await;
+        let unread = |one: &impound_proto::controller::v1::Credential| one.kind == "Bindings";
+        match now.credentials.is_empty() || now.credentials.iter().any(unread) {
+            false => Ok(()),
+            true => Err(format!("{:#?}", now.credentials)),
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! A Collection under the name that a quarantine's own is to have: what is sealed there is never taken for evidence of
-//! this quarantine's suspect.
+//! this quarantine's suspect, which is collected under another name.
 
 use impound_controller::reconcile::custody::REQUEST;
 use impound_controller::resources::{Collection, CollectionPhase};
@@ -84,8 +84,26 @@ async fn quarantined(stage: &Stage) -> Quarantine {
     stage.world.settled("q").await
 }
 
+/// Whether the quarantine has written down that a name is somebody else's, and has collected under another.
+fn collected_as(done: &Quarantine, taken: &str, collection: &str) {
+    assert!(
+        collection != taken && collection.starts_with("q-"),
+        "{collection}: {done:#?}"
+    );
+    let mut drift = done.drift.iter();
+    let noted = drift.any(|drift| {
+        drift.reason == "NameTaken"
+            && drift
+                .what
+                .contains(&format!("a collection named {taken} exists"))
+            && drift.what.ends_with(&format!("collected as {collection}"))
+    });
+    assert!(noted, "{done:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_sealed_under_a_quarantines_name_is_not_taken_for_its_evidence() {
+async fn what_is_sealed_under_a_quarantines_name_is_left_alone_and_its_evidence_collected_under_another()
+ {
     for differs in [
         Differs::Case,
         Differs::Uid,
@@ -96,44 +114,107 @@ async fn what_is_sealed_under_a_quarantines_name_is_not_taken_for_its_evidence()
         let stage = Stage::new().await;
         sealed(&stage, "q", differs).await;
         let done = quarantined(&stage).await;
-        assert_eq!(done.phase, "Incomplete", "{differs:?}: {done:#?}");
-        for step in ["Neighbours", "Collect"] {
-            assert_eq!(state(&done, step), "Failed", "{differs:?}: {done:#?}");
+        assert_eq!(done.phase, "Complete", "{differs:?}: {done:#?}");
+        for step in ["Neighbours", "Evict", "Collect"] {
+            assert_eq!(state(&done, step), "Done", "{differs:?}: {done:#?}");
         }
-        assert!(
-            done.message
-                .contains("NOT collected: a collection named q exists")
-                && done.message.contains("impound collect"),
-            "{differs:?}: {}",
-            done.message
-        );
-        // What holds the pod does not depend on it.
         assert_eq!(done.verdict, "Isolated", "{differs:?}: {done:#?}");
-        let refused = stage.world.release("q", false).await.unwrap_err();
-        assert_eq!(refused.code(), Code::FailedPrecondition, "{differs:?}");
-        let release = json!({ "spec": { "release": { "reason": "false alarm" } } });
-        let api = Api::<impound_controller::resources::Quarantine>::namespaced(
-            stage.world.client.clone(),
-            &stage.world.namespace,
-        );
-        api.patch("q", &PatchParams::default(), &Patch::Merge(release))
-            .await
-            .unwrap();
-        let refused = stage
-            .becomes("q", "its release is refused", |now| {
-                now.message.starts_with("release refused")
-            })
-            .await;
-        assert_eq!(
-            state(&refused, "UndoStrip"),
-            "",
-            "{differs:?}: {refused:#?}"
-        );
+        collected_as(&done, "q", &done.collection);
+        let api = collections(&stage);
+        let theirs = api.get("q").await.unwrap().status.unwrap();
+        assert_eq!(theirs.message, "of another", "{differs:?}: {theirs:#?}");
+        // The first one of a quarantine: with the objects as they were, and the neighbours.
+        let ours = api.get(&done.collection).await.unwrap();
+        let paths: Vec<&str> = ours
+            .status
+            .iter()
+            .flat_map(|status| &status.artifacts)
+            .map(|one| one.path.as_str())
+            .collect();
+        for word in [
+            "pod.json",
+            "tomcat/diff.txt",
+            "nginx/evidence-compromised-nginx-",
+        ] {
+            assert!(
+                paths.iter().any(|path| path.contains(word)),
+                "{differs:?}: {word}: {paths:#?}"
+            );
+        }
+        stage.world.release("q", false).await.unwrap();
+        let released = stage.world.settled("q").await;
+        assert_eq!(released.phase, "Released", "{differs:?}: {released:#?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_sealed_under_a_later_collections_name_is_not_taken_for_what_was_restarted() {
+async fn what_the_store_has_under_a_quarantines_name_is_not_gone_on_with() {
+    let stage = Stage::new().await;
+    // Of a quarantine that was released and deleted with its collection.
+    let stored = stage.world.dir.path().join("store/INC-1/q");
+    std::fs::create_dir_all(&stored).unwrap();
+    std::fs::write(stored.join("theirs"), "evidence").unwrap();
+    let done = quarantined(&stage).await;
+    assert_eq!(done.phase, "Complete", "{done:#?}");
+    collected_as(&done, "q", &done.collection);
+    let there: Vec<_> = std::fs::read_dir(&stored)
+        .unwrap()
+        .map(|file| file.unwrap().file_name())
+        .collect();
+    assert_eq!(there, ["theirs"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_are_taken_again_and_again_end_visibly_and_keep_an_unforced_release_waiting() {
+    let mut stage = Stage::new().await;
+    sealed(&stage, "q", Differs::Age).await;
+    stage.world.kill_controller();
+    let quarantine = json!({
+        "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "q" },
+        "spec": { "pod": name(&stage.suspect), "case": "INC-1", "reason": "x" },
+    });
+    stage.world.create(quarantine).await;
+    let taken = |n: usize| json!({ "time": Timestamp::now().to_string(), "reason": "NameTaken", "what": n.to_string() });
+    let drift: Vec<Value> = (0..5).map(taken).collect();
+    let api = Api::<impound_controller::resources::Quarantine>::namespaced(
+        stage.world.client.clone(),
+        &stage.world.namespace,
+    );
+    let before = Patch::Merge(json!({ "status": { "drift": drift } }));
+    let params = PatchParams::default();
+    api.patch_status("q", &params, &before).await.unwrap();
+    stage.world.expire_lease().await;
+    stage.world.start_controller().await;
+    let done = stage
+        .becomes("q", "it ends", |now| now.phase == "Incomplete")
+        .await;
+    for step in ["Neighbours", "Collect"] {
+        assert_eq!(state(&done, step), "Failed", "{done:#?}");
+    }
+    assert!(
+        done.message.contains("NOT collected") && done.message.contains("impound collect"),
+        "{}",
+        done.message
+    );
+    // What holds the pod does not depend on it.
+    assert_eq!(done.verdict, "Isolated", "{done:#?}");
+    let refused = stage.world.release("q", false).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let release = json!({ "spec": { "release": { "reason": "false alarm" } } });
+    api.patch("q", &params, &Patch::Merge(release))
+        .await
+        .unwrap();
+    let refused = stage
+        .becomes("q", "its release is refused", |now| {
+            now.message.starts_with("release refused")
+        })
+        .await;
+    assert_eq!(state(&refused, "UndoStrip"), "", "{refused:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sealed_under_a_later_collections_name_is_left_alone_and_what_was_restarted_collected()
+ {
     let stage = Stage::new().await;
     let done = quarantined(&stage).await;
     assert_eq!(done.phase, "Complete", "{done:#?}");
@@ -144,7 +225,8 @@ async fn what_is_sealed_under_a_later_collections_name_is_not_taken_for_what_was
         &*uid,
     );
     let id = stage.agent.add(pod, "nginx", 1, 2_000);
-    sealed(&stage, &format!("q-{}", &id[..12]), Differs::Pod).await;
+    let taken = format!("q-{}", &id[..12]);
+    sealed(&stage, &taken, Differs::Pod).await;
     let restarted = json!({ "status": { "containerStatuses": [{
         "name": "nginx", "image": "busybox:1", "imageID": "", "ready": true, "restartCount": 1,
         "containerID": format!("docker://{id}"),
@@ -158,14 +240,13 @@ async fn what_is_sealed_under_a_later_collections_name_is_not_taken_for_what_was
         .await
         .unwrap();
     let now = stage
-        .becomes("q", "it is not collected", |now| now.phase == "Incomplete")
+        .becomes("q", "it is collected", |now| {
+            now.phase == "Complete" && state(now, "CollectAgain") == "Done"
+        })
         .await;
-    assert_eq!(state(&now, "CollectAgain"), "Failed", "{now:#?}");
-    assert!(
-        now.message.contains("is not this quarantine's"),
-        "{}",
-        now.message
-    );
+    collected_as(&now, &taken, &now.later_collections[0].name);
     let calls = stage.agent.calls();
-    assert!(!calls.contains(&format!("export {id}")), "{calls:#?}");
+    assert!(calls.contains(&format!("export {id}")), "{calls:#?}");
+    let theirs = collections(&stage).get(&taken).await.unwrap();
+    assert_eq!(theirs.status.unwrap().message, "of another");
 }

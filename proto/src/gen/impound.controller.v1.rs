@@ -279,7 +279,7 @@ pub struct Eviction {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Credential {
-    /// Token, RoleBinding, ClusterRoleBinding, Secret; Bindings if they could not be read
+    /// Token, ServiceAccount, CloudIdentity, RoleBinding, ClusterRoleBinding, Secret; Bindings if they could not be read
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]

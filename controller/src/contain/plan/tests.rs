@@ -1,5 +1,7 @@
 //! What is planned for a pod, by what was observed of it.
 
+mod shared;
+
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Node, Pod};

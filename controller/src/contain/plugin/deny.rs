@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::{Family, KINDS, Kind, Plugin, object_name};
 use crate::contain::plan::delete_call;
-use crate::contain::settings::{FIELD_MANAGER, PART_OF_LABEL, Settings};
-use crate::resources::{ApiCall, DenyUndo, StepName};
+use crate::contain::settings::{FIELD_MANAGER, PART_OF_LABEL};
+use crate::resources::{ApiCall, DenyUndo, Label, Names, StepName};
 
 /// Name of the objects that are in namespaces.
 const NAME: &str = "impound-deny-suspects";
@@ -21,16 +21,12 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// The objects that are to be, or are already, and a warning for each that can't be: a foreign one has its
 /// name.
 #[must_use]
-pub fn wanted(
-    plugin: &Plugin,
-    namespace: &str,
-    settings: &Settings,
-) -> (Vec<DenyUndo>, Vec<String>) {
+pub fn wanted(plugin: &Plugin, namespace: &str, names: &Names) -> (Vec<DenyUndo>, Vec<String>) {
     let (mut denies, mut warnings) = (Vec::new(), Vec::new());
     for kind in strongest(plugin) {
-        let deny = deny(kind, namespace, settings);
+        let deny = deny(kind, namespace, names);
         let name = deny_name(kind, namespace);
-        let is_as_wanted = state(plugin, kind, namespace, settings) == State::InForce;
+        let is_as_wanted = state(plugin, kind, namespace, names) == State::InForce;
         match plugin.find(kind, &name) {
             Some(foreign) if !is_ours(foreign) && !is_as_wanted => warnings.push(format!(
                 "A {} {name} exists that was not made by Impound: it is left as it is, and nothing is denied in \
@@ -50,7 +46,7 @@ pub fn mend(
     deny: &DenyUndo,
     present: Option<&Value>,
     namespace: &str,
-    settings: &Settings,
+    names: &Names,
 ) -> Option<ApiCall> {
     let kind = kind_at(&deny.path, namespace)?;
     let purpose = format!("{} {}", kind.title(), effect(kind));
@@ -65,7 +61,7 @@ pub fn mend(
             purpose,
         });
     };
-    let spec = spec(kind, namespace, settings);
+    let spec = spec(kind, namespace, names);
     if !is_ours(present) || is_exactly(present.get("spec"), &spec) {
         return None;
     }
@@ -127,9 +123,9 @@ pub fn remove(deny: &DenyUndo, present: Option<&Value>) -> Result<Option<ApiCall
 
 /// Paths of our denials that are in force exactly as they were made.
 #[must_use]
-pub fn in_force(plugin: &Plugin, namespace: &str, settings: &Settings) -> Vec<String> {
+pub fn in_force(plugin: &Plugin, namespace: &str, names: &Names) -> Vec<String> {
     strongest(plugin)
-        .filter(|kind| state(plugin, kind, namespace, settings) == State::InForce)
+        .filter(|kind| state(plugin, kind, namespace, names) == State::InForce)
         .map(|kind| path(kind, namespace))
         .collect()
 }
@@ -147,10 +143,10 @@ pub enum State {
 
 /// How the denial of a kind stands.
 #[must_use]
-pub fn state(plugin: &Plugin, kind: &Kind, namespace: &str, settings: &Settings) -> State {
+pub fn state(plugin: &Plugin, kind: &Kind, namespace: &str, names: &Names) -> State {
     match plugin.find(kind, &deny_name(kind, namespace)) {
         None => State::Missing,
-        Some(object) if is_exactly(object.get("spec"), &spec(kind, namespace, settings)) => {
+        Some(object) if is_exactly(object.get("spec"), &spec(kind, namespace, names)) => {
             State::InForce
         }
         Some(_) => State::Altered,
@@ -180,7 +176,7 @@ fn is_as_made(deny: &DenyUndo, object: &Value) -> bool {
     spec.is_some_and(|spec| is_exactly(object.get("spec"), spec))
 }
 
-fn deny(kind: &Kind, namespace: &str, settings: &Settings) -> DenyUndo {
+fn deny(kind: &Kind, namespace: &str, names: &Names) -> DenyUndo {
     let name = deny_name(kind, namespace);
     let mut metadata = json!({
         "name": name,
@@ -193,7 +189,7 @@ fn deny(kind: &Kind, namespace: &str, settings: &Settings) -> DenyUndo {
         "apiVersion": kind.api_version(),
         "kind": kind.name,
         "metadata": metadata,
-        "spec": spec(kind, namespace, settings),
+        "spec": spec(kind, namespace, names),
     });
     DenyUndo {
         kind: kind.title(),
@@ -220,8 +216,8 @@ pub(super) fn deny_name(kind: &Kind, namespace: &str) -> String {
     }
 }
 
-fn spec(kind: &Kind, namespace: &str, settings: &Settings) -> Value {
-    let (key, value) = &settings.pod_label;
+fn spec(kind: &Kind, namespace: &str, names: &Names) -> Value {
+    let Label { key, value } = &names.pod_label;
     let suspects = json!({ "matchLabels": { key: value } });
     match kind.family {
         Family::Cilium => json!({

@@ -6,8 +6,7 @@ use super::{Family, Kind, Plugin};
 use crate::contain::facts::NO_POLICY_ALLOWS;
 use crate::contain::proof::NODE_ISOLATED;
 use crate::contain::selector::Labels;
-use crate::contain::settings::Settings;
-use crate::resources::{Fact, FactState};
+use crate::resources::{Fact, FactState, Names};
 
 /// Whether our denials in those kinds are in force.
 pub const PLUGIN_DENIES: &str = "PluginDenies";
@@ -23,7 +22,7 @@ pub fn add(
     plugin: &Plugin,
     namespace: &str,
     labels: &Labels,
-    settings: &Settings,
+    names: &Names,
 ) {
     if plugin.kinds.is_empty() && plugin.unread.is_empty() {
         return;
@@ -32,7 +31,7 @@ pub fn add(
         .iter()
         .any(|fact| fact.name == NODE_ISOLATED && fact.state == FactState::True);
     let mut cilium = strongest(plugin).filter(|kind| kind.family == Family::Cilium);
-    let denied = cilium.any(|kind| state(plugin, kind, namespace, settings) == State::InForce);
+    let denied = cilium.any(|kind| state(plugin, kind, namespace, names) == State::InForce);
     let allows = facts
         .iter_mut()
         .find(|fact| fact.name == NO_POLICY_ALLOWS && fact.state == FactState::False);
@@ -45,16 +44,16 @@ pub fn add(
              Cilium is the network plugin at work",
         );
     }
-    facts.extend(denials(plugin, namespace, settings));
-    let ours = in_force(plugin, namespace, settings);
+    facts.extend(denials(plugin, namespace, names));
+    let ours = in_force(plugin, namespace, names);
     facts.push(others(&judge(plugin, namespace, labels, &ours)));
 }
 
 /// An extra that is missing makes nothing untrue.
-fn denials(plugin: &Plugin, namespace: &str, settings: &Settings) -> Option<Fact> {
+fn denials(plugin: &Plugin, namespace: &str, names: &Names) -> Option<Fact> {
     let said = |kind: &'static Kind| {
         let (title, name) = (kind.title(), deny_name(kind, namespace));
-        match state(plugin, kind, namespace, settings) {
+        match state(plugin, kind, namespace, names) {
             State::InForce => (true, format!("our {title} {}", effect(kind))),
             State::Altered => (
                 false,

@@ -5,8 +5,7 @@ use serde_json::{Value, json};
 use super::deny::{State, in_force, mend, remove, state, wanted};
 use super::foreign::{Findings, judge};
 use super::*;
-use crate::contain::settings::Settings;
-use crate::resources::{DenyUndo, Fact, FactState};
+use crate::resources::{DenyUndo, Fact, FactState, Names};
 
 fn kind_of(group: &str, name: &str) -> &'static Kind {
     KINDS
@@ -37,19 +36,19 @@ fn judged(kind: &'static Kind, object: Value) -> Findings {
 }
 
 fn judged_all(plugin: &Plugin) -> Findings {
-    let ours = in_force(plugin, "shop", &Settings::default());
+    let ours = in_force(plugin, "shop", &Names::default());
     judge(plugin, "shop", &labels(), &ours)
 }
 
 /// Paths of all our denials, as if they were about to be made.
 fn planned(plugin: &Plugin) -> Vec<String> {
-    let (denies, _) = wanted(plugin, "shop", &Settings::default());
+    let (denies, _) = wanted(plugin, "shop", &Names::default());
     denies.into_iter().map(|deny| deny.path).collect()
 }
 
 /// What our denial of a kind is, as the server has it.
 fn ours(kind: &'static Kind) -> (DenyUndo, Value) {
-    let (mut denies, _) = wanted(&served(vec![(kind, vec![])]), "shop", &Settings::default());
+    let (mut denies, _) = wanted(&served(vec![(kind, vec![])]), "shop", &Names::default());
     let deny = denies.remove(0);
     let mut object: Value = serde_json::from_str(&deny.body).unwrap();
     object["metadata"]["uid"] = json!("u");
@@ -58,7 +57,7 @@ fn ours(kind: &'static Kind) -> (DenyUndo, Value) {
 
 fn stands(kind: &'static Kind, object: &Value) -> State {
     let plugin = served(vec![(kind, vec![object.clone()])]);
-    state(&plugin, kind, "shop", &Settings::default())
+    state(&plugin, kind, "shop", &Names::default())
 }
 
 fn named(spec: Value) -> Value {
@@ -66,12 +65,12 @@ fn named(spec: Value) -> Value {
 }
 
 fn bodies(plugin: &Plugin) -> Vec<(String, Value)> {
-    let (denies, warnings) = wanted(plugin, "shop", &Settings::default());
+    let (denies, warnings) = wanted(plugin, "shop", &Names::default());
     assert_eq!(warnings, Vec::<String>::new());
-    let settings = Settings::default();
+    let names = Names::default();
     let calls: Vec<_> = denies
         .iter()
-        .filter_map(|deny| mend(deny, None, "shop", &settings))
+        .filter_map(|deny| mend(deny, None, "shop", &names))
         .collect();
     let body = |body: &str| serde_json::from_str(body).expect("a body is JSON");
     calls
@@ -168,8 +167,8 @@ fn cilium_denies_everybody_the_way_in_but_the_kubelet_of_the_pod_s_own_node() {
             .all(|rule| rule.as_object().unwrap().len() == 1),
         "{rules:?}"
     );
-    let settings = Settings::default();
-    let call = mend(&ours(kind).0, None, "shop", &settings).unwrap();
+    let names = Names::default();
+    let call = mend(&ours(kind).0, None, "shop", &names).unwrap();
     assert!(
         call.purpose
             .contains("except what comes in from their own node"),
@@ -181,12 +180,12 @@ fn cilium_denies_everybody_the_way_in_but_the_kubelet_of_the_pod_s_own_node() {
 #[test]
 fn what_is_there_is_not_made_again_and_a_foreign_one_is_left_alone() {
     let kind = kind_of("cilium.io", "CiliumNetworkPolicy");
-    let settings = Settings::default();
+    let names = Names::default();
     let (deny, mut ours) = ours(kind);
     // A server may add defaults.
     ours["spec"]["enableDefaultDeny"] = json!({ "ingress": true });
     assert_eq!(stands(kind, &ours), State::InForce);
-    assert_eq!(mend(&deny, Some(&ours), "shop", &settings), None);
+    assert_eq!(mend(&deny, Some(&ours), "shop", &names), None);
     let plugin = served(vec![(kind, vec![ours.clone()])]);
     assert!(plugin.at("shop", &deny.path).is_some());
     let delete = remove(&deny, Some(&ours)).unwrap().unwrap();
@@ -198,10 +197,10 @@ fn what_is_there_is_not_made_again_and_a_foreign_one_is_left_alone() {
     // Another one of that name is somebody else's.
     ours["spec"]["egressDeny"] = json!([]);
     let foreign = served(vec![(kind, vec![ours.clone()])]);
-    let (denies, warnings) = wanted(&foreign, "shop", &settings);
+    let (denies, warnings) = wanted(&foreign, "shop", &names);
     assert!(denies.is_empty() && warnings.first().unwrap().contains("not made by Impound"));
     assert!(remove(&deny, Some(&ours)).is_err());
-    assert_eq!(mend(&deny, Some(&ours), "shop", &settings), None);
+    assert_eq!(mend(&deny, Some(&ours), "shop", &names), None);
     assert_eq!(remove(&deny, None), Ok(None));
 }
 
@@ -255,7 +254,7 @@ fn a_denial_that_somebody_weakened_is_none_and_is_put_back_whole() {
         let parent = weak.pointer_mut(parent).unwrap();
         parent[field] = value;
         assert_eq!(stands(kind, &weak), State::Altered, "{at}");
-        let call = mend(&deny, Some(&weak), "shop", &Settings::default()).unwrap();
+        let call = mend(&deny, Some(&weak), "shop", &Names::default()).unwrap();
         assert_eq!(call.method, "PATCH", "{at}");
         let patch: Value = serde_json::from_str(&call.body).unwrap();
         assert_eq!(patch[0]["value"], "u", "{at}");
@@ -480,7 +479,7 @@ fn a_denial_in_cilium_s_kind_excuses_an_allowing_policy_only_where_the_node_drop
             fact("NoPolicyAllows", FactState::False),
             fact("NodeIsolated", node),
         ];
-        facts::add(&mut all, &plugin, "shop", &labels(), &Settings::default());
+        facts::add(&mut all, &plugin, "shop", &labels(), &Names::default());
         assert_eq!(all[0].state, expected, "{all:?}");
         assert!(all[0].message.contains("only if Cilium"), "{all:?}");
     }

@@ -11,14 +11,13 @@ use serde_json::{Value, json};
 use super::{allowing, pod_selector};
 use crate::contain::plan::patch_call;
 use crate::contain::selector::Labels;
-use crate::contain::settings::Settings;
-use crate::resources::{ApiCall, PolicyUndo, StepName};
+use crate::resources::{ApiCall, Label, Names, PolicyUndo, StepName};
 
 /// The policies that allow a pod with these labels traffic, as they are before they are narrowed.
 #[must_use]
-pub fn undo(policies: &[NetworkPolicy], labels: &Labels, settings: &Settings) -> Vec<PolicyUndo> {
+pub fn undo(policies: &[NetworkPolicy], labels: &Labels, names: &Names) -> Vec<PolicyUndo> {
     allowing(policies, labels)
-        .filter(|policy| policy.metadata.name.as_deref() != Some(&settings.policy_name))
+        .filter(|policy| policy.metadata.name.as_deref() != Some(&names.policy))
         .map(|policy| PolicyUndo {
             name: policy.metadata.name.clone().unwrap_or_default(),
             uid: policy.metadata.uid.clone().unwrap_or_default(),
@@ -34,17 +33,17 @@ pub fn exclude(
     namespace: &str,
     policies: &[NetworkPolicy],
     undo: &[PolicyUndo],
-    settings: &Settings,
+    names: &Names,
 ) -> Vec<ApiCall> {
     let recorded = recorded(policies, undo);
     recorded
         .filter_map(|policy| {
             let mut selector = policy.spec.as_ref().map(pod_selector)?;
-            if is_narrowed(&selector, settings) {
+            if is_narrowed(&selector, names) {
                 return None;
             }
             let expressions = selector.match_expressions.get_or_insert_default();
-            expressions.push(no_suspects(settings));
+            expressions.push(no_suspects(names));
             let purpose = format!(
                 "NetworkPolicy {} no longer allows pods with the suspect label any traffic; for all other pods \
                  it stays as it is",
@@ -62,16 +61,16 @@ pub fn include_again(
     namespace: &str,
     policies: &[NetworkPolicy],
     undo: &[PolicyUndo],
-    settings: &Settings,
+    names: &Names,
 ) -> Vec<ApiCall> {
     let recorded = recorded(policies, undo);
     recorded
         .filter_map(|policy| {
             let mut selector = policy.spec.as_ref().map(pod_selector)?;
-            if !is_narrowed(&selector, settings) {
+            if !is_narrowed(&selector, names) {
                 return None;
             }
-            let ours = no_suspects(settings);
+            let ours = no_suspects(names);
             selector.match_expressions = selector
                 .match_expressions
                 .map(|all| all.into_iter().filter(|one| *one != ours).collect());
@@ -89,11 +88,7 @@ pub fn include_again(
 
 /// The recorded policies that release leaves as they are, because they are not as they were left.
 #[must_use]
-pub fn left_alone(
-    policies: &[NetworkPolicy],
-    undo: &[PolicyUndo],
-    settings: &Settings,
-) -> Vec<String> {
+pub fn left_alone(policies: &[NetworkPolicy], undo: &[PolicyUndo], names: &Names) -> Vec<String> {
     let changed = undo.iter().filter_map(|undo| {
         let present = policies
             .iter()
@@ -105,7 +100,7 @@ pub fn left_alone(
             }
             Some(policy) => {
                 let selector = policy.spec.as_ref().map(pod_selector).unwrap_or_default();
-                if is_narrowed(&selector, settings) {
+                if is_narrowed(&selector, names) {
                     return None;
                 }
                 "was changed by somebody and does not hold what was put in"
@@ -131,13 +126,13 @@ fn recorded<'p>(
     })
 }
 
-fn is_narrowed(selector: &LabelSelector, settings: &Settings) -> bool {
+fn is_narrowed(selector: &LabelSelector, names: &Names) -> bool {
     let expressions = selector.match_expressions.as_deref().unwrap_or_default();
-    expressions.contains(&no_suspects(settings))
+    expressions.contains(&no_suspects(names))
 }
 
-fn no_suspects(settings: &Settings) -> LabelSelectorRequirement {
-    let (key, value) = settings.pod_label.clone();
+fn no_suspects(names: &Names) -> LabelSelectorRequirement {
+    let Label { key, value } = names.pod_label.clone();
     LabelSelectorRequirement {
         key,
         operator: "NotIn".into(),

@@ -188,10 +188,10 @@ fn a_narrowed_policy_selects_every_other_pod_as_before_and_no_suspect() {
         json!({ "podSelector": { "matchExpressions": [
         { "key": "app", "operator": "Exists" }] }, "ingress": [{}] }),
     );
-    let settings = Settings::default();
+    let names = Names::default();
     let pod = suspect(&[("app", "web")]);
-    let recorded = undo(std::slice::from_ref(&all), &pod, &settings);
-    let calls = exclude("shop", std::slice::from_ref(&all), &recorded, &settings);
+    let recorded = undo(std::slice::from_ref(&all), &pod, &names);
+    let calls = exclude("shop", std::slice::from_ref(&all), &recorded, &names);
     let call = calls.first().unwrap();
     assert_eq!(
         body(call)["metadata"],
@@ -211,29 +211,19 @@ fn a_narrowed_policy_selects_every_other_pod_as_before_and_no_suspect() {
         "what it did not select before"
     );
     assert_eq!(
-        exclude(
-            "shop",
-            std::slice::from_ref(&narrowed),
-            &recorded,
-            &settings
-        ),
+        exclude("shop", std::slice::from_ref(&narrowed), &recorded, &names),
         []
     );
-    let back = include_again(
-        "shop",
-        std::slice::from_ref(&narrowed),
-        &recorded,
-        &settings,
-    );
+    let back = include_again("shop", std::slice::from_ref(&narrowed), &recorded, &names);
     assert_eq!(patched(&narrowed, back.first().unwrap()).spec, all.spec);
 }
 
 #[test]
 fn what_others_changed_in_a_narrowed_policy_stays_and_is_told() {
     let all = policy("all", json!({ "podSelector": {}, "ingress": [{}] }));
-    let settings = Settings::default();
-    let recorded = undo(std::slice::from_ref(&all), &suspect(&[]), &settings);
-    let call = exclude("shop", std::slice::from_ref(&all), &recorded, &settings).remove(0);
+    let names = Names::default();
+    let recorded = undo(std::slice::from_ref(&all), &suspect(&[]), &names);
+    let call = exclude("shop", std::slice::from_ref(&all), &recorded, &names).remove(0);
     // Somebody adds an expression of their own: ours goes, theirs stays.
     let mut changed = patched(&all, &call);
     let theirs: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement =
@@ -246,7 +236,7 @@ fn what_others_changed_in_a_narrowed_policy_stays_and_is_told() {
         .as_mut()
         .unwrap();
     selector.match_expressions.as_mut().unwrap().push(theirs);
-    let back = include_again("shop", std::slice::from_ref(&changed), &recorded, &settings);
+    let back = include_again("shop", std::slice::from_ref(&changed), &recorded, &names);
     assert_eq!(
         body(back.first().unwrap())["spec"]["podSelector"]["matchExpressions"],
         json!([{ "key": "x", "operator": "Exists" }])
@@ -259,8 +249,8 @@ fn what_others_changed_in_a_narrowed_policy_stays_and_is_told() {
         (vec![again], "was made again"),
         (vec![], "is gone"),
     ] {
-        assert_eq!(include_again("shop", &present, &recorded, &settings), []);
-        let told = left_alone(&present, &recorded, &settings);
+        assert_eq!(include_again("shop", &present, &recorded, &names), []);
+        let told = left_alone(&present, &recorded, &names);
         assert!(told.first().unwrap().contains(word), "{told:?}");
     }
 }

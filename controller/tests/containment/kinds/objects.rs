@@ -110,7 +110,7 @@ pub(super) fn foreign() -> Value {
 }
 
 /// It allows whatever has the label `status`, which the suspect gets.
-pub(super) fn allowing() -> Value {
+pub(crate) fn allowing() -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": { "name": "allowing" },
         "spec": {

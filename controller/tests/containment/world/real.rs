@@ -313,9 +313,9 @@ pub(super) async fn tidy(client: Client, namespace: &str, made: &[String]) -> ku
             && !status.phase.is_over()
         {
             let now = nodes.get(node).await?;
-            let settings = impound_controller::contain::settings::Settings::default();
+            let names = undo.names.clone().unwrap_or_default();
             for call in [
-                impound_controller::contain::node::unlabel(&now, &undo.node, &settings),
+                impound_controller::contain::node::unlabel(&now, &undo.node, &names),
                 impound_controller::contain::node::uncordon(&now, &undo.node),
             ] {
                 let Some(call) = call else { continue };

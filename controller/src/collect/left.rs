@@ -1,0 +1,75 @@
+//! What a collection that is given up leaves behind on its node: images of its containers, of which, without a
+//! manifest, nothing but its note knows.
+
+use impound_evidence::{Entry, Event};
+
+use super::Collector;
+use super::note::Note;
+use crate::describe::describe;
+use crate::store::CollectionId;
+
+impl Collector {
+    /// Writes into the custody log that a collection is given up, and why, and which images may still be on its node:
+    /// each may be the only copy of a container that is gone, so none is removed. What somebody should look after, a
+    /// sentence each; also if the log can't be written.
+    pub async fn give_up(&self, at: &CollectionId, node: &str, why: &str) -> Vec<String> {
+        let (known, left) = match self.noted(at).await {
+            Ok(note) => {
+                let images = note.images.into_keys();
+                // What was tried in vain with some of them is said, and in the log, already.
+                let unsaid =
+                    images.filter(|image| !note.warnings.iter().any(|said| said.contains(image)));
+                let left: Vec<(String, String)> =
+                    unsaid.map(|image| on_node(&image, node)).collect();
+                (note.warnings, left)
+            }
+            Err(problem) => {
+                let unknown = format!("{} ({problem})", look(at, node));
+                (
+                    Vec::new(),
+                    vec![(format!("images on node {node}"), unknown)],
+                )
+            }
+        };
+        let given_up = ("the collection".to_owned(), why.to_owned());
+        let entries = std::iter::once(&given_up).chain(&left).map(|(what, why)| {
+            Entry::new(Event::Failed, Self::who(), what.clone()).because(why.clone())
+        });
+        let written = self.custody.append_all(at, entries.collect()).await;
+        let unwritten = written
+            .err()
+            .map(|error| format!("this is not in the custody log: {}", describe(&error)));
+        let left = left.into_iter().map(|(_, sentence)| sentence);
+        known.into_iter().chain(left).chain(unwritten).collect()
+    }
+
+    async fn noted(&self, at: &CollectionId) -> Result<Note, String> {
+        let note = self.store.note(at).await;
+        let note = note.map_err(|error| describe(&error))?.unwrap_or_default();
+        match note.is_empty() {
+            true => Ok(Note::default()),
+            false => serde_json::from_slice(&note).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// An image that nobody has seen gone: what the log calls it, and what to do.
+fn on_node(reference: &str, node: &str) -> (String, String) {
+    (
+        format!("image {reference} on node {node}"),
+        format!(
+            "image {reference} may be on node {node}: save it there with `docker save`, then remove it with `docker image \
+             rm {reference}`"
+        ),
+    )
+}
+
+/// Where to look if it is not known what was left on a node.
+#[must_use]
+pub fn look(at: &CollectionId, node: &str) -> String {
+    format!(
+        "which images it left on node {node} is not known: look there with `docker images --filter \
+         label=dev.impound.collection={}`",
+        at.name
+    )
+}
