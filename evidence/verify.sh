@@ -183,7 +183,7 @@ jq -e 'def has_only($names): keys_unsorted as $keys | ($names | split(" ")) as $
 # Paths hold no spaces, backslashes or control characters and stay below the directory, or nothing is opened.
 # What is encrypted lies in a file of its own name, size and SHA-256.
 jq -er '.predicate.artifacts[] | (.stored // .) as $file |
-    [$file.sha256, $file.path, $file.size, .chunk_root // "-", .receipt.location // "-", .completeness.state, if .stored then "closed" else "open" end] | join(" ")' manifest.json > "$work/artifacts"
+    [$file.sha256, $file.path, $file.size, .chunk_root // "-", .receipt.location // "-", .completeness.state, (.stored.encoding // ["plain"] | join("+"))] | join(" ")' manifest.json > "$work/artifacts"
 declare -A known=()
 while read -r sha256 path size chunk_root location state form; do
     case /$path/ in *[!!-~]* | *//* | */./* | */../* | *\\*) fail "manifest.json: names a path that no evidence can have" ;; esac
@@ -392,6 +392,24 @@ ends() (
     echo ended
 )
 
+# encrypted FILE SIZE: whether it begins as an age file does: version, X25519 recipients, MAC, and has room for what follows.
+encrypted() {
+    local key='[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]' text=age-encryption.org/v1$'\n' line body recipients=0
+    head -c 16384 "$1" > "$work/head"
+    {
+        IFS= read -r line && [ "$line" = age-encryption.org/v1 ] || return 1
+        while IFS= read -r line || return 1; [[ $line =~ ^-\>\ X25519\ $key$ ]]; do
+            IFS= read -r body && [[ $body =~ ^$key$ ]] || return 1
+            text+=$line$'\n'$body$'\n' recipients=$((recipients + 1))
+        done
+        [ "$recipients" -gt 0 ] && [[ $line =~ ^---\ $key$ ]] || return 1
+        text+=$line$'\n'
+    } < "$work/head"
+    # Byte for byte: what is read here has no zeros. A nonce and the tag of a chunk are the least that follows.
+    head -c ${#text} "$1" > "$work/header"
+    printf %s "$text" | same "$work/header" && [ "$2" -ge $((${#text} + 32)) ]
+}
+
 closed=0
 while read -r sha256 path size chunk_root location state form; do
     [ -f "$path" ] || fail "$path: is in the manifest and not there"
@@ -403,7 +421,10 @@ while read -r sha256 path size chunk_root location state form; do
     got=$(chunks "./$path" "$size")
     [ "$got" = "$chunk_root" ] || fail "$path: has not the chunk tree of the manifest"
     [ "$location" != - ] || fail "$path: has no receipt of the store"
-    if [ "$form" = closed ]; then closed=$((closed + 1)); fi
+    if [ "$form" = age ]; then
+        closed=$((closed + 1))
+        encrypted "$path" "$size" || fail "$path: is recorded as encrypted and is no age file"
+    fi
     if [ "$state" = complete ] && [[ $path == *.tar ]]; then
         got=$(ends "$path")
         [ "$got" = ended ] || fail "$path: is recorded as complete and is not: $got"
@@ -501,6 +522,15 @@ jq -e '.predicate | all(.artifacts[].completeness; .state != "incomplete" or (.r
             test("\\.partial-[1-9][0-9]*$") and
             (sub("\\.partial-[1-9][0-9]*$"; "") | [$state[.], $state[sub("(\\.age)+$"; "")]] | index("complete") != null))))' manifest.json > /dev/null ||
     fail "manifest.json: calls the collection complete, and something is missing or incomplete"
+
+# Of a collection that is encrypted only what checks it is plain, and what was cut off when it was encrypted already.
+wrong=$(jq -r '.predicate | (.encrypted_to // [] | length > 0) as $encrypted |
+    first(.artifacts[] | (.stored.encoding // [] | index("age") != null) as $closed |
+        if $closed and ($encrypted | not) then "\(.path): is encrypted, and the manifest names nobody who can read it"
+        elif $encrypted and ($closed or .method == "program" or .stored == null and .completeness.state == "incomplete" and
+            (.path | test("\\.age\\.partial-[1-9][0-9]*$")) | not) then "\(.path): is not encrypted, and yet the manifest says that the collection is"
+        else empty end)' manifest.json)
+[ -z "$wrong" ] || fail "$wrong"
 
 # Odd, and no more: whoever has a key writes whatever time they like.
 if [ -f "$work/times/$signer" ]; then

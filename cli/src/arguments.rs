@@ -39,7 +39,7 @@ macro_rules! exits {
 Exit codes:
   0  done; evidence is intact and complete
   1  failed, or evidence is not intact
-  2  the command line or a local file is wrong
+  2  the command line or a local file is wrong; of evidence: not checked, as no --identity given opens it
   3  evidence is intact, but something that was asked for is missing (partial)
   4  the controller refused
   5  the controller, or what it needs (the agent, the store, the Kubernetes API), could not be reached
@@ -560,8 +560,8 @@ pub(crate) struct EvidenceGet {
     /// Where to [default: CASE/COLLECTION in the working directory]; without a collection DIR/CASE/COLLECTION
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) to: Option<PathBuf>,
-    /// Also decrypt what is encrypted, to TO.plain: with this secret key, a file as age-keygen writes it; may be given
-    /// several times
+    /// Also decrypt what is encrypted, to TO.plain beside the copy: with this secret key, a file as age-keygen writes it;
+    /// may be given several times
     #[arg(long = "identity", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) identities: Vec<PathBuf>,
 }
@@ -607,7 +607,7 @@ Examples:
 Needs no network. Get the public key from who runs the controller, not from where the evidence came
 from. Checks the signature, every file's SHA-256, that nothing was added or left out, the custody
 log, and that every tar has its end. Of encrypted files it says that what is in them was not checked, unless
---identity opens them.")]
+--identity opens them; with one that does not the exit code is 2, if nothing else is wrong.")]
 pub(crate) struct Verify {
     /// The collection's directory, the one that holds manifest.json
     #[arg(value_hint = ValueHint::DirPath)]

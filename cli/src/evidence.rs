@@ -118,10 +118,28 @@ async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Resul
     let program = output.program().to_owned();
     let Some(collection) = &wanted.collection else {
         let mut got = Vec::new();
-        for (case, collection) in collections(client, &wanted.case).await? {
-            let below = wanted.to.clone().unwrap_or_default();
-            let root = below.join(case.as_str()).join(collection.as_str());
-            got.push(copy(client, output, (&case, &collection), &[], root, &identities).await?);
+        let below = wanted.to.clone().unwrap_or_default();
+        let all = collections(client, &wanted.case).await?;
+        let root = |(case, collection): &(CaseId, CollectionName)| {
+            below.join(case.as_str()).join(collection.as_str())
+        };
+        if !identities.is_empty() {
+            let roots: BTreeSet<_> = all.iter().map(root).collect();
+            for from in &roots {
+                let plain = opened::directory(from)?;
+                if roots.contains(&plain) {
+                    return Err(Failure::Usage(format!(
+                        "what is decrypted of {} would go to {}, which is of another collection: get each by its name, with another --to",
+                        from.display(),
+                        plain.display()
+                    )));
+                }
+            }
+        }
+        for of in &all {
+            let (case, collection) = of;
+            let root = root(of);
+            got.push(copy(client, output, (case, collection), &[], root, &identities).await?);
         }
         output.document(&got, |_| {
             got.iter().map(|got| got.text(Some(&program))).collect()
@@ -170,6 +188,11 @@ async fn copy(
     root: PathBuf,
     identities: &[Identity],
 ) -> Result<Got, Failure> {
+    // As a wrong file, said before hours of copying.
+    let plain = match identities.is_empty() {
+        true => None,
+        false => Some(opened::directory(&root)?),
+    };
     let listed = files(client, case, Some(collection)).await?;
     let wanted_files = choose(&listed, paths, case, collection)?;
     let all = wanted_files
@@ -223,14 +246,15 @@ async fn copy(
     }
     download.finish()?;
     drop(screen);
-    if !identities.is_empty() {
-        let (from, identities) = (root.clone(), identities.to_vec());
-        let decrypting = tokio::task::spawn_blocking(move || opened::decrypt(&from, &identities));
+    if let Some(plain) = plain {
+        let (from, to, identities) = (root.clone(), plain.clone(), identities.to_vec());
+        let decrypting =
+            tokio::task::spawn_blocking(move || opened::decrypt(&from, &to, &identities));
         let files = decrypting
             .await
             .map_err(|error| Failure::failed("decrypting failed", &error))??;
         got.decrypted = Some(Decrypted {
-            directory: opened::directory(&root).display().to_string(),
+            directory: plain.display().to_string(),
             files,
         });
     }

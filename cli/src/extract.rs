@@ -149,6 +149,12 @@ async fn collection(
             problem.unwrap_or_default()
         )));
     }
+    if verdict.unopened > 0 {
+        return Err(Failure::Usage(format!(
+            "{at}: nothing was extracted, not checked: {}",
+            verify::closed(&verdict).unwrap_or_default()
+        )));
+    }
     let manifest = verdict.manifest.ok_or_else(|| {
         Failure::Failed(format!(
             "{at} has no manifest that can be read; name a tar in it instead"

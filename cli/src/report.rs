@@ -39,11 +39,7 @@ pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Fai
     let keyed = !wanted.keys.is_empty();
     let verdict = verify::check(output, &wanted.dir, &wanted.keys, &wanted.besides).await?;
     let identities = verify::identities(&wanted.besides.identities)?;
-    let exit = match (verdict.intact(), verdict.complete()) {
-        (true, true) => Exit::Ok,
-        (true, false) => Exit::Partial,
-        (false, _) => Exit::Failed,
-    };
+    let exit = verify::exit(&verdict);
     let case = Case::read(
         &Contents::new(verify::open(&wanted.dir)?, identities),
         verdict,
@@ -76,6 +72,9 @@ pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Fai
         let what = match (keyed, exit) {
             (_, Exit::Ok) => "evidence that is intact and complete",
             (_, Exit::Partial) => "evidence that is intact, but PARTIAL",
+            (_, Exit::Usage) => {
+                "evidence that is intact as it is stored, and whose contents were NOT CHECKED, as no --identity that was given opens them"
+            }
             (false, _) => "evidence that was NOT VERIFIED, because no --key was given",
             (true, _) => "evidence that is NOT INTACT",
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use impound_evidence::age::{IDENTITY_LIMIT, Identity};
+use impound_evidence::age::{IDENTITY_LIMIT, Identity, Recipient};
 use impound_evidence::{
     ArtifactRecord, BUNDLE, Completeness, DirSource, Given, KEYRING_LIMIT, Keyring, LogHead,
     Manifest, Problem, Progress, SIGNATURES, Sha256, StampAuthority, Stamped, Verdict,
@@ -39,11 +39,17 @@ pub(crate) async fn run(output: &mut Output, wanted: Verify) -> Result<Exit, Fai
     output.document(view(&verdict, wanted.all), |_| {
         text(&verdict, &wanted, seconds)
     })?;
-    Ok(match (verdict.intact(), verdict.complete()) {
-        (true, true) => Exit::Ok,
-        (true, false) => Exit::Partial,
-        (false, _) => Exit::Failed,
-    })
+    Ok(exit(&verdict))
+}
+
+/// How a check ends. One of contents that nothing given opens was asked for and not made.
+pub(crate) fn exit(verdict: &Verdict) -> Exit {
+    match (verdict.intact(), verdict.unopened, verdict.complete()) {
+        (false, ..) => Exit::Failed,
+        (true, 1.., _) => Exit::Usage,
+        (true, 0, true) => Exit::Ok,
+        (true, 0, false) => Exit::Partial,
+    }
 }
 
 /// Checks the collection in a directory: signed with one of the keys in these files, and vouched for by everybody who
@@ -208,6 +214,10 @@ struct View<'a> {
     bytes: u64,
     /// Encrypted files of which nobody has looked what is in them.
     closed: u64,
+    /// Those among them that no identity opens of those that were given.
+    unopened: u64,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    encrypted_to: &'a [Recipient],
     #[serde(skip_serializing_if = "Option::is_none")]
     case: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,6 +254,10 @@ fn view(verdict: &Verdict, all: bool) -> View<'_> {
         files: verdict.files,
         bytes: verdict.bytes,
         closed: verdict.closed,
+        unopened: verdict.unopened,
+        encrypted_to: manifest
+            .map(|manifest| manifest.encrypted_to.as_slice())
+            .unwrap_or_default(),
         case: manifest.map(|manifest| manifest.case.to_string()),
         collection: manifest.map(|manifest| manifest.collection.to_string()),
         missing: manifest.map(missing).unwrap_or_default(),
@@ -275,11 +289,30 @@ pub(crate) fn missing(manifest: &Manifest) -> Vec<Problem> {
     absent.chain(broken).collect()
 }
 
-/// What was not looked at for want of a secret key, in a sentence.
-pub(crate) fn closed(files: u64) -> String {
-    format!(
-        "what is in {files} encrypted files, only that they are those that were signed: give an --identity"
-    )
+/// What was not looked at for want of a secret key, in a sentence; nothing if all was.
+pub(crate) fn closed(verdict: &Verdict) -> Option<String> {
+    let what = format!(
+        "what is in {} encrypted files, only that they are those that were signed",
+        verdict.closed
+    );
+    match (verdict.closed, verdict.unopened) {
+        (0, _) => None,
+        (_, 0) => Some(format!("{what}: give an --identity")),
+        _ => {
+            let manifest = verdict.manifest.as_ref();
+            let readers = manifest.map(|manifest| manifest.encrypted_to.as_slice());
+            let readers = encrypted_to(readers.unwrap_or_default());
+            Some(format!(
+                "{what}: no --identity that was given opens them, {readers}"
+            ))
+        }
+    }
+}
+
+/// Whose secret key is wanted.
+pub(crate) fn encrypted_to(readers: &[Recipient]) -> String {
+    let readers: Vec<_> = readers.iter().map(ToString::to_string).collect();
+    format!("they are encrypted to {}", readers.join(", "))
 }
 
 /// What is known of the time-stamping authority's word, in a sentence.
@@ -317,10 +350,11 @@ fn text(verdict: &Verdict, wanted: &Verify, seconds: f64) -> String {
         }
         return text;
     }
-    let how = if verdict.complete() {
-        "intact and complete"
-    } else {
-        "intact, but PARTIAL"
+    let how = match (verdict.unopened, verdict.complete()) {
+        (0, true) => "intact and complete",
+        (0, false) => "intact, but PARTIAL",
+        (_, true) => "intact as it is stored, and what is in it was NOT CHECKED",
+        (_, false) => "intact as it is stored, but PARTIAL, and what is in it was NOT CHECKED",
     };
     let mut text = format!("{dir} is {how}: {read}\n");
     let Some(manifest) = &verdict.manifest else {
@@ -371,8 +405,8 @@ fn text(verdict: &Verdict, wanted: &Verify, seconds: f64) -> String {
             format!("a signature with {}: its key was not given", clean(key)),
         ));
     }
-    if verdict.closed > 0 {
-        table.row(row("not checked", closed(verdict.closed)));
+    if let Some(closed) = closed(verdict) {
+        table.row(row("not checked", closed));
     }
     for warning in &verdict.warnings {
         table.row(row("warning", warning.to_string()));

@@ -25,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::try_join;
-use impound_evidence::age::{AgeError, Recipient};
+use impound_evidence::age::{AgeError, Identity, Recipient};
 use impound_evidence::{
     Build, CaseId, CollectionName, EvidencePath, NameError, Outcome, Sha256, Sha256Hasher,
     StampAuthority, Timestamp,
@@ -43,6 +43,7 @@ use crate::timestamp::TimestampAuthority;
 use budget::Budget;
 pub use budget::Limits;
 pub use containment::{Containment, ContainmentSource};
+use keys::Keys;
 pub use left::look as look_for_images;
 use session::Session;
 
@@ -58,6 +59,7 @@ mod fetch;
 mod finish;
 mod full;
 mod image;
+mod keys;
 mod left;
 mod listing;
 mod mounts;
@@ -94,6 +96,7 @@ pub struct Collector {
     build: Build,
     retry: Retry,
     recipients: Vec<Recipient>,
+    keys: Keys,
     timestamps: Option<Arc<TimestampAuthority>>,
 }
 
@@ -132,6 +135,16 @@ pub struct CollectionJob {
     pub quarantine: Option<String>,
     /// What that Quarantine came to, read when everything else is stored.
     pub containment: Option<ContainmentSource>,
+}
+
+impl CollectionJob {
+    /// The collection.
+    fn at(&self) -> CollectionId {
+        CollectionId {
+            case: self.case.clone(),
+            name: self.name.clone(),
+        }
+    }
 }
 
 /// A pod on a node.
@@ -325,6 +338,7 @@ impl Collector {
             build: this_build()?,
             retry: Retry::default(),
             recipients: Vec::new(),
+            keys: Keys::default(),
             timestamps: None,
         })
     }
@@ -392,9 +406,31 @@ impl Collector {
         job: CollectionJob,
         report: &dyn ProgressSink,
     ) -> Result<SealedCollection, CollectError> {
+        // Wiped with this run, unless that fails and may come again: what it has encrypted is read then.
+        let mut key = self.keys.take(&job.at());
+        let outcome = self.run_with(&job, report, &mut key).await;
+        if let (Err(error), Some(key)) = (&outcome, key)
+            && error.is_transient()
+        {
+            self.keys.keep(job.at(), key);
+        }
+        outcome
+    }
+
+    /// Lets go of what was kept for a next run of a collection that does not come, or not here.
+    pub fn forget(&self, at: &CollectionId) {
+        self.keys.forget(at);
+    }
+
+    async fn run_with(
+        &self,
+        job: &CollectionJob,
+        report: &dyn ProgressSink,
+        key: &mut Option<Identity>,
+    ) -> Result<SealedCollection, CollectError> {
         let (tars, mut stored) = derive::tars();
         let (saved, mut images) = mpsc::unbounded_channel();
-        let session = Session::open(self, &job, Board::new(report), tars, saved).await?;
+        let session = Session::open(self, job, Board::new(report), tars, saved, key).await?;
         if let Some(sealed) = session.sealed().await? {
             return Ok(sealed);
         }

@@ -32,6 +32,11 @@ pub const IDENTITY_LIMIT: u64 = 64 << 10;
 const CHUNK: usize = 64 << 10;
 /// Bytes that sealing adds to a chunk.
 const TAG: usize = 16;
+/// Bytes between the header and the first chunk.
+const NONCE: u64 = 16;
+
+/// As many bytes of a file as [`check_form`] looks at.
+pub(crate) const START: u64 = header::LONGEST;
 /// Human-readable parts of the two kinds of keys.
 const RECIPIENT: &str = "age";
 const IDENTITY: &str = "age-secret-key-";
@@ -94,10 +99,30 @@ impl FromStr for Recipient {
         let (prefix, key) = bech32::decode(text).map_err(wrong)?;
         match (prefix.as_str(), <[u8; 32]>::try_from(key.as_slice())) {
             // Upper case is the same key; one spelling is taken, so that lists of them compare.
-            (RECIPIENT, Ok(public)) if text.starts_with(RECIPIENT) => Ok(Self { public }),
+            (RECIPIENT, Ok(public)) if text.starts_with(RECIPIENT) => match flaw(&public) {
+                None => Ok(Self { public }),
+                Some(why) => Err(wrong(why)),
+            },
             (RECIPIENT, Ok(_)) => Err(wrong("it is not in lower case")),
             _ => Err(wrong("it is another kind of key")),
         }
+    }
+}
+
+/// Why nothing can be encrypted to a public key, which no secret key has then: found where it is configured, and not
+/// when evidence is on its way. Source of both: <https://www.rfc-editor.org/rfc/rfc7748#section-6.1>.
+fn flaw(public: &[u8; 32]) -> Option<&'static str> {
+    // 2^255 - 19, the least significant byte first: what is not below it is another spelling of what is.
+    let [first, middle @ .., last] = public;
+    if *last > 0x7f || (*last == 0x7f && *first >= 0xed && middle.iter().all(|byte| *byte == 0xff))
+    {
+        return Some("it is not the one spelling of a key, so nobody could decrypt");
+    }
+    // A clamped secret key is a multiple of eight: only of a point of low order nothing is left.
+    let shared = StaticSecret::from([1; 32]).diffie_hellman(&PublicKey::from(*public));
+    match shared.was_contributory() {
+        true => None,
+        false => Some("it is of low order: anybody could decrypt"),
     }
 }
 
@@ -261,7 +286,7 @@ impl Encryptor {
 }
 
 /// The plain bytes of an age file. Fails instead of giving a byte that was not written, and at the end of what was
-/// cut off. Memory: two chunks.
+/// cut off; whoever reads on behind an error gets the next one. Memory: two chunks.
 pub struct Decryptor<R> {
     from: BufReader<R>,
     chunks: Chunks,
@@ -269,6 +294,7 @@ pub struct Decryptor<R> {
     at: usize,
     first: bool,
     ended: bool,
+    failed: bool,
 }
 
 /// Why an age file can't be read.
@@ -292,7 +318,7 @@ impl<R: Read> Decryptor<R> {
     /// If it is none, was changed, or is for none of `identities`.
     pub fn new(from: R, identities: &[Identity]) -> Result<Self, OpenError> {
         let mut from = BufReader::with_capacity(CHUNK + TAG, from);
-        let file_key = header::read(&mut from, identities)?;
+        let file_key = header::read(&mut from)?.open(identities)?;
         let mut nonce = [0; 16];
         from.read_exact(&mut nonce)?;
         let chunks = Chunks::new(&file_key, &nonce).ok_or_else(|| broken("no key came of it"))?;
@@ -303,25 +329,20 @@ impl<R: Read> Decryptor<R> {
             at: 0,
             first: true,
             ended: false,
+            failed: false,
         })
     }
 
-    /// Opens the next chunk.
+    /// Opens the next chunk. What is in `plain` is only plain if that succeeds.
     fn next(&mut self) -> io::Result<()> {
-        self.plain.clear();
-        self.at = 0;
         let whole = (CHUNK + TAG) as u64;
         let read = (&mut self.from).take(whole).read_to_end(&mut self.plain)?;
-        let last = read < CHUNK + TAG || self.from.fill_buf()?.is_empty();
+        let last = read < CHUNK + TAG || self.is_at_end()?;
         let nonce = self.chunks.nonce(last).ok_or_else(|| broken("too long"))?;
         let opened = (self.chunks.key).open_in_place(nonce, Aad::empty(), &mut self.plain);
-        let length = match opened {
-            Ok(opened) => opened.len(),
-            Err(_) => {
-                self.plain.clear();
-                return Err(broken("a chunk was changed, or the file was cut off"));
-            }
-        };
+        let length = opened
+            .map_err(|_| broken("a chunk was changed, or the file was cut off"))?
+            .len();
         self.plain.truncate(length);
         if length == 0 && !self.first {
             return Err(broken("its last chunk is empty"));
@@ -329,12 +350,30 @@ impl<R: Read> Decryptor<R> {
         (self.first, self.ended) = (false, last);
         Ok(())
     }
+
+    fn is_at_end(&mut self) -> io::Result<bool> {
+        loop {
+            match self.from.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return Ok(read?.is_empty()),
+            }
+        }
+    }
 }
 
 impl<R: Read> Read for Decryptor<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.failed {
+            return Err(broken("reading it has failed before"));
+        }
         if self.at == self.plain.len() && !self.ended {
-            self.next()?;
+            (self.at, self.failed) = (0, true);
+            self.plain.clear();
+            if let Err(error) = self.next() {
+                self.plain.clear();
+                return Err(error);
+            }
+            self.failed = false;
         }
         let rest = self.plain.get(self.at..).unwrap_or_default();
         let n = rest.len().min(buffer.len());
@@ -343,6 +382,20 @@ impl<R: Read> Read for Decryptor<R> {
         }
         self.at += n;
         Ok(n)
+    }
+}
+
+/// Whether a file of `size` bytes that begins with `start` has the form of an age file, as far as that is seen without a
+/// key: a header with its recipients and its MAC, and room for the least that can follow.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_form(mut start: &[u8], size: u64) -> io::Result<()> {
+    let header = header::read(&mut start)?;
+    let least = header.length + NONCE + TAG as u64;
+    match size < least {
+        true => Err(broken("nothing follows its header")),
+        false => Ok(()),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::custody::LogHead;
 use crate::digest::Sha256;
 use crate::names::{CaseId, CollectionName, EvidencePath};
 use crate::stamp::CheckpointStamp;
-use crate::stored::without_suffixes;
+use crate::stored::{plain_paths, without_suffixes};
 use crate::tar::Completeness;
 use crate::timestamp::Timestamp;
 
@@ -136,6 +136,16 @@ impl Manifest {
                         .to_owned(),
                 ));
             }
+            let encrypted = match (self.encrypted_to.is_empty(), record.is_encrypted()) {
+                (true, true) => Some("is encrypted, and the manifest names nobody who can read it"),
+                (false, false) if !record.may_be_plain() => {
+                    Some("is not encrypted, and yet the manifest says that the collection is")
+                }
+                _ => None,
+            };
+            if let Some(wrong) = encrypted {
+                found.push((Some(record.path.clone()), wrong.to_owned()));
+            }
             if let Completeness::Incomplete { reasons } = &record.completeness {
                 if reasons.is_empty() {
                     found.push((
@@ -186,9 +196,10 @@ impl Manifest {
             .artifact(path)
             .filter(|record| record.stored_path() == path);
         whole.or_else(|| {
-            let plain = without_suffixes(path.as_str()).parse().ok()?;
-            self.artifact(&plain)
-                .filter(|record| record.stored_path() == path)
+            plain_paths(path).find_map(|plain| {
+                self.artifact(&plain)
+                    .filter(|record| record.stored_path() == path)
+            })
         })
     }
 
@@ -213,11 +224,8 @@ pub fn superseded<'r>(
     record: &ArtifactRecord,
     find: impl Fn(&EvidencePath) -> Option<&'r ArtifactRecord>,
 ) -> bool {
-    let counts = |n: &str| {
-        n.bytes().all(|digit| digit.is_ascii_digit()) && !n.is_empty() && !n.starts_with('0')
-    };
     let whole = match record.path.as_str().rsplit_once(".partial-") {
-        Some((path, n)) if counts(n) => path,
+        Some((path, n)) if is_count(n) => path,
         _ => return false,
     };
     let is_whole = |path: &str| {
@@ -226,6 +234,11 @@ pub fn superseded<'r>(
             .is_some_and(|whole| whole.completeness.is_complete())
     };
     !record.completeness.is_complete() && (is_whole(whole) || is_whole(without_suffixes(whole)))
+}
+
+/// Whether it is a number from 1 on, as the name of a broken attempt ends with it.
+pub(crate) fn is_count(n: &str) -> bool {
+    n.bytes().all(|digit| digit.is_ascii_digit()) && !n.is_empty() && !n.starts_with('0')
 }
 
 #[cfg(test)]

@@ -11,9 +11,10 @@ use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use crate::age::START;
 use crate::age::{self, AgeError, Decryptor, Identity, OpenError, Recipient};
 use crate::digest::{Sha256, Sha256Hasher};
-use crate::manifest::ArtifactRecord;
+use crate::manifest::{ArtifactRecord, Method, is_count};
 use crate::names::{EvidencePath, NameError};
 use crate::source::{EvidenceSource, OpenFile};
 
@@ -41,9 +42,10 @@ pub enum Encoding {
     Age,
 }
 
-impl Encoding {
-    const ALL: [Self; 1] = [Self::Age];
+/// What can be done to an artifact, in which order.
+const CHAINS: [&[Encoding]; 1] = [&[Encoding::Age]];
 
+impl Encoding {
     /// What its files' names end with.
     #[must_use]
     pub fn suffix(self) -> &'static str {
@@ -54,21 +56,36 @@ impl Encoding {
 }
 
 impl StoredForm {
-    /// Whether its path is what the artifact at `path` must be stored as.
+    /// Whether it is a form that the artifact at `path` can have.
     pub(crate) fn is_of(&self, path: &EvidencePath) -> bool {
-        let suffixes: String = self.encoding.iter().map(|one| one.suffix()).collect();
-        !suffixes.is_empty() && self.path.as_str().strip_prefix(path.as_str()) == Some(&suffixes)
+        let behind = self.path.as_str().strip_prefix(path.as_str());
+        CHAINS.iter().any(|chain| *chain == self.encoding)
+            && behind == Some(suffixes(&self.encoding).as_str())
     }
+
+    /// Whether only who has a secret key can read it.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.encoding.contains(&Encoding::Age)
+    }
+}
+
+fn suffixes(encoding: &[Encoding]) -> String {
+    encoding.iter().map(|one| one.suffix()).collect()
+}
+
+/// What an artifact's path can be whose stored form is the file at `path`.
+pub(crate) fn plain_paths(path: &EvidencePath) -> impl Iterator<Item = EvidencePath> {
+    CHAINS.iter().filter_map(|chain| {
+        let plain = path.as_str().strip_suffix(suffixes(chain).as_str())?;
+        plain.parse().ok()
+    })
 }
 
 /// `path` without the suffixes that encodings have put behind it.
 #[must_use]
 pub fn without_suffixes(path: &str) -> &str {
-    let cut = |path| {
-        Encoding::ALL
-            .iter()
-            .find_map(|one| str::strip_suffix(path, one.suffix()))
-    };
+    let cut = |path| str::strip_suffix(path, Encoding::Age.suffix());
     std::iter::successors(Some(path), |path| cut(path))
         .last()
         .unwrap_or(path)
@@ -81,6 +98,21 @@ impl ArtifactRecord {
         self.stored
             .as_ref()
             .map_or(&self.path, |stored| &stored.path)
+    }
+
+    /// Whether only who has a secret key can read it.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.stored.as_ref().is_some_and(StoredForm::is_encrypted)
+    }
+
+    /// Whether it is what lies plain in a collection that is encrypted: what checks that, and what was encrypted when
+    /// it was cut off, so that nobody says what it would have been.
+    pub(crate) fn may_be_plain(&self) -> bool {
+        let cut_off = self.path.as_str().rsplit_once(".partial-");
+        let cut_off = cut_off.filter(|(of, n)| of.ends_with(Encoding::Age.suffix()) && is_count(n));
+        self.method == Method::Program
+            || (cut_off.is_some() && self.stored.is_none() && !self.completeness.is_complete())
     }
 
     /// That file's size in bytes.
@@ -124,9 +156,8 @@ impl Encoded {
     /// # Errors
     /// If the name is too long.
     pub fn form(&self, path: &EvidencePath) -> Result<StoredForm, NameError> {
-        let suffixes: String = self.encoding.iter().map(|one| one.suffix()).collect();
         Ok(StoredForm {
-            path: format!("{path}{suffixes}").parse()?,
+            path: format!("{path}{}", suffixes(&self.encoding)).parse()?,
             size: self.stored.0,
             sha256: self.stored.1,
             encoding: self.encoding.clone(),
@@ -254,30 +285,56 @@ pub fn decode(
         reader,
         size: record.size,
         left: record.size,
+        failed: false,
     }))
 }
 
-/// Exactly as many bytes as were recorded.
+/// Looks at how a file of the form `form` begins, in as many bytes as [`START`]: all that is seen of an encrypted one
+/// without a key.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_start(start: &[u8], form: &StoredForm) -> io::Result<()> {
+    match form.encoding.last() {
+        Some(Encoding::Age) => age::check_form(start, form.size),
+        None => Ok(()),
+    }
+}
+
+/// Exactly as many bytes as were recorded. Behind an error comes no byte more.
 struct Bounded {
     reader: Box<dyn Read + Send>,
     size: u64,
     left: u64,
+    failed: bool,
 }
 
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        let wrong = |got: String| {
+        let wrong = |got: &str| {
             let expected = self.size;
             let why = format!("holds another file: expected {expected} bytes in it, got {got}");
             io::Error::new(io::ErrorKind::InvalidData, why)
         };
-        let n = self.reader.read(buffer)?;
+        if self.failed {
+            return Err(wrong("an error before"));
+        }
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let n = match self.reader.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            read => read.inspect_err(|_| self.failed = true)?,
+        };
         match (n, self.left.checked_sub(n as u64)) {
-            (_, None) => Err(wrong("more".to_owned())),
-            (0, Some(left)) if left > 0 => Err(wrong((self.size - left).to_string())),
+            (_, None) => {
+                self.failed = true;
+                Err(wrong("more"))
+            }
+            (0, Some(left)) if left > 0 => {
+                self.failed = true;
+                Err(wrong(&(self.size - left).to_string()))
+            }
             (_, Some(left)) => {
                 self.left = left;
                 Ok(n)

@@ -47,8 +47,8 @@ pub fn verify(source: &impl EvidenceSource, keys: &[VerifyingKey]) -> Verdict {
 pub struct Given {
     /// The time-stamping authority that is trusted: what it says is checked.
     pub authority: Option<Arc<StampAuthority>>,
-    /// What opens encrypted artifacts: then each must open, and hold what the manifest says. Without, only the stored
-    /// bytes are checked, and [`Verdict::closed`] says of how many files.
+    /// What opens encrypted artifacts: then each must hold what the manifest says. Where there is nothing to open one
+    /// with, only the stored bytes are checked, and [`Verdict::closed`] says of how many files.
     pub identities: Vec<Identity>,
 }
 
@@ -125,9 +125,12 @@ pub struct Verdict {
     pub problems: Vec<Problem>,
     /// What is odd and breaks nothing: a person should look at it.
     pub warnings: Vec<Problem>,
-    /// Encrypted files whose contents were not compared with the manifest, as no identity was given: only that they are
-    /// the files that were signed.
+    /// Encrypted files whose contents were not compared with the manifest, as nothing was given that opens them: only
+    /// that they are the files that were signed.
     pub closed: u64,
+    /// Those among them that none of the identities opens which were given, and to none of which the manifest says that
+    /// the collection is encrypted: whoever asked for a check of the contents has not got it.
+    pub unopened: u64,
     /// Files read.
     pub files: u64,
     /// Bytes read.

@@ -169,8 +169,8 @@ fn summary(case: &Case, manifest: &Manifest) -> Markup {
             @if !manifest.encrypted_to.is_empty() {
                 dt { "Encrypted to" } dd { @for recipient in &manifest.encrypted_to { code { (recipient) } " " } }
             }
-            @if case.verdict.closed > 0 {
-                dt { "Not checked" } dd { (crate::verify::closed(case.verdict.closed)) }
+            @if let Some(closed) = crate::verify::closed(&case.verdict) {
+                dt { "Not checked" } dd { (closed) }
             }
             @for agent in &manifest.agents {
                 dt { "Read by" }

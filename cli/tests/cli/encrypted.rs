@@ -83,16 +83,69 @@ fn without_the_secret_key_it_is_intact_and_said_what_was_not_checked() {
 }
 
 #[test]
-fn a_secret_key_that_does_not_open_it_or_is_none_fails() {
+fn a_secret_key_that_does_not_open_it_is_no_check_passed_and_says_whose_is_wanted() {
     let encrypted = Encrypted::new();
+    let wanted = Identity::parse_file(&fs::read_to_string(encrypted.path("key.txt")).unwrap());
+    let wanted = wanted.unwrap()[0].recipient().to_string();
+    let says = "what is in 3 encrypted files, only that they are those that were signed: no --identity that was given opens them, they are encrypted to ";
     let ran = encrypted.run(&["verify"], Some("other.txt"), &[]);
-    assert_eq!(ran.code, 1, "{ran:?}");
+    assert_eq!((ran.code, ran.err.as_str()), (2, ""), "{ran:?}");
+    assert!(!ran.out.contains("NOT INTACT"), "{}", ran.out);
     assert!(
         ran.out
-            .contains("is not encrypted to any identity that was given"),
+            .contains("is intact as it is stored, and what is in it was NOT CHECKED: "),
         "{}",
         ran.out
     );
+    assert!(ran.out.contains(&format!("{says}{wanted}")), "{}", ran.out);
+    let ran = encrypted.run(&["verify"], Some("other.txt"), &["-o", "json"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    let document: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(document["intact"], true);
+    assert_eq!(
+        (&document["closed"], &document["unopened"]),
+        (&3.into(), &3.into())
+    );
+    assert_eq!(document["encryptedTo"], serde_json::json!([wanted]));
+
+    let page = encrypted.path("page.html");
+    let ran = encrypted.run(
+        &["report"],
+        Some("other.txt"),
+        &["--to", page.to_str().unwrap()],
+    );
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(fs::read_to_string(page).unwrap().contains(says));
+    let to = encrypted.path("out");
+    let ran = encrypted.run(
+        &["evidence", "extract"],
+        Some("other.txt"),
+        &["--to", to.to_str().unwrap()],
+    );
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains(says) && !to.exists(), "{}", ran.err);
+
+    // What was changed is not called unchecked.
+    let file = encrypted
+        .collection
+        .directory
+        .path()
+        .join(format!("{TAR}.age"));
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(file, bytes).unwrap();
+    let ran = encrypted.run(&["verify"], Some("other.txt"), &[]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.out.contains("is NOT INTACT") && ran.out.contains("it was changed"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn what_is_no_secret_key_is_a_wrong_file() {
+    let encrypted = Encrypted::new();
     let ran = encrypted.run(&["verify"], Some("evidence.pub"), &[]);
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.err.contains("AGE-SECRET-KEY-1"), "{}", ran.err);
@@ -176,10 +229,64 @@ fn a_copy_is_of_the_encrypted_files_and_the_secret_key_gives_the_others_beside_i
     let other = scratch.path().join("other.txt");
     identity_of_somebody_else(&other);
     let ran = get(&other);
-    assert_eq!(ran.code, 1, "{ran:?}");
+    assert_eq!(ran.code, 2, "{ran:?}");
+    let says = "is not encrypted to any identity that was given; they are encrypted to age1";
+    assert!(ran.err.contains(says), "{}", ran.err);
+}
+
+#[test]
+fn what_is_decrypted_never_lies_in_the_copy_that_was_signed() {
+    let fake = Fake::start();
+    let scratch = tempfile::tempdir().unwrap();
+    let key = scratch.path().join("key.txt");
+    let recipient = identity(&key).recipient();
+    fake.state.evidence.lock().unwrap().encrypt(recipient);
+    let copy = scratch.path().join("copy");
+    fs::create_dir(&copy).unwrap();
+    let get = |to: &str| {
+        let of = ["evidence", "get", "INC-7", "web-5d4f-x7", "--to", to];
+        let mut command = fake.command(&of);
+        command.arg("--identity").arg(&key).current_dir(&copy);
+        Ran::from(command.output().unwrap())
+    };
+    let verified = || {
+        let public = fake.public_key();
+        let public = public.to_str().unwrap();
+        Ran::from(
+            impound(&["verify", copy.to_str().unwrap(), "--key", public])
+                .output()
+                .unwrap(),
+        )
+    };
+    // The directory that one is in: its name is nowhere in the path that was given.
+    let ran = get(".");
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    assert!(scratch.path().join("copy.plain").join(TAR).is_file());
+    assert_eq!(verified().code, 0, "{:?}", verified());
+    // Below it, or with a copy of another collection where the decrypted files were to be.
+    fs::create_dir(copy.join("x")).unwrap();
+    let ran = get("x");
+    assert_eq!(ran.code, 2, "{ran:?}");
     assert!(
-        ran.err.contains("is not encrypted to any identity"),
+        ran.err.contains("lies in a copy of evidence"),
         "{}",
         ran.err
     );
+    assert!(ran.err.contains("choose another --to"), "{}", ran.err);
+    fs::remove_dir(copy.join("x")).unwrap();
+    assert_eq!(verified().code, 0, "{:?}", verified());
+    let ran = get("/");
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("it has no name"), "{}", ran.err);
+    let other = scratch.path().join("other.plain");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("manifest.sigstore.json"), "{}").unwrap();
+    let ran = get("../other");
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(
+        ran.err.contains("other.plain lies in a copy of evidence"),
+        "{}",
+        ran.err
+    );
+    assert!(!scratch.path().join("other").exists());
 }

@@ -42,17 +42,25 @@ pub(super) struct Encryption {
     /// Those who were asked for, and this run.
     all: Vec<Recipient>,
     own: [Identity; 1],
+    /// Whether an earlier run had the key, too.
+    again: bool,
     /// Those who were asked for.
     pub(super) shown: BTreeSet<Recipient>,
 }
 
 impl Encryption {
-    /// None if it is for nobody.
-    pub(super) fn new(recipients: BTreeSet<Recipient>) -> Result<Option<Self>, AgeError> {
+    /// None if it is for nobody. `last`: the key of an earlier run.
+    pub(super) fn new(
+        recipients: BTreeSet<Recipient>,
+        last: Option<&Identity>,
+    ) -> Result<Option<Self>, AgeError> {
         if recipients.is_empty() {
             return Ok(None);
         }
-        let own = Identity::generate()?;
+        let own = match last {
+            Some(last) => last.clone(),
+            None => Identity::generate()?,
+        };
         Ok(Some(Self {
             all: recipients
                 .iter()
@@ -60,8 +68,15 @@ impl Encryption {
                 .chain([own.recipient()])
                 .collect(),
             own: [own],
+            again: last.is_some(),
             shown: recipients,
         }))
+    }
+
+    /// The key of this run.
+    pub(super) fn key(&self) -> Identity {
+        let [own] = &self.own;
+        own.clone()
     }
 
     /// To whom, as the log's first entry says it: it ends with this.
@@ -222,7 +237,37 @@ impl Session<'_> {
 
     /// Whether an artifact was encrypted by another run, so that this one can't read it.
     pub(super) fn is_sealed_off(&self, record: &ArtifactRecord) -> bool {
-        record.stored.is_some() && self.taken_up().contains(&record.path)
+        self.sealed_off().contains(&record.path)
+    }
+
+    /// An earlier run has stored this: notes it if it was encrypted with a key that is gone.
+    pub(super) async fn take_over(&self, record: &ArtifactRecord) -> Result<(), StoreError> {
+        if record.stored.is_some() && !self.is_opened(record).await? {
+            self.sealed_off().insert(record.path.clone());
+        }
+        Ok(())
+    }
+
+    /// Whether an artifact is encrypted to the key of this run.
+    async fn is_opened(&self, record: &ArtifactRecord) -> Result<bool, StoreError> {
+        // Nothing can be encrypted to a new one.
+        let Some(encryption) = self.encryption.as_ref().filter(|with| with.again) else {
+            return Ok(false);
+        };
+        let source = self.collector.store.evidence(&self.at);
+        let (own, wanted) = (encryption.own.clone(), record.clone());
+        let opening =
+            tokio::task::spawn_blocking(move || open_artifact(&source, &wanted, &own).map(drop));
+        let failed = |source: io::Error| StoreError::Io {
+            at: format!("{}/{}", self.at, record.stored_path()),
+            step: "look at how it is encrypted",
+            source,
+        };
+        match opening.await.map_err(|error| failed(error.into()))? {
+            Ok(()) => Ok(true),
+            Err(OpenError::Closed | OpenError::NotForUs) => Ok(false),
+            Err(OpenError::Io(error)) => Err(failed(error)),
+        }
     }
 
     /// An artifact's own bytes from `offset` on, in pieces of at most 1 MiB.

@@ -43,8 +43,8 @@ impl Session<'_> {
                 .keep_as(record.stored_path())
                 .await
                 .map_err(|error| self.store_error(error))?;
-            // Another run's, as everything that is taken up.
-            self.taken_up().insert(record.path.clone());
+            let taken_over = self.take_over(record).await;
+            taken_over.map_err(|error| self.store_error(error))?;
             return self.record_stored(vec![(record.clone(), named)]).await;
         }
         let begun = self.noted(|note| note.begun.get(&whole).cloned()).await;

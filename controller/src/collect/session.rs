@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use impound_evidence::age::Identity;
 use impound_evidence::{ArtifactRecord, Entry, Event, EvidencePath, Method, NameError, Sha256};
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::time::Instant;
@@ -39,8 +40,8 @@ pub(super) struct Session<'a> {
     pub(super) encryption: Option<Encryption>,
     note: AsyncMutex<Note>,
     stored: Mutex<BTreeMap<EvidencePath, Kept>>,
-    /// What earlier runs have stored.
-    taken_up: Mutex<BTreeSet<EvidencePath>>,
+    /// What earlier runs have encrypted, with keys that are gone.
+    sealed_off: Mutex<BTreeSet<EvidencePath>>,
     missing: Mutex<BTreeMap<EvidencePath, String>>,
     pub(super) connections: AsyncMutex<HashMap<String, Arc<AgentConnection>>>,
     /// To where tars are listed, beside everything else.
@@ -80,18 +81,17 @@ fn is_request(entry: &&Entry) -> bool {
 }
 
 impl<'a> Session<'a> {
-    /// Creates the collection, or opens the one that this job has begun.
+    /// Creates the collection, or opens the one that this job has begun. `key`: of this process's last run, and then of
+    /// this one, if anything is encrypted.
     pub(super) async fn open(
         collector: &'a Collector,
         job: &'a CollectionJob,
         board: Board<'a>,
         tars: Tars,
         saved: mpsc::UnboundedSender<Option<ImagePaths>>,
+        key: &mut Option<Identity>,
     ) -> Result<Self, CollectError> {
-        let at = CollectionId {
-            case: job.case.clone(),
-            name: job.name.clone(),
-        };
+        let at = job.at();
         let store = |source| CollectError::Store {
             at: at.to_string(),
             source,
@@ -123,11 +123,12 @@ impl<'a> Session<'a> {
                 .cloned()
                 .collect(),
         };
-        let encryption = Encryption::new(recipients);
+        let encryption = Encryption::new(recipients, key.as_ref());
         let encryption = encryption.map_err(|source| CollectError::Encryption {
             at: at.to_string(),
             source,
         })?;
+        *key = encryption.as_ref().map(Encryption::key);
         let mut session = Self {
             encryption,
             collector,
@@ -139,7 +140,7 @@ impl<'a> Session<'a> {
             requester: Requester::default(),
             note: AsyncMutex::new(note),
             stored: Mutex::default(),
-            taken_up: Mutex::default(),
+            sealed_off: Mutex::default(),
             missing: Mutex::default(),
             connections: AsyncMutex::default(),
             tars,
@@ -255,9 +256,9 @@ impl<'a> Session<'a> {
             .map(|kept| kept.record.clone())
     }
 
-    /// What earlier runs have stored.
-    pub(super) fn taken_up(&self) -> std::sync::MutexGuard<'_, BTreeSet<EvidencePath>> {
-        locked(&self.taken_up)
+    /// What earlier runs have encrypted, with keys that are gone.
+    pub(super) fn sealed_off(&self) -> std::sync::MutexGuard<'_, BTreeSet<EvidencePath>> {
+        locked(&self.sealed_off)
     }
 
     /// Everything that is stored, ordered by path.

@@ -49,7 +49,8 @@ impl Session<'_> {
                 .recheck(&self.lock, &file.path, in_store(&record))
                 .await;
             let receipt = checked.map_err(|error| self.store_error(error))?;
-            self.taken_up().insert(record.path.clone());
+            let taken_over = self.take_over(&record).await;
+            taken_over.map_err(|error| self.store_error(error))?;
             if named_only {
                 self.record_stored(vec![(record, receipt)]).await?;
             } else {

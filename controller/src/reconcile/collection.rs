@@ -104,9 +104,11 @@ pub async fn reconcile(
     let uid = cached.uid().unwrap_or_default();
     if is_final(&cached) {
         context.running.held(&uid, false);
+        forget(&context, &cached);
         return Ok(Action::await_change());
     }
     if is_anothers(&context, cached.status.as_ref()).await? {
+        forget(&context, &cached);
         return Ok(Action::requeue(LOOK_AGAIN));
     }
     // Containment waits for what a quarantine collects first.
@@ -207,6 +209,13 @@ pub async fn reconcile(
         announce(&context, &recorded.object, &status);
     }
     Ok(pause.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Nothing is kept for another run of it here.
+fn forget(context: &Context, collection: &Collection) {
+    if let Ok(at) = collection_id(&collection.spec.case, &collection.name_any()) {
+        context.collector.forget(&at);
+    }
 }
 
 /// Says of a collection that has failed for good, in its status and in the custody log, what it may have left on its

@@ -16,6 +16,7 @@ use impound_controller::store::{
 use impound_evidence::{EvidencePath, LockMode};
 
 mod contract;
+mod encrypted;
 mod faults;
 mod lock;
 mod log;

@@ -1,6 +1,11 @@
 //! Evidence that is encrypted on its way into the store: whoever has a key reads and checks all of it, and nobody else,
 //! the controller that comes after a crash among them, reads any.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use impound_controller::collect::{CollectError, SealedCollection};
+use impound_controller::store::StoreError;
 use impound_evidence::age::Identity;
 use impound_evidence::{
     Completeness, DirSource, Event, Given, Manifest, Outcome, Verdict, open_artifact,
@@ -10,9 +15,10 @@ use impound_evidence::{
 use super::agent::Fault;
 use super::crashing::{lose_what_was_not_durable, run_again, run_until};
 use super::fixture::{DIRECTORY, EXPORT_LISTINGS, Fixture, IMAGE_LISTINGS, names};
+use super::interrupted::{Interrupted, Operation};
 
 /// What stays readable: names and hashes, and what checks them.
-const PLAIN: [&str; 5] = [
+pub(crate) const PLAIN: [&str; 5] = [
     "custody.checkpoint",
     "custody.jsonl",
     "manifest.json",
@@ -205,6 +211,65 @@ async fn killed_at_any_operation_a_second_run_seals_and_names_what_it_could_not_
             return;
         }
     }
+}
+
+/// A collection whose `n`th write to the custody log fails, and that is gone on with until it is sealed: by the same
+/// controller, or by one that is another process. Nothing if there is no such write.
+async fn fails_and_comes_again(
+    n: usize,
+    is_another_process: bool,
+) -> Option<(Fixture, Identity, SealedCollection)> {
+    let (fixture, ada) = encrypting(Fixture::small().await).await;
+    let writes = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&writes);
+    let store = Interrupted::refusing(fixture.store(), move |operation| {
+        matches!(operation, Operation::Append(_)) && seen.fetch_add(1, Ordering::SeqCst) + 1 == n
+    });
+    let collector = fixture.collector(Arc::new(store));
+    match collector.run(fixture.job(), &fixture.progress).await {
+        Ok(_) if writes.load(Ordering::SeqCst) < n => return None,
+        // A tar's entry is tried again by itself.
+        Ok(sealed) => return Some((fixture, ada, sealed)),
+        Err(error) => assert!(error.is_transient(), "{n}: {error}"),
+    }
+    if is_another_process {
+        lose_what_was_not_durable(&fixture).await;
+        let sealed = run_again(&fixture).await;
+        return Some((fixture, ada, sealed));
+    }
+    loop {
+        match collector.run(fixture.job(), &fixture.progress).await {
+            Err(CollectError::Store {
+                source: StoreError::Busy { .. },
+                ..
+            }) => tokio::task::yield_now().await,
+            ended => return Some((fixture, ada, ended.unwrap())),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failure_that_passes_the_same_controller_goes_on_and_nothing_is_missing() {
+    let mut lost = 0;
+    for n in (1..).step_by(3) {
+        let Some((fixture, ada, sealed)) = fails_and_comes_again(n, false).await else {
+            assert!(n > 20, "only {n} entries were written");
+            break;
+        };
+        assert_eq!(
+            (sealed.outcome, sealed.missing),
+            (Outcome::Complete, vec![]),
+            "entry {n}"
+        );
+        let verdict = opened(&fixture, &ada);
+        assert!(verdict.complete(), "entry {n}: {:#?}", verdict.problems);
+        assert_nothing_leaks(&fixture);
+        // The key is nowhere but in that controller.
+        if let Some((_, _, sealed)) = fails_and_comes_again(n, true).await {
+            lost += usize::from(sealed.outcome == Outcome::Partial);
+        }
+    }
+    assert!(lost > 0, "another process could read all of it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,12 +10,16 @@ use tonic::Code;
 
 use super::world::{World, name};
 
+/// Public keys of age that no secret key has: of the point 0, and of the point 9 with a bit that does not count.
+pub(crate) const LOW_ORDER: &str = "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z";
+const MISSPELT: &str = "age1pyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqzqqyr3apl";
+
 type Spoil = fn(&mut CreateQuarantineRequest);
 
 #[tokio::test]
 async fn malformed_requests_are_refused_before_anything_is_read() {
     let world = World::start().await;
-    let cases: [(&str, Spoil, &str); 8] = [
+    let cases: [(&str, Spoil, &str); 11] = [
         (
             "case with a path",
             |request| request.case_id = "../../etc".into(),
@@ -51,6 +55,21 @@ async fn malformed_requests_are_refused_before_anything_is_read() {
             "namespace with a query",
             |request| request.namespace = "x?y".into(),
             "expected a Kubernetes name",
+        ),
+        (
+            "mistyped recipient",
+            |request| request.encrypt_to = vec![LOW_ORDER.replacen('q', "p", 1)],
+            "its checksum is wrong",
+        ),
+        (
+            "recipient of low order",
+            |request| request.encrypt_to = vec![LOW_ORDER.into()],
+            "it is of low order",
+        ),
+        (
+            "recipient in another spelling",
+            |request| request.encrypt_to = vec![MISSPELT.into()],
+            "it is not the one spelling of a key",
         ),
     ];
     let mut alice = world.responder("alice").await;

@@ -26,6 +26,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::agent::FakeAgent;
+use super::refusals::LOW_ORDER;
 use super::world::{CONTROLLER, World, container, eventually, free_port};
 
 mod faults;
@@ -840,6 +841,26 @@ async fn a_list_that_somebody_deletes_ends_the_sweep_which_says_so() {
         "{ended:#?}"
     );
     assert!(ended.message.contains(&roster), "{ended:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_that_nobody_could_decrypt_is_refused_as_a_whole() {
+    let mut fleet = Fleet::new(1).await;
+    let api = Api::<Object>::all(fleet.world.client.clone());
+    let mut wrong = object(&fleet.world.namespace, SweepState::Running);
+    wrong.spec.encrypt_to = vec![LOW_ORDER.into()];
+    api.create(&PostParams::default(), &wrong).await.unwrap();
+    fleet.world.start_controller().await;
+    let ended = fleet.ended().await;
+    assert_eq!(ended.phase, "Refused", "{ended:#?}");
+    let says = "encryptTo: expected the public key";
+    assert!(ended.message.contains(says), "{}", ended.message);
+    assert!(
+        ended.message.contains("it is of low order"),
+        "{}",
+        ended.message
+    );
+    assert!(fleet.collections().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,10 +13,8 @@ use super::{AgeError, Identity, OpenError, Recipient, TAG, broken, random};
 
 const VERSION: &str = "age-encryption.org/v1";
 const LABEL: &[u8] = b"age-encryption.org/v1/X25519";
-/// Most bytes of a header: many times what the recipients that are allowed here need.
-const LONGEST: u64 = 16 << 10;
-/// Characters of a full line of a stanza's body.
-const COLUMNS: usize = 64;
+/// Most bytes of a header: many times what the recipients that are allowed here need. `verify.sh` knows it, too.
+pub(super) const LONGEST: u64 = 16 << 10;
 
 /// A header for `recipients`.
 pub(super) fn write(file_key: &[u8; 16], recipients: &[Recipient]) -> Result<Vec<u8>, AgeError> {
@@ -48,59 +46,78 @@ pub(super) fn write(file_key: &[u8; 16], recipients: &[Recipient]) -> Result<Vec
     Ok(text.into_bytes())
 }
 
-/// Reads a header to its end, and unwraps the file key with the first of `identities` that can.
-pub(super) fn read(
-    from: &mut impl BufRead,
-    identities: &[Identity],
-) -> Result<Zeroizing<[u8; 16]>, OpenError> {
+/// A header as it stands in a file.
+pub(super) struct Header {
+    recipients: Vec<Wrapped>,
+    /// What the MAC is over.
+    signed: Vec<u8>,
+    mac: Vec<u8>,
+    /// Bytes of all of it.
+    pub(super) length: u64,
+}
+
+/// The file key, wrapped for one recipient.
+struct Wrapped {
+    share: [u8; 32],
+    body: [u8; 16 + TAG],
+}
+
+/// Reads a header to its end. Only the form that evidence has: recipients of the kind X25519, at least one.
+pub(super) fn read(from: &mut impl BufRead) -> io::Result<Header> {
     let mut room = from.take(LONGEST);
     let mut all = Vec::new();
-    let mut line = || -> io::Result<(String, usize)> {
+    let mut line = || -> io::Result<(Vec<u8>, usize)> {
         let start = all.len();
         room.read_until(b'\n', &mut all)?;
         let line = all.get(start..).unwrap_or_default();
-        let line = line
-            .strip_suffix(b"\n")
-            .ok_or_else(|| broken("its header does not end"))?;
-        let line = String::from_utf8(line.to_vec()).map_err(|_| broken("its header is no text"))?;
-        Ok((line, start))
+        let line = line.strip_suffix(b"\n");
+        let line = line.ok_or_else(|| broken("its header does not end"))?;
+        Ok((line.to_vec(), start))
     };
-    if line()?.0 != VERSION {
-        return Err(broken("it does not begin with the version that is known").into());
+    if line()?.0 != VERSION.as_bytes() {
+        return Err(broken("it does not begin with the version that is known"));
     }
-    let mut found: Option<Zeroizing<[u8; 16]>> = None;
-    let (mac, end) = loop {
+    let mut recipients = Vec::new();
+    loop {
         let (text, start) = line()?;
-        if let Some(mac) = text.strip_prefix("--- ") {
-            break (decode(mac)?, start + 3);
-        }
-        let stanza = text
-            .strip_prefix("-> ")
-            .ok_or_else(|| broken("its header has something else than recipients"))?;
-        let mut body = String::new();
-        loop {
-            let (part, _) = line()?;
-            body.push_str(&part);
-            match part.len() {
-                COLUMNS => {}
-                0..COLUMNS => break,
-                _ => return Err(broken("its header has a line that is too long").into()),
+        if let Some(mac) = text.strip_prefix(b"--- ") {
+            if recipients.is_empty() {
+                return Err(broken("its header names no recipient"));
             }
+            let mac = decode(mac)?.to_vec();
+            let length = (start + text.len() + 1) as u64;
+            all.truncate(start + 3);
+            return Ok(Header {
+                recipients,
+                signed: all,
+                mac,
+                length,
+            });
         }
-        if let (None, Some(share)) = (&found, stanza.strip_prefix("X25519 ")) {
-            let share = <[u8; 32]>::try_from(decode(share)?)
-                .map_err(|_| broken("a recipient's share is none"))?;
-            let body = decode(&body)?;
-            found = identities
+        let share = text.strip_prefix(b"-> X25519 ");
+        let share =
+            share.ok_or_else(|| broken("its header has something else than X25519 recipients"))?;
+        recipients.push(Wrapped {
+            share: decode(share)?,
+            body: decode(&line()?.0)?,
+        });
+    }
+}
+
+impl Header {
+    /// The file key, unwrapped with the first of `identities` that can.
+    pub(super) fn open(&self, identities: &[Identity]) -> Result<Zeroizing<[u8; 16]>, OpenError> {
+        let found = self.recipients.iter().find_map(|wrapped| {
+            identities
                 .iter()
-                .find_map(|identity| unwrap(identity, share, &body));
-        }
-    };
-    let file_key = found.ok_or(OpenError::NotForUs)?;
-    let key = mac_key(&file_key).ok_or_else(|| broken("no key came of it"))?;
-    let signed = all.get(..end).unwrap_or_default();
-    hmac::verify(&key, signed, &mac).map_err(|_| broken("its header was changed"))?;
-    Ok(file_key)
+                .find_map(|identity| unwrap(identity, wrapped))
+        });
+        let file_key = found.ok_or(OpenError::NotForUs)?;
+        let key = mac_key(&file_key).ok_or_else(|| broken("no key came of it"))?;
+        hmac::verify(&key, &self.signed, &self.mac)
+            .map_err(|_| broken("its header was changed"))?;
+        Ok(file_key)
+    }
 }
 
 /// 32 bytes out of a secret.
@@ -113,19 +130,18 @@ pub(super) fn derive(secret: &[u8], salt: &[u8], info: &[u8]) -> Option<Zeroizin
     Some(key)
 }
 
-fn unwrap(identity: &Identity, share: [u8; 32], body: &[u8]) -> Option<Zeroizing<[u8; 16]>> {
-    let share = PublicKey::from(share);
+fn unwrap(identity: &Identity, wrapped: &Wrapped) -> Option<Zeroizing<[u8; 16]>> {
+    let share = PublicKey::from(wrapped.share);
     let key = wrapping_key(
         &identity.secret,
         &share,
         &share,
         &identity.recipient().public,
     )?;
-    if body.len() != 16 + TAG {
-        return None;
-    }
-    let mut body = Zeroizing::new(body.to_vec());
-    let opened = key.open_in_place(zero(), Aad::empty(), &mut body).ok()?;
+    let mut body = Zeroizing::new(wrapped.body);
+    let opened = key
+        .open_in_place(zero(), Aad::empty(), body.as_mut_slice())
+        .ok()?;
     Some(Zeroizing::new(<[u8; 16]>::try_from(&*opened).ok()?))
 }
 
@@ -157,9 +173,10 @@ fn zero() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }
 
-/// Only the one spelling of the bytes.
-fn decode(text: &str) -> io::Result<Vec<u8>> {
-    STANDARD_NO_PAD
-        .decode(text)
-        .map_err(|_| broken("its header has something that is no base64"))
+/// 32 bytes, of which the share, the wrapped key and the MAC each have as many; only the one spelling of them.
+fn decode(text: &[u8]) -> io::Result<[u8; 32]> {
+    let bytes = STANDARD_NO_PAD.decode(text).ok();
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| broken("its header has something that is not 32 bytes in base64"))
 }

@@ -4,6 +4,7 @@
 //! left out, one newline at the end.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -124,9 +125,12 @@ impl Manifest {
                 });
             }
         }
+        let mut files = BTreeSet::new();
         for (at, record) in manifest.artifacts.iter().enumerate() {
             if let Some(stored) = &record.stored
-                && (!stored.is_of(&record.path) || manifest.artifact(&stored.path).is_some())
+                && (!stored.is_of(&record.path)
+                    || manifest.artifact(&stored.path).is_some()
+                    || !files.insert(&stored.path))
             {
                 return Err(ManifestError::Stored {
                     at,

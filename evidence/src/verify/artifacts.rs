@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Files, Progress, Verdict};
-use crate::age::Identity;
+use crate::age::{Identity, OpenError};
 use crate::chunks::{Digests, DigestsHasher};
 use crate::digest::{Sha256, Sha256Hasher};
 use crate::manifest::{ArtifactRecord, Manifest};
 use crate::source::{EvidenceSource, OpenFile};
-use crate::stored::decode;
+use crate::stored::{START, StoredForm, check_start, decode};
 use crate::tar::{Completeness, TarEnd};
 
 /// One read. Larger ones gain nothing; smaller ones cost system calls.
@@ -45,9 +45,9 @@ pub(super) fn check(
                 let found = match open(source, listing, record) {
                     Ok(file) => match identities {
                         Some(identities) => contents(file, record, identities, &mut buffer, watch),
-                        None => (0, None),
+                        None => Found::default(),
                     },
-                    Err(wrong) => (0, Some(wrong)),
+                    Err(wrong) => Found::wrong(wrong),
                 };
                 mine.push((*at, found));
             }
@@ -73,7 +73,7 @@ pub(super) fn check(
     results.sort_by_key(|(at, _)| *at);
     let changed = results
         .iter()
-        .any(|(_, (_, wrong))| matches!(wrong, Some(Wrong::Changed(_))));
+        .any(|(_, found)| matches!(found.wrong, Some(Wrong::Changed(_))));
     let known: HashMap<_, _> = match changed {
         // The first of several with the same bytes.
         true => manifest.artifacts.iter().rev(),
@@ -81,15 +81,26 @@ pub(super) fn check(
     }
     .map(|record| (record.stored_sha256(), &record.path))
     .collect();
-    for (at, (bytes, wrong)) in results {
-        verdict.bytes += bytes;
-        verdict.files += u64::from(identities.is_some() && (bytes > 0 || wrong.is_none()));
-        let closed = manifest
-            .artifacts
-            .get(at)
-            .is_some_and(|record| record.stored.is_some());
-        verdict.closed += u64::from(closed && identities.is_some_and(<[_]>::is_empty));
-        let Some((wrong, record)) = wrong.zip(manifest.artifacts.get(at)) else {
+    let given = identities.unwrap_or_default().iter();
+    let given: Vec<_> = given.map(Identity::recipient).collect();
+    let ours = manifest.encrypted_to.iter().find(|one| given.contains(one));
+    for (at, mut found) in results {
+        verdict.bytes += found.bytes;
+        verdict.files +=
+            u64::from(identities.is_some() && (found.bytes > 0 || found.wrong.is_none()));
+        let Some(record) = manifest.artifacts.get(at) else {
+            continue;
+        };
+        let open = identities.is_none_or(|given| !given.is_empty()) || !record.is_encrypted();
+        verdict.closed += u64::from(!open || found.not_for_us);
+        match ours {
+            Some(reader) if found.not_for_us => {
+                let wrong = format!("is not encrypted to {reader}, as the manifest says");
+                found.wrong = Some(Wrong::Other(wrong));
+            }
+            _ => verdict.unopened += u64::from(found.not_for_us),
+        }
+        let Some(wrong) = found.wrong else {
             continue;
         };
         match wrong {
@@ -108,6 +119,26 @@ pub(super) fn check(
                 );
             }
             Wrong::Other(message) => verdict.problem(record.stored_path().as_str(), message),
+        }
+    }
+}
+
+/// What one artifact's file was found to be.
+#[derive(Default)]
+struct Found {
+    /// Read of it.
+    bytes: u64,
+    /// The first thing wrong with it.
+    wrong: Option<Wrong>,
+    /// Good, and of none of the identities.
+    not_for_us: bool,
+}
+
+impl Found {
+    fn wrong(wrong: Wrong) -> Self {
+        Self {
+            wrong: Some(wrong),
+            ..Self::default()
         }
     }
 }
@@ -145,14 +176,14 @@ fn open(
     }
 }
 
-/// Bytes read of one artifact's file, and the first thing wrong with them.
+/// What is in one artifact's file.
 fn contents(
     file: OpenFile,
     record: &ArtifactRecord,
     identities: &[Identity],
     buffer: &mut [u8],
     watch: &(dyn Fn(Progress<'_>) + Sync),
-) -> (u64, Option<Wrong>) {
+) -> Found {
     let tar = record.completeness.is_complete() && record.path.as_str().ends_with(".tar");
     let mut tar = tar.then(TarEnd::new);
     let mut tap = Tap(Arc::new(Mutex::new((file.reader, DigestsHasher::new()))));
@@ -163,10 +194,19 @@ fn contents(
             }
             watch(Progress::Bytes(part.len() as u64));
         }),
-        Some(_) => {
-            let opened = inside(&mut tap, record, identities, &mut tar, buffer, watch);
+        Some(form) => {
+            let opened = inside(
+                &mut tap,
+                (record, form),
+                identities,
+                &mut tar,
+                buffer,
+                watch,
+            );
             // What is behind the end, or behind what is broken, belongs to the file as well.
-            let rest = read_all(&mut tap, buffer, |_| ());
+            let rest = read_all(&mut tap, buffer, |part| {
+                watch(Progress::Bytes(part.len() as u64));
+            });
             rest.and(opened)
         }
     };
@@ -175,41 +215,43 @@ fn contents(
         sha256,
         chunk_root,
     } = tap.digests();
-    let other = |wrong: String| Some(Wrong::Other(wrong));
+    let found = |wrong| Found {
+        bytes: size,
+        wrong: Some(wrong),
+        not_for_us: false,
+    };
+    let other = |wrong: String| found(Wrong::Other(wrong));
     // What can't be read is not called changed.
     if let Err(Inside::Unread(error)) = &inside {
-        return (
-            size,
-            other(format!("can't be read at byte {size}: {error}")),
-        );
+        return other(format!("can't be read at byte {size}: {error}"));
     }
     if size != record.stored_size() {
-        return (
-            size,
-            other(format!(
-                "expected {} bytes, got {size}",
-                record.stored_size()
-            )),
-        );
+        return other(format!(
+            "expected {} bytes, got {size}",
+            record.stored_size()
+        ));
     }
     if sha256 != record.stored_sha256() {
-        return (size, Some(Wrong::Changed(sha256)));
+        return found(Wrong::Changed(sha256));
     }
     if let Some(expected) = record.chunk_root.filter(|root| *root != chunk_root) {
         let wrong = format!("is recorded with the chunk tree {expected}, and has {chunk_root}");
-        return (size, other(wrong));
+        return other(wrong);
     }
-    if let Err(Inside::Other(wrong)) = inside {
-        return (size, other(wrong));
-    }
-    match tar.map(TarEnd::finish) {
-        Some(Completeness::Incomplete { reasons })
-            if record.stored.is_none() || !identities.is_empty() =>
-        {
-            let wrong = format!("is recorded as complete and is not: {}", reasons.join("; "));
-            (size, other(wrong))
-        }
-        _ => (size, None),
+    let good = |not_for_us| Found {
+        bytes: size,
+        wrong: None,
+        not_for_us,
+    };
+    match (inside, tar.map(TarEnd::finish)) {
+        (Ok(()), Some(Completeness::Incomplete { reasons })) => other(format!(
+            "is recorded as complete and is not: {}",
+            reasons.join("; ")
+        )),
+        (Ok(()) | Err(Inside::Closed), _) => good(false),
+        (Err(Inside::NotForUs), _) => good(true),
+        (Err(Inside::Other(wrong)), _) => other(wrong),
+        (Err(Inside::Unread(error)), _) => other(format!("can't be read: {error}")),
     }
 }
 
@@ -239,30 +281,39 @@ impl Read for Tap {
     }
 }
 
-/// What is wrong with a file, or in it.
+/// What is wrong with a file, or in it, or why nobody looked.
 enum Inside {
     Unread(io::Error),
     Other(String),
+    /// There is nothing to open it with.
+    Closed,
+    /// What there is does not open it.
+    NotForUs,
 }
 
-/// Compares what is in an encoded file with its record, if there is something to open it with.
+/// Looks at how an encoded file begins, and compares what is in it with its record, if there is something to open it
+/// with.
 fn inside(
     tap: &mut Tap,
-    record: &ArtifactRecord,
+    (record, form): (&ArtifactRecord, &StoredForm),
     identities: &[Identity],
     tar: &mut Option<TarEnd>,
     buffer: &mut [u8],
     watch: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<(), Inside> {
-    if identities.is_empty() {
-        return read_all(tap, buffer, |part| {
-            watch(Progress::Bytes(part.len() as u64))
-        });
-    }
     let wrong = |error: &dyn std::fmt::Display| Inside::Other(error.to_string());
-    let mut told = 0;
-    let mut reader =
-        decode(Box::new(tap.clone()), record, identities).map_err(|error| wrong(&error))?;
+    let mut start = Vec::new();
+    let read = tap.by_ref().take(START).read_to_end(&mut start);
+    read.map_err(Inside::Unread)?;
+    let mut told = tap.size();
+    watch(Progress::Bytes(told));
+    check_start(&start, form).map_err(|error| wrong(&error))?;
+    let stored = io::Cursor::new(start).chain(tap.clone());
+    let mut reader = decode(Box::new(stored), record, identities).map_err(|error| match error {
+        OpenError::Closed => Inside::Closed,
+        OpenError::NotForUs => Inside::NotForUs,
+        OpenError::Io(error) => wrong(&error),
+    })?;
     let mut hasher = Sha256Hasher::new();
     let read = read_all(&mut reader, buffer, |part| {
         hasher.update(part);

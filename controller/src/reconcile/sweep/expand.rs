@@ -18,7 +18,7 @@ use crate::reconcile::record::shortened;
 use crate::reconcile::{Context, ReconcileError};
 use crate::resources::sweep::{MOST_TARGETS, ROSTER_TARGETS, SWEEP_CASE, SWEEP_LABEL, SWEEP_NAME};
 use crate::resources::{
-    Sweep, SweepCounts, SweepPhase, SweepRoster, SweepRosterSpec, SweepStatus, now,
+    Sweep, SweepCounts, SweepPhase, SweepRoster, SweepRosterSpec, SweepStatus, now, recipients,
 };
 use crate::sweep::list::{case_of, shares};
 use crate::sweep::{SelectError, Selected, select};
@@ -47,6 +47,9 @@ pub(super) async fn expand(sweep: &Sweep, context: &Context) -> Result<Action, R
             sweep.spec.case.len()
         );
         return refuse(sweep, context, why).await;
+    }
+    if let Err(error) = recipients(&sweep.spec.encrypt_to) {
+        return refuse(sweep, context, format!("encryptTo: {error}")).await;
     }
     let mut rosters = match there(sweep, context).await? {
         Ok(rosters) => rosters,

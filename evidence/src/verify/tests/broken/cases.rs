@@ -1,7 +1,8 @@
 //! Each way to break a collection, and how that is done to a good one.
 
-use super::super::encrypted::encrypted;
+use super::super::encrypted::{encrypted, plain_again, stored_as};
 use super::*;
+use crate::Encoding;
 use crate::age::Identity;
 
 /// Changes what will be signed, or what was.
@@ -214,6 +215,15 @@ pub(super) fn cases() -> Vec<(&'static str, Break)> {
                     .1
                     .clone();
                 it.contents(TAR, &[&whole[..], &whole[..]].concat());
+            }),
+        ),
+        (
+            "tar-with-a-solaris-header",
+            Before(|it| {
+                let records = b"30 mtime=1700000000.123456789\n";
+                let mut header = [tar_header(b'X', records.len()), records.to_vec()].concat();
+                header.resize(1024, 0);
+                it.contents(TAR, &[header, member(512), vec![0; 1024]].concat());
             }),
         ),
         (
@@ -486,6 +496,39 @@ pub(super) fn cases() -> Vec<(&'static str, Break)> {
                     .find(|(path, _)| *path == format!("{DIFF}.age"))
                     .unwrap();
                 *path = renamed;
+            }),
+        ),
+        (
+            "encrypted-and-no-age-file",
+            Before(|it| {
+                encrypt(it);
+                stored_as(it, DIFF, b"A /tmp/x\n");
+            }),
+        ),
+        (
+            "encrypted-and-one-is-plain",
+            Before(|it| {
+                encrypt(it);
+                plain_again(it, DIFF, b"A /tmp/x\n");
+            }),
+        ),
+        (
+            "encrypted-to-nobody",
+            Before(|it| {
+                encrypt(it);
+                it.manifest.encrypted_to.clear();
+            }),
+        ),
+        (
+            "encrypted-twice",
+            Before(|it| {
+                encrypt(it);
+                let form = it.artifact(DIFF).stored.as_mut().unwrap();
+                let (once, twice) = (form.path.to_string(), format!("{}.age", form.path));
+                form.path = twice.parse().unwrap();
+                form.encoding = vec![Encoding::Age; 2];
+                let file = it.files.iter_mut().find(|(path, _)| *path == once);
+                file.unwrap().0 = twice;
             }),
         ),
         (
