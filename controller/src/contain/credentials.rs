@@ -115,7 +115,7 @@ fn lasting_tokens(
                 "whom service account {namespace}/{name} is at the Kubernetes API, for ever: the account names it as its \
                  own, and if it holds a token, whoever has read it needs no pod"
             ),
-            revoke: format!("kubectl delete secret {} -n {namespace}", quoted(secret)),
+            revoke: format!("{} -n {namespace}", delete("secret", secret)),
         })
         .collect()
 }
@@ -355,8 +355,8 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
             kind: "Secret".into(),
             grants: format!("what it is a key to; {how}, so {}", whose(how)),
             revoke: format!(
-                "revoke it where it was issued, then: kubectl delete secret {} -n {namespace}",
-                quoted(&name)
+                "revoke it where it was issued, then: {} -n {namespace}",
+                delete("secret", &name)
             ),
             name,
         })
@@ -492,6 +492,23 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].revoke, "kubectl delete secret web-token -n shop");
         assert!(found[0].grants.contains("shop/web"), "{found:#?}");
+    }
+
+    #[test]
+    fn a_secrets_name_that_would_be_an_option_deletes_no_other_secret() {
+        let name = "--all";
+        let pod: Pod = serde_json::from_value(json!({ "spec": {
+            "volumes": [{ "name": "a", "secret": { "secretName": name } }], "containers": [],
+        } }))
+        .unwrap();
+        let account = serde_json::from_value(json!({ "secrets": [{ "name": name }] })).unwrap();
+        let mut found = secrets(&pod, "shop");
+        found.extend(lasting_tokens(("shop", "web"), Some(&account)));
+        assert_eq!(found.len(), 2, "{found:#?}");
+        for one in found {
+            let command = "kubectl delete secret/--all -n shop";
+            assert!(one.revoke.ends_with(command), "{one:#?}");
+        }
     }
 
     #[test]
