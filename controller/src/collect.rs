@@ -44,7 +44,7 @@ use budget::Budget;
 pub use budget::Limits;
 pub use containment::{Containment, ContainmentSource};
 use keys::Keys;
-pub use left::look as look_for_images;
+pub use left::{Begun, look as look_for_images};
 use session::Session;
 
 mod attempt;

@@ -3,16 +3,40 @@
 
 use impound_evidence::{Entry, Event};
 
-use super::Collector;
 use super::note::Note;
+use super::session::{is_of, is_request};
+use super::{Collector, TargetPod};
 use crate::describe::describe;
 use crate::store::CollectionId;
 
+/// A collection that may have been begun.
+#[derive(Debug, Clone)]
+pub struct Begun {
+    /// The collection.
+    pub at: CollectionId,
+    /// Its pod.
+    pub target: TargetPod,
+    /// Who asked for it.
+    pub requested_by: String,
+    /// Why.
+    pub reason: String,
+}
+
 impl Collector {
     /// Writes into the custody log that a collection is given up, and why, and which images may still be on its node:
-    /// each may be the only copy of a container that is gone, so none is removed. What somebody should look after, a
-    /// sentence each; also if the log can't be written.
-    pub async fn give_up(&self, at: &CollectionId, node: &str, why: &str) -> Vec<String> {
+    /// each may be the only copy of a container that is gone, so none is removed. What the log says already is not
+    /// written again, and of a collection that is another request's nothing is written, nor said. What somebody should
+    /// look after, a sentence each; also if the log can't be written.
+    pub async fn give_up(&self, begun: &Begun, why: &str) -> Vec<String> {
+        let (at, node) = (&begun.at, begun.target.node.as_str());
+        let asked = (begun.requested_by.as_str(), begun.reason.as_str());
+        let logged = self.custody.entries(at).await;
+        if let Ok(logged) = &logged
+            && let Some(first) = logged.iter().find(is_request)
+            && !is_of(first, &begun.target, asked)
+        {
+            return Vec::new();
+        }
         let (known, left) = match self.noted(at).await {
             Ok(note) => {
                 let images = note.images.into_keys();
@@ -32,11 +56,24 @@ impl Collector {
             }
         };
         let given_up = ("the collection".to_owned(), why.to_owned());
-        let entries = std::iter::once(&given_up).chain(&left).map(|(what, why)| {
-            Entry::new(Event::Failed, Self::who(), what.clone()).because(why.clone())
-        });
-        let written = self.custody.append_all(at, entries.collect()).await;
+        let sayings = std::iter::once(&given_up).chain(&left);
+        let written = match logged {
+            Ok(logged) => {
+                let unsaid = sayings.filter(|saying| !says(&logged, saying));
+                let entries = unsaid.map(|(what, why)| {
+                    Entry::new(Event::Failed, Self::who(), what.clone()).because(why.clone())
+                });
+                match entries.collect::<Vec<_>>() {
+                    // The entries may be there, and only their signature not.
+                    none if none.is_empty() => self.custody.settle(&at.case).await,
+                    entries => self.custody.append_all(at, entries).await,
+                }
+            }
+            // Whose the collection is can't be known then.
+            Err(error) => Err(error),
+        };
         let unwritten = written
+            .map(drop)
             .err()
             .map(|error| format!("this is not in the custody log: {}", describe(&error)));
         let left = left.into_iter().map(|(_, sentence)| sentence);
@@ -51,6 +88,12 @@ impl Collector {
             false => serde_json::from_slice(&note).map_err(|error| error.to_string()),
         }
     }
+}
+
+/// Whether it was written before, by a process that ended before it could say so elsewhere.
+fn says(log: &[Entry], (what, why): &(String, String)) -> bool {
+    let mut failed = log.iter().filter(|entry| entry.event == Event::Failed);
+    failed.any(|entry| entry.what == *what && entry.why.as_ref() == Some(why))
 }
 
 /// An image that nobody has seen gone: what the log calls it, and what to do.

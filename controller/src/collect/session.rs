@@ -14,7 +14,7 @@ use super::encrypted::{ENCRYPTED, Encryption, encrypted_to};
 use super::image::ImagePaths;
 use super::note::Note;
 use super::standstill::Standstill;
-use super::{CollectError, CollectionJob, Collector};
+use super::{CollectError, CollectionJob, Collector, TargetPod};
 use crate::agents::AgentConnection;
 use crate::describe::describe;
 use crate::locked::locked;
@@ -76,7 +76,22 @@ impl Kept {
     }
 }
 
-fn is_request(entry: &&Entry) -> bool {
+/// What the log says first of the collection of a pod, but for to whom it is encrypted.
+pub(super) fn collection_of(pod: &TargetPod) -> String {
+    format!(
+        "collection of pod {}/{} (uid {}) on node {}",
+        pod.namespace, pod.name, pod.uid, pod.node
+    )
+}
+
+/// Whether what the log says first of a collection is that one of this pod, which this one wants for this reason.
+pub(super) fn is_of(first: &Entry, pod: &TargetPod, (who, reason): (&str, &str)) -> bool {
+    first.who == who
+        && first.what.split(ENCRYPTED).next() == Some(&*collection_of(pod))
+        && first.why.as_deref() == Some(reason)
+}
+
+pub(super) fn is_request(entry: &&Entry) -> bool {
     entry.event == Event::Requested
 }
 
@@ -341,15 +356,11 @@ impl<'a> Session<'a> {
     /// The first entry of the log says whose collection this is. What is known of the requester.
     async fn begin(&self) -> Result<Requester, CollectError> {
         let pod = &self.job.target;
-        let what = format!(
-            "collection of pod {}/{} (uid {}) on node {}",
-            pod.namespace, pod.name, pod.uid, pod.node
-        );
         let Some(first) = self.entries.iter().find(is_request) else {
             let case = self.collector.custody.of_case(&self.at.case).await;
             let case = case.map_err(|error| self.seal_error(error))?;
             let encrypted = self.encryption.as_ref().map(Encryption::in_words);
-            let what = what + &encrypted.unwrap_or_default();
+            let what = collection_of(pod) + &encrypted.unwrap_or_default();
             let mut entry = Entry::new(Event::Requested, self.job.requested_by.clone(), what)
                 .because(self.job.reason.clone());
             let (who, reason) = (&self.job.requested_by, &self.job.reason);
@@ -364,10 +375,7 @@ impl<'a> Session<'a> {
             self.append(vec![entry]).await?;
             return Ok(requester);
         };
-        let same = first.who == self.job.requested_by
-            && first.what.split(ENCRYPTED).next() == Some(&*what)
-            && first.why.as_ref() == Some(&self.job.reason);
-        if !same {
+        if !is_of(first, pod, (&self.job.requested_by, &self.job.reason)) {
             let found = format!("{} by {}", first.what, first.who);
             return Err(CollectError::OtherRequest {
                 at: self.at.to_string(),

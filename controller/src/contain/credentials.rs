@@ -19,13 +19,23 @@ use crate::describe::describe;
 use crate::kubernetes::{is_object_name, read};
 use crate::resources::Credential;
 
-/// What an entry says of that which is not known.
-const UNREAD: &str = "could not be read";
+/// Kinds of the entries that stand for what could not be read. No other entry has one: what an entry says is not told
+/// by its words, which others may have chosen.
+const UNREAD: [&str; 2] = ["CloudIdentities", "Bindings"];
 
-/// Whether something of a report could not be read.
+/// How many parts of a report could not be read.
 #[must_use]
-pub fn is_partial(report: &[Credential]) -> bool {
-    report.iter().any(|one| one.grants.contains(UNREAD))
+pub fn unread(report: &[Credential]) -> usize {
+    let unread = report.iter();
+    unread
+        .filter(|one| UNREAD.contains(&one.kind.as_str()))
+        .count()
+}
+
+/// Whether a report is to take the place of the one that is known: the first, or one in which more could be read.
+#[must_use]
+pub fn is_better(report: &[Credential], known: &[Credential]) -> bool {
+    known.is_empty() || unread(report) < unread(known)
 }
 
 /// Lists the credentials of a pod. What can't be read becomes an entry that says so.
@@ -40,12 +50,13 @@ pub async fn report(client: &Client, pod: &Pod) -> Vec<Credential> {
         service_account(client, namespace, &account),
         bindings(client, namespace, &account)
     );
+    let [no_identities, no_bindings] = UNREAD;
     if let Err(error) = &known {
         found.push(Credential {
-            kind: "CloudIdentity".into(),
+            kind: no_identities.into(),
             name: format!("{namespace}/{account}"),
             grants: format!(
-                "what the account is to a cloud, and Secrets that hold tokens of it, {UNREAD}: {}",
+                "what the account is to a cloud, and Secrets that hold tokens of it, could not be read: {}",
                 describe(error)
             ),
             revoke: format!("kubectl get serviceaccount {account} -n {namespace} -o yaml"),
@@ -58,9 +69,9 @@ pub async fn report(client: &Client, pod: &Pod) -> Vec<Credential> {
     match bindings {
         Ok(bindings) => found.extend(bindings),
         Err(error) => found.push(Credential {
-            kind: "Bindings".into(),
+            kind: no_bindings.into(),
             name: format!("{namespace}/{account}"),
-            grants: format!("{UNREAD}: {}", describe(&error)),
+            grants: format!("could not be read: {}", describe(&error)),
             revoke: format!(
                 "kubectl get rolebindings,clusterrolebindings -A -o wide | grep {namespace}/{account}"
             ),
@@ -115,7 +126,7 @@ fn lasting_tokens(
                 "whom service account {namespace}/{name} is at the Kubernetes API, for ever: the account names it as its \
                  own, and if it holds a token, whoever has read it needs no pod"
             ),
-            revoke: format!("kubectl delete secret {} -n {namespace}", quoted(secret)),
+            revoke: format!("{} -n {namespace}", delete("secret", secret)),
         })
         .collect()
 }
@@ -355,8 +366,8 @@ fn secrets(pod: &Pod, namespace: &str) -> Vec<Credential> {
             kind: "Secret".into(),
             grants: format!("what it is a key to; {how}, so {}", whose(how)),
             revoke: format!(
-                "revoke it where it was issued, then: kubectl delete secret {} -n {namespace}",
-                quoted(&name)
+                "revoke it where it was issued, then: {} -n {namespace}",
+                delete("secret", &name)
             ),
             name,
         })
@@ -492,6 +503,55 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].revoke, "kubectl delete secret web-token -n shop");
         assert!(found[0].grants.contains("shop/web"), "{found:#?}");
+    }
+
+    fn of_kind(kind: &str) -> Credential {
+        let nothing = String::new;
+        Credential {
+            kind: kind.into(),
+            name: nothing(),
+            grants: nothing(),
+            revoke: nothing(),
+        }
+    }
+
+    #[test]
+    fn what_somebody_called_a_tokens_audience_makes_no_report_partial() {
+        let pod: Pod = serde_json::from_value(json!({ "spec": { "containers": [], "volumes": [{
+            "name": "t", "projected": { "sources": [
+                { "serviceAccountToken": { "path": "token", "audience": "could not be read" } } ] } }] } }))
+        .unwrap();
+        let found = tokens(&pod, "shop", "web");
+        assert_eq!((found.len(), unread(&found)), (1, 0), "{found:#?}");
+    }
+
+    #[test]
+    fn a_report_takes_the_place_of_another_only_if_more_of_it_could_be_read() {
+        let [all, less, least]: [&[Credential]; 3] = [
+            &[of_kind("Token"), of_kind("RoleBinding")],
+            &[of_kind("Token"), of_kind("Bindings")],
+            &[of_kind("CloudIdentities"), of_kind("Bindings")],
+        ];
+        assert!(is_better(least, &[]));
+        assert!(is_better(all, less) && is_better(less, least));
+        assert!(!is_better(less, all) && !is_better(least, less) && !is_better(less, less));
+    }
+
+    #[test]
+    fn a_secrets_name_that_would_be_an_option_deletes_no_other_secret() {
+        let name = "--all";
+        let pod: Pod = serde_json::from_value(json!({ "spec": {
+            "volumes": [{ "name": "a", "secret": { "secretName": name } }], "containers": [],
+        } }))
+        .unwrap();
+        let account = serde_json::from_value(json!({ "secrets": [{ "name": name }] })).unwrap();
+        let mut found = secrets(&pod, "shop");
+        found.extend(lasting_tokens(("shop", "web"), Some(&account)));
+        assert_eq!(found.len(), 2, "{found:#?}");
+        for one in found {
+            let command = "kubectl delete secret/--all -n shop";
+            assert!(one.revoke.ends_with(command), "{one:#?}");
+        }
     }
 
     #[test]

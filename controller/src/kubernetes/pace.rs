@@ -27,8 +27,9 @@ const GAP: Duration = Duration::from_millis(510);
 /// Between two requests of all watches together.
 const WATCH_GAP: Duration = Duration::from_millis(1010);
 
-/// Watch requests that are let through at once: a list and a watch of each resource, when the process begins.
-const FIRST_WATCHES: usize = 18;
+/// Watch requests that are let through at once when the process begins: a list and a watch of each of nine resources,
+/// and of the collections twice, for those who work on them and for those who wait for them.
+pub const FIRST_WATCHES: usize = 20;
 
 /// The watch that brings new quarantines goes before the others, but for every second time: a server that ends them all
 /// would otherwise answer no other. Who went last waits so much longer.

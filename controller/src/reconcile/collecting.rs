@@ -3,7 +3,7 @@
 //! Its name may be somebody else's: in the namespace an object's, or in the case that of a collection that is stored,
 //! as of a quarantine of the same name that was released and deleted. What is sealed there would pass for evidence of
 //! this suspect. Another name is taken then, one that nobody can know before, and recorded before anything is made
-//! under it.
+//! under it. So it is when the store does not say what it has.
 
 use impound_evidence::{CaseId, CollectionName, case_log};
 use kube::ResourceExt;
@@ -30,11 +30,21 @@ const NAME_TAKEN: &str = "NameTaken";
 pub(super) enum Made {
     /// It is there, made now or by an attempt that did not get as far as recording it.
     There(Box<Collection>),
-    /// Its name is somebody else's.
-    Taken,
+    /// Its name is somebody else's, or may be.
+    Taken(Taken),
 }
 
-/// Makes the collection.
+/// How much is known of whose a name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Another collection has it.
+    Surely,
+    /// The store does not say whether it has one.
+    Perhaps,
+}
+
+/// Makes the collection. `chosen`: its name is one that [`another_name`] gave, so that no other collection has it even if
+/// the store does not say so.
 ///
 /// # Errors
 /// If the API does not take it.
@@ -42,9 +52,11 @@ pub(super) async fn make(
     record: &Record,
     context: &Context,
     wanted: &Collection,
+    chosen: bool,
 ) -> Result<Made, ApiError> {
     let mut conflict = None;
-    if !is_stored(context, wanted).await {
+    let stored = is_stored(context, wanted).await;
+    if !stored.unwrap_or(!chosen) {
         let api = api(record, context);
         let made = api.create(&PostParams::default(), wanted).await;
         match made.map_err(|error| from_kube("POST", "collections", error)) {
@@ -56,7 +68,8 @@ pub(super) async fn make(
     match (read(record, context, wanted).await?, conflict) {
         (Some(there), _) if record.owns(&there, wanted) => Ok(Made::There(Box::new(there))),
         (None, Some(conflict)) => Err(conflict),
-        _ => Ok(Made::Taken),
+        (None, None) if stored.is_none() => Ok(Made::Taken(Taken::Perhaps)),
+        _ => Ok(Made::Taken(Taken::Surely)),
     }
 }
 
@@ -84,43 +97,51 @@ async fn read(
 }
 
 /// Another name for a collection whose own is taken, which is written down; `None` if that was done often enough.
-pub(super) fn another_name(record: &mut Record, taken: &str) -> Option<String> {
+pub(super) fn another_name(record: &mut Record, taken: &str, how: Taken) -> Option<String> {
     let drift = record.status.drift.iter();
     let chosen = drift.filter(|drift| drift.reason == NAME_TAKEN).count();
     if chosen >= NAMES {
         return None;
     }
     let name = random_name(&record.name());
-    let what = format!(
-        "a collection named {taken} exists that is not this quarantine's: it was made before it, or is of another pod, \
-         case or request. It is left as it is, and this one's evidence is collected as {name}"
-    );
+    let why = match how {
+        Taken::Surely => format!(
+            "a collection named {taken} exists that is not this quarantine's: it was made before it, or is of another \
+             pod, case or request. It is left as it is"
+        ),
+        Taken::Perhaps => format!(
+            "the store does not say whether it has a collection named {taken} already, which would pass for this \
+             quarantine's"
+        ),
+    };
+    let what = format!("{why}, and this one's evidence is collected as {name}");
     note(record, NAME_TAKEN, what);
     Some(name)
 }
 
-/// Whether the case has a stored collection of the name. A store that is away keeps no evidence waiting: then the
-/// collection itself finds out, and fails visibly.
-async fn is_stored(context: &Context, wanted: &Collection) -> bool {
+/// Whether the case has a stored collection of the name; `None` if the store does not say so soon. A store that is slow
+/// keeps no evidence waiting, and the collection itself would not find out: of the same pod, by the same requester for
+/// the same reason, what is stored is gone on with, and what is sealed is taken for it.
+async fn is_stored(context: &Context, wanted: &Collection) -> Option<bool> {
     let (Ok(case), Ok(name)) = (
         wanted.spec.case.parse::<CaseId>(),
         wanted.name_any().parse::<CollectionName>(),
     ) else {
-        return false;
+        return Some(false);
     };
     if case_log().is_ok_and(|log| log == name) {
-        return true;
+        return Some(true);
     }
     let at = CollectionId { case, name };
     match tokio::time::timeout(AT_ONCE, context.collector.is_stored(&at)).await {
-        Ok(Ok(stored)) => stored,
+        Ok(Ok(stored)) => Some(stored),
         Ok(Err(error)) => {
             tracing::warn!(collection = %at, error = describe(&error), "not known whether it is stored already");
-            false
+            None
         }
         Err(_) => {
             tracing::warn!(collection = %at, "not known whether it is stored already: the store is slow");
-            false
+            None
         }
     }
 }

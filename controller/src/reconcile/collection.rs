@@ -31,8 +31,8 @@ use super::record::{is_younger, shortened};
 use super::{Context, ReconcileError};
 use crate::agents::AgentError;
 use crate::collect::{
-    CollectError, CollectionJob, Containment, ContainmentSource, SealedCollection, TargetPod,
-    look_for_images,
+    Begun, CollectError, CollectionJob, Containment, ContainmentSource, SealedCollection,
+    TargetPod, look_for_images,
 };
 use crate::contain::observe::{self, ObserveError};
 use crate::contain::owner::{is_same, runtime_uid};
@@ -137,6 +137,12 @@ pub async fn reconcile(
     let (job, span) = match prepare(&object, &status, &context).await {
         Ok(prepared) => prepared,
         Err(Unready::Never(reason)) => {
+            // The log says nothing of the end of a collection that another replica goes on with.
+            if status.node.is_some()
+                && let Some(later) = claimed_by_another(recorded.save(&context, &status).await)?
+            {
+                return Ok(later);
+            }
             fail(&mut status, reason);
             give_up(&object, &mut status, &context).await;
             if let Some(later) = claimed_by_another(recorded.save(&context, &status).await)? {
@@ -190,11 +196,13 @@ pub async fn reconcile(
             "collection waits: somebody else holds it in the store"
         );
     }
-    let anothers = matches!(&outcome, Err(CollectError::OtherRequest { .. }));
     let pause = conclude(&mut status, outcome, context.running.held(&uid, held));
-    // What another request has begun under the name is that one's.
-    if status.phase == CollectionPhase::Failed && !anothers {
-        give_up(&object, &mut status, &context).await;
+    if status.phase == CollectionPhase::Failed {
+        match held {
+            // Whoever holds it may seal it yet, so nothing has ended.
+            true => look_for_what_is_left(&object, &mut status),
+            false => give_up(&object, &mut status, &context).await,
+        }
     }
     if pause.is_some() {
         // Another replica may have more luck with store or agent, and has looked before this one comes again.
@@ -221,16 +229,46 @@ fn forget(context: &Context, collection: &Collection) {
 /// Says of a collection that has failed for good, in its status and in the custody log, what it may have left on its
 /// node. Of one that was never begun there is nothing to say.
 async fn give_up(object: &Collection, status: &mut CollectionStatus, context: &Context) {
-    let at = collection_id(&object.spec.case, &object.name_any());
-    let (Ok(at), Some(node)) = (at, status.node.clone()) else {
+    let Some(begun) = begun(object, status) else {
         return;
     };
-    let said = context.collector.give_up(&at, &node, &status.message);
+    let said = context.collector.give_up(&begun, &status.message);
     let said = tokio::time::timeout(custody::AT_LEISURE, said).await;
-    for sentence in said.unwrap_or_else(|_| vec![look_for_images(&at, &node)]) {
-        status.message.push_str("; ");
-        status.message.push_str(&sentence);
+    let Ok(said) = said else {
+        return look_for_what_is_left(object, status);
+    };
+    for sentence in said {
+        add(status, &sentence);
     }
+}
+
+/// Says in the status alone where to look for what a collection may have left on its node.
+fn look_for_what_is_left(object: &Collection, status: &mut CollectionStatus) {
+    if let Some(begun) = begun(object, status) {
+        add(status, &look_for_images(&begun.at, &begun.target.node));
+    }
+}
+
+fn add(status: &mut CollectionStatus, sentence: &str) {
+    status.message.push_str("; ");
+    status.message.push_str(sentence);
+}
+
+/// A collection that was on its way; `None` of one that never was.
+fn begun(object: &Collection, status: &CollectionStatus) -> Option<Begun> {
+    let spec = &object.spec;
+    Some(Begun {
+        at: collection_id(&spec.case, &object.name_any()).ok()?,
+        target: TargetPod {
+            namespace: object.namespace().unwrap_or_default(),
+            name: spec.pod.clone(),
+            uid: status.pod_uid.clone().unwrap_or_default(),
+            node: status.node.clone()?,
+            image_digests: BTreeMap::new(),
+        },
+        requested_by: spec.requested_by.clone(),
+        reason: spec.reason.clone(),
+    })
 }
 
 /// Whether another replica works on it. On one that is under work and names nobody it is the replica that leads, of an

@@ -45,6 +45,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// What a look is called where it is put off.
 const LOOK: &str = "look";
 
+/// What it is called to ask again for rights that could not be read, and how often that is done: it takes lists of all
+/// rights in the cluster, and may be refused for ever.
+const RIGHTS: &str = "rights";
+const RIGHTS_EVERY: Duration = Duration::from_secs(600);
+
 /// Whether a quarantine in this phase is in force and not about to end.
 #[must_use]
 pub fn applies(phase: QuarantinePhase) -> bool {
@@ -86,7 +91,7 @@ pub async fn look_meanwhile(
 /// Returns a delay if something could not be put back.
 ///
 /// # Errors
-/// If the API can't be read.
+/// If the API can't be read, or does not take the status.
 pub async fn look(
     record: &mut Record,
     context: &Context,
@@ -118,10 +123,6 @@ pub async fn look(
         note(record, "MirrorMadeAnew", what);
     }
     restarts::look(record, &suspect);
-    // The API did not say all of it at the time, or may not.
-    if credentials::is_partial(&record.status.credentials) {
-        verifying::report_credentials(record, context).await;
-    }
     if record.untouched().is_some() {
         context.endings.attend(record, &suspect);
     }
@@ -147,10 +148,25 @@ pub async fn look(
         });
         verifying::state_seen(record, context, seen).await?;
     }
+    report_rights_again(record, context).await?;
     if let Some(again) = again.filter(|again| *again < LOOK_EVERY) {
         context.pace.put_off(&record.uid(), LOOK, again);
     }
     Ok([again, looked].into_iter().flatten().min())
+}
+
+/// Reports what the suspect could act with again, if the API did not say all of it before. Nothing that holds the pod
+/// waits for it, nor does what was seen of that.
+async fn report_rights_again(record: &mut Record, context: &Context) -> Result<(), ReconcileError> {
+    let uid = record.uid();
+    let is_whole = credentials::unread(&record.status.credentials) == 0;
+    if is_whole || context.pace.left(&uid, RIGHTS).is_some() {
+        return Ok(());
+    }
+    context.pace.put_off(&uid, RIGHTS, RIGHTS_EVERY);
+    record.save().await?;
+    verifying::report_credentials(record, context).await;
+    Ok(())
 }
 
 /// Makes a call whose effect has gone, unless it was made a moment ago. Returns when to look again.

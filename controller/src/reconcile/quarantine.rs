@@ -380,13 +380,14 @@ async fn ask(record: &mut Record, context: &Context) -> Then {
     let attempts = record.begin(StepName::Neighbours);
     let wanted = record.first_collection();
     let name = wanted.name_any();
-    let waited = match collecting::make(record, context, &wanted).await {
+    let chosen = record.status.collection_name.is_some();
+    let waited = match collecting::make(record, context, &wanted, chosen).await {
         Ok(Made::There(_)) => {
             context.pace.clear(&uid, ASK);
             record.status.collection = Some(name);
             READING.to_owned()
         }
-        Ok(Made::Taken) => match collecting::another_name(record, &name) {
+        Ok(Made::Taken(how)) => match collecting::another_name(record, &name, how) {
             Some(another) => {
                 let waited = format!("its collection is to be made as {another}");
                 record.status.collection_name = Some(another);

@@ -19,7 +19,7 @@ use impound_proto::PeerId;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use uuid::Uuid;
 
-use super::collecting::{self, Made};
+use super::collecting::{self, Made, Taken as NameTaken};
 use super::custody::{self, AT_ONCE};
 use super::guarding::note;
 use super::next_step::{ended, state};
@@ -154,13 +154,15 @@ pub async fn make(record: &mut Record, context: &Context) -> Result<(), Reconcil
             "not in the custody log"
         );
     }
-    match collecting::make(record, context, &wanted(record, &later)).await {
+    let first_name = later_name(&record.name(), &record.uid(), &short(&later.container));
+    let chosen = later.name != first_name;
+    match collecting::make(record, context, &wanted(record, &later), chosen).await {
         Ok(Made::There(made)) => {
             context.pace.clear(&record.uid(), MAKE);
             record.wait(StepName::CollectAgain, on_its_way(&later));
             see(record, &later.name, Some(made.as_ref()));
         }
-        Ok(Made::Taken) => rename(record, context, &later).await,
+        Ok(Made::Taken(how)) => rename(record, context, &later, how).await,
         Err(error) => {
             let pace = &context.pace;
             pace.failed(&record.uid(), MAKE, PAUSE.max(error.retry_after()), SLOWEST);
@@ -385,10 +387,10 @@ fn wanted(record: &Record, later: &LaterCollection) -> Collection {
     )
 }
 
-/// Gives a later collection whose name is somebody else's another one, under which it is made once that is saved. The
+/// Gives a later collection whose name is somebody else's, or may be, another one, under which it is made once that is saved. The
 /// log says that nothing came of the request under the old one: nobody else's object may pass for it.
-async fn rename(record: &mut Record, context: &Context, taken: &LaterCollection) {
-    let Some(name) = collecting::another_name(record, &taken.name) else {
+async fn rename(record: &mut Record, context: &Context, taken: &LaterCollection, how: NameTaken) {
+    let Some(name) = collecting::another_name(record, &taken.name, how) else {
         see(record, &taken.name, None);
         return;
     };

@@ -88,10 +88,14 @@ async fn add_plugin_facts(record: &Record, context: &Context, facts: &mut Vec<Fa
     plugin_facts::add(facts, &plugin, &namespace, &labels, &record.names());
 }
 
-/// Reports what the suspect could act with. Once its collection is made, since nothing must wait for it.
+/// Reports what the suspect could act with, if that says more than what was reported. Once its collection is made, since
+/// nothing must wait for it.
 pub async fn report_credentials(record: &mut Record, context: &Context) {
     let pod = record.suspect_before();
-    record.status.credentials = credentials::report(&context.client, &pod).await;
+    let report = credentials::report(&context.client, &pod).await;
+    if credentials::is_better(&report, &record.status.credentials) {
+        record.status.credentials = report;
+    }
 }
 
 /// States the facts anew, long after containment. A pod that is no longer contained, or is only now,

@@ -240,8 +240,8 @@ pub struct LaterCollection {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Credential {
-    /// Token, ServiceAccount, CloudIdentity, RoleBinding, ClusterRoleBinding or Secret; Bindings if they could not be
-    /// read.
+    /// Token, ServiceAccount, CloudIdentity, RoleBinding, ClusterRoleBinding or Secret; CloudIdentities or Bindings if
+    /// they could not be read.
     pub kind: String,
     /// Name of the object.
     pub name: String,

@@ -3,7 +3,7 @@
 use impound_controller::collect::CollectError;
 use impound_controller::progress::ArtifactState;
 use impound_controller::store::StoreError;
-use impound_evidence::{AlterationKind, Completeness, Event, Outcome};
+use impound_evidence::{AlterationKind, Completeness, Entry, Event, Outcome};
 use tonic::Code;
 
 use super::agent::Fault;
@@ -474,6 +474,46 @@ async fn a_collection_of_that_name_of_somebody_else_is_left_alone() {
         "{refused}"
     );
     assert_eq!(fixture.log(), before);
+}
+
+#[tokio::test]
+async fn who_gives_up_on_a_name_that_is_somebody_elses_writes_nothing_into_their_log() {
+    let fixture = Fixture::new().await;
+    fixture.run().await.unwrap();
+    let before = fixture.log();
+    let collector = fixture.collector(fixture.store());
+    let mut others = [fixture.begun(), fixture.begun(), fixture.begun()];
+    others[0].reason = "another reason".into();
+    others[1].requested_by = "spiffe://impound.dev/responder/responder/eve".into();
+    others[2].target.uid = "another".into();
+    for other in &others {
+        let said = collector.give_up(other, "it was held for ever").await;
+        assert_eq!(said, Vec::<String>::new(), "{other:?}");
+        assert_eq!(fixture.log(), before, "{other:?}");
+    }
+    collector.give_up(&fixture.begun(), "it is full").await;
+    assert_ne!(fixture.log(), before);
+}
+
+#[tokio::test]
+async fn a_collection_that_is_given_up_a_second_time_is_so_in_its_log_once() {
+    let fixture = Fixture::new().await;
+    let planted = fixture.collection().join("artifacts");
+    std::fs::create_dir_all(&planted).unwrap();
+    std::fs::write(planted.join("planted.json"), b"{}").unwrap();
+    fixture.run().await.unwrap_err();
+    let given_up = || async {
+        // As a new process, after one that ended before it could write the status.
+        let collector = fixture.collector(fixture.store());
+        collector.give_up(&fixture.begun(), "it is full").await
+    };
+    let said = given_up().await;
+    let log = fixture.log();
+    assert_eq!(given_up().await, said);
+    assert_eq!(fixture.log(), log);
+    let entries = fixture.custody();
+    let ends = |entry: &&Entry| entry.why.as_deref() == Some("it is full");
+    assert_eq!(entries.iter().filter(ends).count(), 1, "{entries:#?}");
 }
 
 #[tokio::test]

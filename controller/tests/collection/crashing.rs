@@ -348,7 +348,7 @@ async fn every_image_that_is_on_its_node_when_a_collection_is_given_up_is_named_
         };
         let collector = fixture.collector(fixture.store());
         let left = collector
-            .give_up(&fixture.id(), "worker2", "its disk is full")
+            .give_up(&fixture.begun(), "its disk is full")
             .await;
         for image in images {
             let said = |text: &str| text.contains(&image) && text.contains("worker2");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use impound_controller::agents::{AgentConnector, AgentError, NodeAddress, NodeDirectory};
 use impound_controller::collect::{
-    CollectError, CollectionJob, Collector, Retry, SealedCollection, TargetPod,
+    Begun, CollectError, CollectionJob, Collector, Retry, SealedCollection, TargetPod,
 };
 use impound_controller::progress::{ArtifactState, CollectionProgress};
 use impound_controller::seal::CustodyAppender;
@@ -155,6 +155,17 @@ impl Fixture {
             unpaused: None,
             quarantine: None,
             containment: None,
+        }
+    }
+
+    /// What is known of that job's collection when there is no job any more.
+    pub(crate) fn begun(&self) -> Begun {
+        let job = self.job();
+        Begun {
+            at: self.id(),
+            target: job.target,
+            requested_by: job.requested_by,
+            reason: job.reason,
         }
     }
 

@@ -1,7 +1,8 @@
 //! An installation looked at over gRPC: what is found, and what it says to do.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use impound_controller::kubernetes::pace::FIRST_WATCHES;
 use impound_proto::controller::v1::{Check, DiagnoseRequest};
 
 use k8s_openapi::api::rbac::v1::{
@@ -120,22 +121,66 @@ async fn where_kubelets_ask_for_certificates_it_is_told_whether_the_cluster_lets
             ..ClusterConfig::default()
         })
         .await;
-        let ca = world.dir.path().join("agent-ca");
-        std::fs::create_dir(&ca).unwrap();
-        for end in ["crt", "key"] {
-            let from = world.dir.path().join(format!("pki/ca/agent-ca.{end}"));
-            std::fs::copy(from, ca.join(format!("ca.{end}"))).unwrap();
-        }
-        world.arguments = vec![
-            "--pod-certificates".into(),
-            format!("--agent-ca-dir={}", ca.display()),
-        ];
+        sign_for_kubelets(&mut world);
         world.start_controller().await;
         let check = diagnose(&world).await.remove("pod certificates").unwrap();
         assert_eq!(check.state, state, "{check:#?}");
         assert!(check.found.contains(found), "{check:#?}");
         assert_eq!(check.remedy.is_empty(), served, "{check:#?}");
     }
+}
+
+/// Has the controller that is started next answer PodCertificateRequests.
+fn sign_for_kubelets(world: &mut World) {
+    let ca = world.dir.path().join("agent-ca");
+    std::fs::create_dir(&ca).unwrap();
+    for end in ["crt", "key"] {
+        let from = world.dir.path().join(format!("pki/ca/agent-ca.{end}"));
+        std::fs::copy(from, ca.join(format!("ca.{end}"))).unwrap();
+    }
+    world.arguments = vec![
+        "--pod-certificates".into(),
+        format!("--agent-ca-dir={}", ca.display()),
+    ];
+}
+
+#[tokio::test]
+async fn a_process_that_begins_may_begin_all_its_watches_at_once() {
+    let mut world = World::in_memory_of(ClusterConfig {
+        pod_certificates: true,
+        ..ClusterConfig::default()
+    })
+    .await;
+    sign_for_kubelets(&mut world);
+    world.start_controller().await;
+    let all = [
+        "collections",
+        "configmaps",
+        "networkpolicies",
+        "nodes",
+        "podcertificaterequests",
+        "poddisruptionbudgets",
+        "pods",
+        "quarantines",
+        "sweeps",
+    ];
+    eventually("it watches", || async {
+        let requests = world.requests().into_iter();
+        let watches = requests.filter(|request| request.path.contains("watch=true"));
+        let watched: BTreeSet<String> = watches
+            .filter_map(|watch| {
+                let path = watch.path.split('?').next()?;
+                path.rsplit('/').next().map(str::to_owned)
+            })
+            .collect();
+        match watched.iter().eq(all.iter()) {
+            true => Ok(()),
+            false => Err(format!("{watched:?}")),
+        }
+    })
+    .await;
+    // A list and a watch of each, and of the collections once more.
+    assert_eq!(FIRST_WATCHES, 2 * (all.len() + 1));
 }
 
 /// The controller has what deploy/ gives it, with callers' tokens.

@@ -6,7 +6,7 @@ use impound_proto::controller::v1::{CreateQuarantineRequest, GetQuarantineReques
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube_memory::{Effect, Fault};
 use serde_json::{Value, json};
 
@@ -386,6 +386,41 @@ async fn a_list_of_rights_that_hangs_keeps_no_evidence_waiting() {
         made.is_some() && made < listed,
         "made as request {made:?}, listed as {listed:?}"
     );
+}
+
+#[tokio::test]
+async fn what_was_taken_away_is_put_back_before_rights_that_could_not_be_read_are_asked_for_again()
+{
+    let world = World::start().await;
+    let pods = world.deployment("nginx", 1, None).await;
+    let refused = Fault::answer(403)
+        .by(CONTROLLER)
+        .on("GET", "/clusterrolebindings");
+    let refused = world.api().inject(refused);
+    world.quarantine(&name(pods.first().unwrap())).await;
+    let asked_again = || async {
+        let hits = refused.hits();
+        (hits >= 2)
+            .then_some(())
+            .ok_or(format!("asked {hits} times"))
+    };
+    eventually("they are asked for again", asked_again).await;
+    let policies = Api::<NetworkPolicy>::namespaced(world.client.clone(), &world.namespace);
+    for _ in 0..3 {
+        let there = policies.get("deny-all-suspectpod").await.unwrap();
+        policies
+            .delete("deny-all-suspectpod", &DeleteParams::default())
+            .await
+            .unwrap();
+        eventually("it is put back", || async {
+            let now = policies.get_opt("deny-all-suspectpod").await.unwrap();
+            now.filter(|now| now.metadata.uid != there.metadata.uid)
+                .ok_or("it is away".to_owned())
+        })
+        .await;
+    }
+    // A right that is never given costs no list at each look.
+    assert_eq!(refused.hits(), 2);
 }
 
 #[tokio::test]

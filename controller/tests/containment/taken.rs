@@ -93,9 +93,7 @@ fn collected_as(done: &Quarantine, taken: &str, collection: &str) {
     let mut drift = done.drift.iter();
     let noted = drift.any(|drift| {
         drift.reason == "NameTaken"
-            && drift
-                .what
-                .contains(&format!("a collection named {taken} exists"))
+            && drift.what.contains(&format!("a collection named {taken} "))
             && drift.what.ends_with(&format!("collected as {collection}"))
     });
     assert!(noted, "{done:#?}");
@@ -162,6 +160,21 @@ async fn what_the_store_has_under_a_quarantines_name_is_not_gone_on_with() {
         .map(|file| file.unwrap().file_name())
         .collect();
     assert_eq!(there, ["theirs"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_store_does_not_say_what_it_has_nothing_is_collected_under_a_name_that_may_be_taken()
+ {
+    let stage = Stage::new().await;
+    // No collection is called so: the store names none of the case's.
+    let case = stage.world.dir.path().join("store/INC-1");
+    std::fs::create_dir_all(case.join("no name of ours")).unwrap();
+    let done = quarantined(&stage).await;
+    assert_eq!(done.phase, "Complete", "{done:#?}");
+    collected_as(&done, "q", &done.collection);
+    assert_eq!(done.drift.len(), 1, "one name is enough: {done:#?}");
+    assert!(!case.join("q").exists());
+    assert!(case.join(&done.collection).join("manifest.json").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -66,7 +66,7 @@ pub(super) fn identities(
 
 fn aws_role(role: &str) -> Credential {
     // arn:aws:iam::123456789012:role/path/name
-    let name = quoted(role.rsplit('/').next().unwrap_or(role));
+    let name = role.rsplit('/').next().unwrap_or(role);
     let policy = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":["*"],"Resource":["*"],"Condition":{"DateLessThan":{"aws:TokenIssueTime":"NOW"}}}]}"#;
     Credential {
         kind: "CloudIdentity".into(),
@@ -74,11 +74,11 @@ fn aws_role(role: &str) -> Credential {
         grants: "what this AWS IAM role may: a token of the account is exchanged for keys of the role, and keys that the \
                  suspect has are valid until they end, also when its pod is gone"
             .into(),
-        revoke: format!(
+        revoke: command(name, |name| format!(
             "aws iam put-role-policy --role-name {name} --policy-name AWSRevokeOlderSessions --policy-document '{policy}'  \
              # NOW: the present time, as 2026-01-31T03:04:05Z; it ends the sessions of all who have the role. So that no \
              new one begins, take the account out of the role's trust policy (aws iam update-assume-role-policy)"
-        ),
+        )),
     }
 }
 
@@ -106,35 +106,44 @@ fn google_account(email: &str, namespace: &str, account: &str) -> Credential {
     let member = quoted(&format!(
         "serviceAccount:PROJECT.svc.id.goog[{namespace}/{account}]"
     ));
-    let shown = quoted(email);
     Credential {
         kind: "CloudIdentity".into(),
         name: email.to_owned(),
         grants: "what this Google Cloud service account may; tokens that the suspect has are valid until they end, also \
                  when its pod is gone"
             .into(),
-        revoke: format!(
+        revoke: command(email, |shown| format!(
             "gcloud iam service-accounts remove-iam-policy-binding {shown} --role roles/iam.workloadIdentityUser \
              --member {member}  # PROJECT: the cluster's; takes it from every pod of the account too. At once, and from \
              all who use it: gcloud iam service-accounts disable {shown}"
-        ),
+        )),
     }
 }
 
 fn azure_client(client: &str, namespace: &str, account: &str) -> Credential {
-    let shown = quoted(client);
     Credential {
         kind: "CloudIdentity".into(),
         name: client.to_owned(),
         grants: "what this Azure application or managed identity (client id) may; tokens that the suspect has are valid \
                  until they end, also when its pod is gone"
             .into(),
-        revoke: format!(
+        revoke: command(client, |shown| format!(
             "delete its federated credential with the subject system:serviceaccount:{namespace}:{account}: of an \
              application az ad app federated-credential list --id {shown}, then: az ad app federated-credential delete \
              --id {shown} --federated-credential-id ID; of a managed identity az identity federated-credential delete  \
              # takes it from every pod of the account too"
+        )),
+    }
+}
+
+/// The command about an identity; none if its name would be an option to the cloud's tool, or a file to be read.
+fn command(name: &str, about: impl FnOnce(&str) -> String) -> String {
+    let shown = quoted(name);
+    match name.starts_with(['-', '@']) {
+        true => format!(
+            "no command: {shown} is not what the cloud calls an identity; see who set it, and why"
         ),
+        false => about(&shown),
     }
 }
 
@@ -252,6 +261,23 @@ mod tests {
         // That of an ECS task, which says nothing of EKS.
         let other = with(POD_IDENTITY_VARIABLE, "http://169.254.170.2/v2/credentials");
         assert_eq!(found(other, Value::Null), []);
+    }
+
+    #[test]
+    fn an_identity_that_would_be_an_option_is_in_no_command() {
+        for (annotation, hostile) in [
+            (AWS_ROLE, "arn:aws:iam::123456789012:role/--debug"),
+            (GOOGLE_ACCOUNT, "--flags-file=x"),
+            (AZURE_CLIENT, "--debug"),
+            (AZURE_CLIENT, "@/etc/passwd"),
+        ] {
+            let found = found(json!({ "containers": [] }), json!({ annotation: hostile }));
+            let said = one(found, hostile).revoke;
+            assert!(said.starts_with("no command: "), "{said}");
+            for tool in ["gcloud", "aws iam", "az ad"] {
+                assert!(!said.contains(tool), "{said}");
+            }
+        }
     }
 
     #[test]
