@@ -124,7 +124,7 @@ launch() {
         cat >"$DIR/environment" <<END
 export IMPOUND_TEST_S3=http://127.0.0.1:$((port + 3))
 export IMPOUND_TEST_S3_TLS=https://127.0.0.1:$((port + 8))
-export IMPOUND_TEST_S3_CA=$DIR/tls.crt
+export IMPOUND_TEST_S3_CA=$(printf %q "$DIR/tls.crt")
 export AWS_ACCESS_KEY_ID=$key
 export AWS_SECRET_ACCESS_KEY=$secret
 export AWS_REGION=us-east-1

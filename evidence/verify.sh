@@ -180,10 +180,17 @@ jq -e 'def has_only($names): keys_unsorted as $keys | ($names | split(" ")) as $
             (.receipt // {} | has_only("location version lock verified") and (.lock // {} | has_only("mode until hold"))))) and
     all(..; . != null)' manifest.json > /dev/null 2>&1 || fail "manifest.json: has fields that no manifest has, or in another order"
 
-# Paths hold no spaces, backslashes or control characters and stay below the directory, or nothing is opened.
+# Paths hold no spaces, backslashes or control characters and stay below the directory, or nothing is opened. Nor has any
+# other word that is read of an artifact a space in it: each is where it is looked for.
 # What is encrypted lies in a file of its own name, size and SHA-256.
+jq -e 'all(.predicate.artifacts[]; all(.path, .stored.path // "-", .sha256, .stored.sha256 // "-", .chunk_root // "-", .completeness.state;
+        type == "string" and test("\\A[!-~]+\\z"))
+    and all(.size, .stored.size // 0; type == "number"))
+    and all(.predicate.encrypted_to // [] | .[]; type == "string" and test("\\Aage1[02-9ac-hj-np-z]{58}\\z"))' manifest.json > /dev/null ||
+    fail "manifest.json: names a path that no evidence can have, or a digest, size, state or public key that is none"
 jq -er '.predicate.artifacts[] | (.stored // .) as $file |
-    [$file.sha256, $file.path, $file.size, .chunk_root // "-", .receipt.location // "-", .completeness.state, (.stored.encoding // ["plain"] | join("+"))] | join(" ")' manifest.json > "$work/artifacts"
+    [$file.sha256, $file.path, $file.size, .chunk_root // "-", (if .receipt.location then "+" else "-" end), .completeness.state,
+        (if .stored == null then "plain" elif .stored.encoding == ["age"] then "age" else "other" end)] | join(" ")' manifest.json > "$work/artifacts"
 declare -A known=()
 while read -r sha256 path size chunk_root location state form; do
     case /$path/ in *[!!-~]* | *//* | */./* | */../* | *\\*) fail "manifest.json: names a path that no evidence can have" ;; esac
@@ -314,7 +321,7 @@ ends() (
             while [[ ${record:2*digits} == 3[0-9]* ]]; do ((count = 10 * count + ${record:2*digits+1:1}, digits++)); done
             # What follows the space, with the newline.
             rest=$((count - digits - 1))
-            [[ $digits -gt 0 && $digits -lt 20 && ${record:2*digits:2} == 20 && $rest -gt 0 && $count -le $left ]] ||
+            [[ $digits -gt 0 && $digits -lt 20 && ${record:2*digits:2} == 20 && $count -gt 0 && $rest -gt 0 && $count -le $left ]] ||
                 lost "a PAX header has something else than records"
             record=${record:2*digits+2:2*rest}
             # "size=", and a newline at the end.
@@ -423,7 +430,7 @@ while read -r sha256 path size chunk_root location state form; do
     [ "$location" != - ] || fail "$path: has no receipt of the store"
     if [ "$form" = age ]; then
         closed=$((closed + 1))
-        encrypted "$path" "$size" || fail "$path: is recorded as encrypted and is no age file"
+        encrypted "./$path" "$size" || fail "$path: is recorded as encrypted and is no age file"
     fi
     if [ "$state" = complete ] && [[ $path == *.tar ]]; then
         got=$(ends "$path")

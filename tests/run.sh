@@ -121,9 +121,7 @@ else
 fi
 run "lints" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 if command -v cargo-nextest >/dev/null; then
-    # Real processes on a machine that may stall for seconds: of a thousand tests one may need a second attempt. It is
-    # named FLAKY then, and counted in the summary line.
-    run "tests" cargo nextest run --workspace --locked --no-fail-fast --retries 1
+    run "tests" cargo nextest run --workspace --locked --no-fail-fast
 else
     say "cargo-nextest is not installed: cargo test runs the same tests"
     run "tests" cargo test --workspace --locked --no-fail-fast

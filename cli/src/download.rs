@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::client::Client;
 use crate::failure::Failure;
-use place::Place;
+use place::{Place, Readers};
 
 /// How often a transfer is tried again without a byte of progress.
 const ATTEMPTS: u32 = 6;
@@ -116,7 +116,7 @@ impl<'a> Download<'a> {
         file: &Wanted,
         progress: Progress<'_>,
     ) -> Result<(State, u64), Failure> {
-        let place = Place::prepare(self.root, &file.path)?;
+        let place = Place::prepare(self.root, &file.path, Readers::Umask)?;
         match file.path.as_str() {
             CHECKPOINT => {
                 let mut part = place.part_afresh()?;

@@ -117,7 +117,7 @@ async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Resul
     let identities = identities(&wanted.identities)?;
     let program = output.program().to_owned();
     let Some(collection) = &wanted.collection else {
-        let mut got = Vec::new();
+        let (mut got, mut closed) = (Vec::new(), None);
         let below = wanted.to.clone().unwrap_or_default();
         let all = collections(client, &wanted.case).await?;
         let root = |(case, collection): &(CaseId, CollectionName)| {
@@ -139,21 +139,25 @@ async fn get(client: &Client, output: &mut Output, wanted: EvidenceGet) -> Resul
         for of in &all {
             let (case, collection) = of;
             let root = root(of);
-            got.push(copy(client, output, (case, collection), &[], root, &identities).await?);
+            let (copied, problem) =
+                copy(client, output, (case, collection), &[], root, &identities).await?;
+            got.push(copied);
+            // The others are copied nevertheless.
+            closed = closed.or(problem);
         }
         output.document(&got, |_| {
             got.iter().map(|got| got.text(Some(&program))).collect()
         })?;
-        return Ok(Exit::Ok);
+        return closed.map_or(Ok(Exit::Ok), Err);
     };
     let root = wanted
         .to
         .unwrap_or_else(|| PathBuf::from(wanted.case.as_str()).join(collection.as_str()));
     let of = (&wanted.case, collection);
-    let got = copy(client, output, of, &wanted.paths, root, &identities).await?;
+    let (got, closed) = copy(client, output, of, &wanted.paths, root, &identities).await?;
     let whole = wanted.paths.is_empty();
     output.document(&got, |_| got.text(whole.then_some(&program)))?;
-    Ok(Exit::Ok)
+    closed.map_or(Ok(Exit::Ok), Err)
 }
 
 /// The collections of a case, and of the further cases of a large sweep.
@@ -179,7 +183,7 @@ async fn collections(
     }
 }
 
-/// Copies a collection, or some of its files, to the directory `root`.
+/// Copies a collection, or some of its files, to the directory `root`. With it why nothing of a whole copy was decrypted.
 async fn copy(
     client: &Client,
     output: &mut Output,
@@ -187,7 +191,7 @@ async fn copy(
     paths: &[EvidencePath],
     root: PathBuf,
     identities: &[Identity],
-) -> Result<Got, Failure> {
+) -> Result<(Got, Option<Failure>), Failure> {
     // As a wrong file, said before hours of copying.
     let plain = match identities.is_empty() {
         true => None,
@@ -250,15 +254,20 @@ async fn copy(
         let (from, to, identities) = (root.clone(), plain.clone(), identities.to_vec());
         let decrypting =
             tokio::task::spawn_blocking(move || opened::decrypt(&from, &to, &identities));
-        let files = decrypting
+        let decrypted = decrypting
             .await
-            .map_err(|error| Failure::failed("decrypting failed", &error))??;
-        got.decrypted = Some(Decrypted {
-            directory: plain.display().to_string(),
-            files,
-        });
+            .map_err(|error| Failure::failed("decrypting failed", &error))?;
+        match decrypted {
+            Ok(files) => {
+                got.decrypted = Some(Decrypted {
+                    directory: plain.display().to_string(),
+                    files,
+                });
+            }
+            Err(problem) => return Ok((got, Some(problem))),
+        }
     }
-    Ok(got)
+    Ok((got, None))
 }
 
 impl Got {

@@ -25,7 +25,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use impound_evidence::age::Identity;
+use impound_evidence::age::{Identity, OpenError};
 use impound_evidence::{
     ArtifactRecord, Completeness, Given, Manifest, Method, Sha256, open_artifact, short_id,
 };
@@ -219,7 +219,12 @@ fn open_encoded(
     let wrong =
         |error: &dyn std::fmt::Display| Failure::Failed(format!("{}: {error}", record.path));
     let source = verify::open(collection)?;
-    let mut artifact = open_artifact(&source, record, identities).map_err(|error| wrong(&error))?;
+    let mut artifact = open_artifact(&source, record, identities).map_err(|error| match error {
+        OpenError::Closed | OpenError::NotForUs => {
+            Failure::Usage(format!("{}: {error}", record.path))
+        }
+        OpenError::Io(_) => wrong(&error),
+    })?;
     std::fs::create_dir_all(to).map_err(|error| wrong(&error))?;
     let name = to.join(format!(".{}.decrypted", name_of(record)));
     let mut file = OpenOptions::new()

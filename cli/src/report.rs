@@ -15,6 +15,7 @@ mod timeline;
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -32,7 +33,11 @@ struct View {
     report: PathBuf,
     bytes: usize,
     intact: bool,
+    /// As of `verify`: nothing is missing, and whatever was to be opened was.
     complete: bool,
+    /// Artifacts that are encrypted, and those of them that no key given opens.
+    closed: u64,
+    unopened: u64,
 }
 
 pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Failure> {
@@ -47,7 +52,9 @@ pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Fai
     );
     let page = page::page(&case);
     let to = &wanted.to;
-    let written = OpenOptions::new().write(true).create_new(true).open(to);
+    // It shows what is in evidence, which may be encrypted for everybody else.
+    let mut options = OpenOptions::new();
+    let written = options.write(true).create_new(true).mode(0o600).open(to);
     written
         .and_then(|mut file| {
             file.write_all(page.as_bytes())?;
@@ -66,7 +73,9 @@ pub(crate) async fn run(output: &mut Output, wanted: Report) -> Result<Exit, Fai
         report: to.clone(),
         bytes: page.len(),
         intact: case.verdict.intact(),
-        complete: case.verdict.complete(),
+        complete: case.verdict.complete() && case.verdict.unopened == 0,
+        closed: case.verdict.closed,
+        unopened: case.verdict.unopened,
     };
     output.document(&view, |_| {
         let what = match (keyed, exit) {

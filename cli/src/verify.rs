@@ -247,7 +247,7 @@ fn view(verdict: &Verdict, all: bool) -> View<'_> {
     };
     View {
         intact: verdict.intact(),
-        complete: verdict.complete(),
+        complete: verdict.complete() && verdict.unopened == 0,
         problems: verdict.problems.get(..shown).unwrap_or_default(),
         more_problems: verdict.problems.len() - shown,
         warnings: &verdict.warnings,

@@ -10,7 +10,7 @@ use impound_evidence::{
     Sha256Hasher, open_artifact,
 };
 
-use super::place::Place;
+use super::place::{Place, Readers};
 use crate::failure::Failure;
 use crate::verify::encrypted_to;
 
@@ -115,7 +115,7 @@ fn write(
     record: &ArtifactRecord,
     mut from: Box<dyn std::io::Read + Send>,
 ) -> Result<(), Failure> {
-    let place = Place::prepare(to, &record.path)?;
+    let place = Place::prepare(to, &record.path, Readers::Owner)?;
     if let Some((there, _)) = place.hash()? {
         return match there == record.sha256 {
             true => Ok(()),

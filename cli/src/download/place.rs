@@ -1,8 +1,8 @@
 //! Where one copied file goes: its name, and the `.part` beside it until it is whole.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read as _, Seek as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use impound_evidence::{EvidencePath, Sha256, Sha256Hasher};
@@ -16,6 +16,7 @@ pub(super) struct Place {
     target: PathBuf,
     part: PathBuf,
     parent: PathBuf,
+    readers: Readers,
 }
 
 /// A file that is there against the one that came.
@@ -27,20 +28,53 @@ pub(super) enum Comparison {
     Other,
 }
 
+/// Who may read what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readers {
+    /// Whom the process' umask lets: evidence as it is stored.
+    Umask,
+    /// Its user alone: what is encrypted for everybody else.
+    Owner,
+}
+
+impl Readers {
+    fn directory(self) -> DirBuilder {
+        let mut directory = DirBuilder::new();
+        directory.mode(self.mode(0o777));
+        directory
+    }
+
+    /// Of the bits of `all` those that are for these.
+    fn mode(self, all: u32) -> u32 {
+        match self {
+            Self::Umask => all,
+            Self::Owner => all & 0o700,
+        }
+    }
+}
+
 impl Place {
     /// Makes the directories down to the file. None of them may be a link: a copy must not land
     /// elsewhere.
-    pub(super) fn prepare(root: &Path, path: &EvidencePath) -> Result<Self, Failure> {
+    pub(super) fn prepare(
+        root: &Path,
+        path: &EvidencePath,
+        readers: Readers,
+    ) -> Result<Self, Failure> {
         let at = |path: &Path, error: &dyn std::fmt::Display| {
             Failure::Failed(format!("{} can't be written: {error}", path.display()))
         };
-        fs::create_dir_all(root).map_err(|error| at(root, &error))?;
+        readers
+            .directory()
+            .recursive(true)
+            .create(root)
+            .map_err(|error| at(root, &error))?;
         let mut parent = root.to_owned();
         let mut names: Vec<&str> = path.segments().collect();
         names.pop();
         for name in names {
             parent.push(name);
-            match fs::create_dir(&parent) {
+            match readers.directory().create(&parent) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     let kind =
                         fs::symlink_metadata(&parent).map_err(|error| at(&parent, &error))?;
@@ -56,6 +90,7 @@ impl Place {
             target: below(root, path),
             part,
             parent,
+            readers,
         })
     }
 
@@ -97,6 +132,7 @@ impl Place {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(self.readers.mode(0o666))
             .custom_flags(nofollow)
             .open(&self.part)
             .map_err(|error| {

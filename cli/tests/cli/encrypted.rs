@@ -1,6 +1,7 @@
 //! Encrypted evidence: what can be done with a copy without the secret key, and that everything can with it.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use impound_evidence::SigningKey;
@@ -101,7 +102,10 @@ fn a_secret_key_that_does_not_open_it_is_no_check_passed_and_says_whose_is_wante
     let ran = encrypted.run(&["verify"], Some("other.txt"), &["-o", "json"]);
     assert_eq!(ran.code, 2, "{ran:?}");
     let document: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!(document["intact"], true);
+    assert_eq!(
+        (&document["intact"], &document["complete"]),
+        (&true.into(), &false.into())
+    );
     assert_eq!(
         (&document["closed"], &document["unopened"]),
         (&3.into(), &3.into())
@@ -112,9 +116,15 @@ fn a_secret_key_that_does_not_open_it_is_no_check_passed_and_says_whose_is_wante
     let ran = encrypted.run(
         &["report"],
         Some("other.txt"),
-        &["--to", page.to_str().unwrap()],
+        &["--to", page.to_str().unwrap(), "-o", "json"],
     );
     assert_eq!(ran.code, 2, "{ran:?}");
+    let document: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        (&document["complete"], &document["unopened"]),
+        (&false.into(), &3.into())
+    );
+    assert_eq!(fs::metadata(&page).unwrap().mode() & 0o77, 0);
     assert!(fs::read_to_string(page).unwrap().contains(says));
     let to = encrypted.path("out");
     let ran = encrypted.run(
@@ -157,7 +167,7 @@ fn a_file_system_is_extracted_with_the_secret_key_and_not_without() {
     let to = encrypted.path("out");
     let to_text = to.to_str().unwrap();
     let ran = encrypted.run(&["evidence", "extract"], None, &["--to", to_text]);
-    assert_eq!(ran.code, 1, "{ran:?}");
+    assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.err.contains("no identity was given"), "{}", ran.err);
     let ran = encrypted.run(
         &["evidence", "extract"],
@@ -224,7 +234,16 @@ fn a_copy_is_of_the_encrypted_files_and_the_secret_key_gives_the_others_beside_i
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
         assert!(ran.out.contains("3 files decrypted to "), "{}", ran.out);
         assert!(to.join(format!("{TAR}.age")).is_file() && !to.join(TAR).exists());
-        assert!(fs::read(scratch.path().join("copy.plain").join(TAR)).unwrap() == plain);
+        let opened = scratch.path().join("copy.plain").join(TAR);
+        assert!(fs::read(&opened).unwrap() == plain);
+        for at in [opened.as_path(), opened.parent().unwrap()] {
+            assert_eq!(
+                fs::metadata(at).unwrap().mode() & 0o77,
+                0,
+                "{}",
+                at.display()
+            );
+        }
     }
     let other = scratch.path().join("other.txt");
     identity_of_somebody_else(&other);
@@ -232,6 +251,25 @@ fn a_copy_is_of_the_encrypted_files_and_the_secret_key_gives_the_others_beside_i
     assert_eq!(ran.code, 2, "{ran:?}");
     let says = "is not encrypted to any identity that was given; they are encrypted to age1";
     assert!(ran.err.contains(says), "{}", ran.err);
+    // Of all collections of the case, too, after what was copied of them is said.
+    let (below, other) = (scratch.path().join("all"), other.to_str().unwrap());
+    let below_text = below.to_str().unwrap();
+    let ran = fake.run(&[
+        "evidence",
+        "get",
+        "INC-7",
+        "--to",
+        below_text,
+        "--identity",
+        other,
+    ]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains(says), "{}", ran.err);
+    assert!(
+        ran.out.contains("compared with the manifest"),
+        "{}",
+        ran.out
+    );
 }
 
 #[test]

@@ -29,12 +29,13 @@ const PIECES: usize = 4;
 /// Stands in the log's first entry before the recipients of the collection.
 pub(super) const ENCRYPTED: &str = ", encrypted to ";
 
-/// To whom an entry of [`Encryption::in_words`] says that a collection is encrypted.
-pub(super) fn encrypted_to(what: &str) -> BTreeSet<Recipient> {
-    let (_, list) = what.split_once(ENCRYPTED).unwrap_or_default();
-    list.split(", ")
-        .filter_map(|one| one.parse().ok())
-        .collect()
+/// To whom an entry of [`Encryption::in_words`] says that a collection is encrypted. A recipient that is refused now, as
+/// one of an earlier version may be, must not be left out: what the log calls encrypted would be stored plain.
+pub(super) fn encrypted_to(what: &str) -> Result<BTreeSet<Recipient>, AgeError> {
+    match what.split_once(ENCRYPTED) {
+        Some((_, list)) => list.split(", ").map(str::parse).collect(),
+        None => Ok(BTreeSet::new()),
+    }
 }
 
 /// To whom a run encrypts.

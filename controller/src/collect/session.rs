@@ -131,14 +131,13 @@ impl<'a> Session<'a> {
         // What the log says first stays true of all runs: it is signed, unlike the note.
         let recipients = match entries.iter().find(is_request) {
             Some(first) => encrypted_to(&first.what),
-            None => collector
-                .recipients
-                .iter()
-                .chain(&job.encrypt_to)
-                .cloned()
-                .collect(),
+            None => {
+                let asked = collector.recipients.iter().chain(&job.encrypt_to);
+                Ok(asked.cloned().collect())
+            }
         };
-        let encryption = Encryption::new(recipients, key.as_ref());
+        let encryption =
+            recipients.and_then(|recipients| Encryption::new(recipients, key.as_ref()));
         let encryption = encryption.map_err(|source| CollectError::Encryption {
             at: at.to_string(),
             source,

@@ -246,6 +246,10 @@ fn a_script_reads_the_records_of_an_extension_header_as_we_do() {
         // "=", 3d, across two bytes.
         own(&record_of(b"c\xd3\xd5")),
         own(b"5 a=\n5 a=\n9223372036854775800 a=\n"),
+        // Beyond what a script counts to.
+        own(b"9223372036854775808 a=\n"),
+        own(b"9223372036854775827 a=\n"),
+        own(b"5 a=\n9999999999999999999 a=\n"),
         own(b"0000000000000000000005 a=\n"),
         own(b"5 a=x"),
         own(b"6 a=\n"),

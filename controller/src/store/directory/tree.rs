@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use impound_evidence::{
     CHECKPOINT, CUSTODY, CaseId, CollectionName, EvidencePath, StorageReceipt, Timestamp,
 };
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -37,6 +38,14 @@ const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
+
+/// Everything but what a URL's path has as it is.
+const IN_A_URL: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
 
 /// The root of a store.
 pub(super) struct Tree {
@@ -76,9 +85,10 @@ impl Tree {
         }
     }
 
-    /// The URL of what is called `name` below the root.
+    /// The URL of what is called `name` below the root, RFC 3986: what a path may not have in it is escaped.
     pub(super) fn url(&self, name: &str) -> String {
-        format!("file://{}/{name}", self.path.trim_end_matches('/'))
+        let path = format!("{}/{name}", self.path.trim_end_matches('/'));
+        format!("file://{}", utf8_percent_encode(&path, IN_A_URL))
     }
 
     /// What the store says of the object `name`, which was re-read just now. A directory keeps no

@@ -192,6 +192,24 @@ pub(super) fn cases() -> Vec<(&'static str, Break)> {
             }),
         ),
         (
+            "tar-cut-in-a-store-with-spaces",
+            Before(|it| {
+                it.contents(TAR, &[0; 512]);
+                let receipt = it.artifact(TAR).receipt.as_mut().unwrap();
+                receipt.location = "file:///mnt/evidence disk of ours/x".to_owned();
+            }),
+        ),
+        (
+            "tar-with-a-record-beyond-counting",
+            Before(|it| {
+                let mut record = b"9223372036854775808 x=".to_vec();
+                record.resize(511, b'y');
+                record.push(b'\n');
+                let header = [tar_header(b'x', record.len()), record].concat();
+                it.contents(TAR, &[header, member(512), vec![0; 1024]].concat());
+            }),
+        ),
+        (
             "tar-cut-inside-a-member",
             Before(|it| {
                 let whole = it
@@ -316,6 +334,13 @@ pub(super) fn cases() -> Vec<(&'static str, Break)> {
         (
             "path-trick",
             After(|it| signed_again(it, &it.text(MANIFEST).replace(POD, "../../../etc/passwd"))),
+        ),
+        (
+            "path-with-spaces",
+            After(|it| {
+                let path = format!("{POD} 14 - + complete plain");
+                signed_again(it, &it.text(MANIFEST).replace(POD, &path));
+            }),
         ),
         (
             "other-predicate-type",
