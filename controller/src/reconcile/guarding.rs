@@ -97,6 +97,7 @@ pub async fn look(
     context: &Context,
 ) -> Result<Option<Duration>, ReconcileError> {
     looked(record, context);
+    record.record_names();
     let namespace = record.namespace();
     let suspect = match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await
     {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::custody::{REQUEST, request_id};
 use super::next_step::verdict;
 use super::{Context, ReconcileError};
+use crate::contain::recorded::Recorded;
 use crate::contain::settings::FIELD_MANAGER;
 use crate::kubernetes::{from_kube, pace};
 use crate::resources::{
@@ -123,15 +124,18 @@ impl Record {
         self.object.metadata.uid.clone().unwrap_or_default()
     }
 
-    /// What things were called when the plan was made; of a plan that does not say so, what they are called now.
+    /// What things were called when the plan was made; what its record does not say, what they are called now.
     #[must_use]
     pub fn names(&self) -> Names {
-        let recorded = self
-            .status
-            .undo
-            .as_ref()
-            .and_then(|undo| undo.names.clone());
-        recorded.unwrap_or_else(|| self.context.settings.names.clone())
+        Recorded::of(&self.status).or(&self.context.settings.names)
+    }
+
+    /// Records what things are called, if a former version made the plan and the record tells it otherwise.
+    pub fn record_names(&mut self) {
+        let names = Recorded::of(&self.status).whole();
+        if let Some(undo) = &mut self.status.undo {
+            undo.names = undo.names.take().or(names);
+        }
     }
 
     /// Why the suspect itself is not changed; none for most pods, and as long as nothing is planned.
