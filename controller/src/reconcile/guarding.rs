@@ -263,7 +263,9 @@ async fn missing(
         calls.push(protect::create(&namespace, &record.name()));
     }
     match policy::deny_all(&namespace, &policies, &names) {
-        Ok(call) => calls.extend(call),
+        Ok(call) => {
+            calls.extend(call.or_else(|| policy::mark(&namespace, &policies, &names)));
+        }
         // Its own step says so.
         Err(_) if !ended(&record.status, StepName::Policy) => {}
         // It may be somebody's own by now: it is told, and left alone.
