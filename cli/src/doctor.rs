@@ -48,7 +48,7 @@ pub(crate) async fn run(
         remedy: check.remedy,
     }));
     if wanted.network {
-        views.push(network::tried(wanted).await?);
+        views.extend(network::tried(wanted).await?);
     }
     output.document(&views, |_| text(&views))?;
     Ok(match count(&views, "failed") {

@@ -21,6 +21,7 @@ pub mod pod;
 pub mod policy;
 pub mod proof;
 pub mod protect;
+pub mod recorded;
 pub mod refusal;
 pub mod selector;
 pub mod settings;

@@ -11,6 +11,7 @@ pub mod ending;
 pub mod evicting;
 pub mod guarding;
 pub mod isolating;
+mod news;
 pub mod next_step;
 pub mod pace;
 pub mod quarantine;
@@ -35,12 +36,13 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::utils::Backoff;
-use kube::runtime::{Controller, WatchStreamExt, predicates, reflector, watcher};
+use kube::runtime::{Controller, WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::sync::Mutex;
 
+use self::news::news;
 use crate::agents::AgentConnector;
 use crate::claims::Claims;
 use crate::collect::Collector;
@@ -177,7 +179,10 @@ pub async fn run(client: Client, context: Arc<Context>, ended: ending::Ended) {
     let controller = Controller::for_stream(asked, known.clone()).trigger_backoff(Steady);
     let controller = guarded_objects(controller, &client, &known);
     let waiting = context.clone();
-    let collected = touched::<Collection>(&client, watcher::Config::default())
+    let collections = Api::<Collection>::all(client.clone());
+    let collected = watcher(collections, watcher::Config::default())
+        .default_backoff()
+        .touched_objects()
         .predicate_filter(progress, Default::default());
     let quarantine_controller = controller
         .reconcile_on(ending::woken(ended))
@@ -345,19 +350,15 @@ fn guarded_objects(
         })
 }
 
-/// What appears, changes or goes. A watch that fails is begun again more and more slowly; what it then lists and has
-/// shown before is no news: each would have every quarantine in force looked at, all at once.
+/// What appears, changes or goes, also while a watch fails: it is begun again more and more slowly.
 fn touched<K>(
     client: &Client,
     which: watcher::Config,
 ) -> impl Stream<Item = watcher::Result<K>> + Send + use<K>
 where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    K: Resource<DynamicType = ()> + Clone + Default + DeserializeOwned + Debug + Send + 'static,
 {
-    watcher(Api::<K>::all(client.clone()), which)
-        .default_backoff()
-        .touched_objects()
-        .predicate_filter(predicates::resource_version, Default::default())
+    news(watcher(Api::<K>::all(client.clone()), which).default_backoff())
 }
 
 fn references(

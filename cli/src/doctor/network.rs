@@ -5,7 +5,8 @@
 //! denied     the next one gets none any more                else: NOT enforced
 //! allowed    a third one gets an answer again               else: could not be tested (the listener may have died)
 //! ```
-//! What is made has a label of this run, and is deleted at the end, whatever that is. Pods that nobody could delete end by
+//! The three that try are on one node, or the first and the third would say nothing of the second's way. What was found
+//! holds for that node and the listener's, so both are named. What is made has a label of this run, and is deleted at the end, whatever that is. Pods that nobody could delete end by
 //! themselves.
 
 use std::sync::Arc;
@@ -22,6 +23,9 @@ use crate::cluster::Kubectl;
 use crate::failure::Failure;
 
 const ABOUT: &str = "network policies";
+const LEFT: &str = "network policies, after the test";
+/// Where a pod names its node.
+const NODE: &str = "/spec/nodeName";
 /// Label of what one run made.
 const LABEL: &str = "impound.dev/network-test";
 const MANAGER: &str = "impound-doctor";
@@ -37,7 +41,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const DEADLINE: u64 = 900;
 
 /// Tries it, and deletes what that took.
-pub(super) async fn tried(wanted: Doctor) -> Result<View, Failure> {
+pub(super) async fn tried(wanted: Doctor) -> Result<Vec<View>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&stop);
     let mut work = tokio::task::spawn_blocking(move || Test::of(&wanted, &told).run());
@@ -69,6 +73,12 @@ enum Unknown {
     Interrupted,
 }
 
+/// What was found, and between which nodes, for people.
+struct Found {
+    enforced: bool,
+    between: String,
+}
+
 /// How a pod ended that had a task.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
@@ -88,11 +98,11 @@ impl<'a> Test<'a> {
         }
     }
 
-    fn run(&self) -> Result<View, Failure> {
+    fn run(&self) -> Result<Vec<View>, Failure> {
         let enforced = self.enforced();
         // Not `ignored`: what is left behind is told.
         let selected = format!("{LABEL}={}", self.id);
-        self.kubectl.read(&[
+        let deleted = self.kubectl.read(&[
             "delete",
             "pods,networkpolicies",
             "-n",
@@ -101,20 +111,32 @@ impl<'a> Test<'a> {
             &selected,
             "--ignore-not-found",
             "--wait=false",
-        ])?;
+        ]);
+        let left = deleted.err().map(|failure| {
+            let found = format!("pods and policies of the test are not all deleted: {failure}");
+            let remedy = format!(
+                "kubectl delete pods,networkpolicies -n {} -l {selected}",
+                self.namespace
+            );
+            (found, remedy)
+        });
         let remedy = "use a network plugin that enforces NetworkPolicies (Cilium, Calico and others), and isolation at the \
                       node (isolation.enabled): a policy that is not enforced contains nothing";
-        Ok(match enforced {
-            Ok(true) => view(
+        let tried = match enforced {
+            Ok(Found { enforced, between }) if enforced => view(
                 ABOUT,
                 "ok",
-                "enforced: what a policy did not allow any more did not get through".into(),
+                format!(
+                    "enforced {between}: what a policy did not allow any more did not get through"
+                ),
                 "",
             ),
-            Ok(false) => view(
+            Ok(Found { between, .. }) => view(
                 ABOUT,
                 "failed",
-                format!("NOT enforced: {TRYING} s after it was denied, traffic still got through"),
+                format!(
+                    "NOT enforced {between}: {TRYING} s after it was denied, traffic still got through"
+                ),
                 remedy,
             ),
             Err(Unknown::Because(why)) => view(
@@ -124,34 +146,48 @@ impl<'a> Test<'a> {
                 "see to that, and try again",
             ),
             Err(Unknown::Interrupted) => {
-                return Err(Failure::Interrupted(
-                    "interrupted; pods and policies of the test are deleted".to_owned(),
-                ));
+                let left = left.map_or(
+                    "pods and policies of the test are deleted".into(),
+                    |(found, remedy)| format!("{found}; {remedy}"),
+                );
+                return Err(Failure::Interrupted(format!("interrupted; {left}")));
             }
-        })
+        };
+        let left = left.map(|(found, remedy)| view(LEFT, "warning", found, &remedy));
+        Ok([tried].into_iter().chain(left).collect())
     }
 
-    fn enforced(&self) -> Result<bool, Unknown> {
+    fn enforced(&self) -> Result<Found, Unknown> {
         let (image, secrets) = self.image()?;
         let image = (&*image, &secrets);
         let at = format!("0.0.0.0:{PORT}");
         self.apply(&[
             self.policy(true),
-            self.pod("listener", image, &["reach", "listen", "--at", &at]),
+            self.pod("listener", image, None, &["reach", "listen", "--at", &at]),
         ])?;
-        let address = self.listening()?;
-        if self.ended("before", image, &address, "comes")? == Ended::InVain {
+        let (address, listeners) = self.listening()?;
+        let (before, node) = self.ended("before", image, None, &address, "comes")?;
+        if before == Ended::InVain {
             return Err(because(
                 "a pod does not reach another even where a policy allows it",
             ));
         }
+        let between = match node == listeners {
+            true => format!("on node {node} (other nodes were not tried)"),
+            false => format!("between nodes {node} and {listeners} (others were not tried)"),
+        };
+        let found = |enforced| Found {
+            enforced,
+            between: between.clone(),
+        };
+        let here = Some(&*node);
         self.apply(&[self.policy(false)])?;
-        if self.ended("denied", image, &address, "stops")? == Ended::InVain {
-            return Ok(false);
+        if self.ended("denied", image, here, &address, "stops")?.0 == Ended::InVain {
+            return Ok(found(false));
         }
         self.apply(&[self.policy(true)])?;
-        match self.ended("after", image, &address, "comes")? {
-            Ended::Well => Ok(true),
+        match self.ended("after", image, here, &address, "comes")?.0 {
+            Ended::Well => Ok(found(true)),
             Ended::InVain => Err(because(
                 "the listener did not answer either once it was allowed again",
             )),
@@ -177,28 +213,30 @@ impl<'a> Test<'a> {
         Ok((image, secrets.cloned().unwrap_or_else(|| json!([]))))
     }
 
-    /// Where the listener listens.
-    fn listening(&self) -> Result<String, Unknown> {
+    /// Where the listener listens, and its node.
+    fn listening(&self) -> Result<(String, String), Unknown> {
         let name = format!("{}-listener", self.id);
         let pod = self.until(&name, |pod| {
             let running = text(pod, "/status/phase") == "Running";
             running && !text(pod, "/status/podIP").is_empty()
         })?;
         let address = text(&pod, "/status/podIP");
-        Ok(match address.contains(':') {
+        let address = match address.contains(':') {
             true => format!("[{address}]:{PORT}"),
             false => format!("{address}:{PORT}"),
-        })
+        };
+        Ok((address, text(&pod, NODE).to_owned()))
     }
 
-    /// Has a pod try, and says how that ended.
+    /// Has a pod try, on this node if one is given, and says how that ended, and on which node.
     fn ended(
         &self,
         part: &str,
         image: (&str, &Value),
+        node: Option<&str>,
         to: &str,
         until: &str,
-    ) -> Result<Ended, Unknown> {
+    ) -> Result<(Ended, String), Unknown> {
         let seconds = TRYING.to_string();
         let task = [
             "reach",
@@ -210,14 +248,14 @@ impl<'a> Test<'a> {
             "--seconds",
             &seconds,
         ];
-        self.apply(&[self.pod(part, image, &task)])?;
+        self.apply(&[self.pod(part, image, node, &task)])?;
         let over = |pod: &Value| matches!(text(pod, "/status/phase"), "Succeeded" | "Failed");
         let pod = self.until(&format!("{}-{part}", self.id), over)?;
         // A pod that was ended from outside has tried nothing to its end.
         let code = pod.pointer("/status/containerStatuses/0/state/terminated/exitCode");
         match (text(&pod, "/status/phase"), code.and_then(Value::as_i64)) {
-            ("Succeeded", _) => Ok(Ended::Well),
-            (_, Some(1)) => Ok(Ended::InVain),
+            ("Succeeded", _) => Ok((Ended::Well, text(&pod, NODE).to_owned())),
+            (_, Some(1)) => Ok((Ended::InVain, text(&pod, NODE).to_owned())),
             (_, code) => Err(because(&format!(
                 "the pod {part} ended with {code:?}: {}",
                 text(&pod, "/status/reason")
@@ -292,11 +330,17 @@ impl<'a> Test<'a> {
             "spec": {"podSelector": pods, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress}})
     }
 
-    /// As confined as the agent's front is. On another node than the others, if there is one.
-    fn pod(&self, part: &str, (image, secrets): (&str, &Value), arguments: &[&str]) -> Value {
+    /// As confined as the agent's front is. On this node; without one on another node than the others, if there is one.
+    fn pod(
+        &self,
+        part: &str,
+        (image, secrets): (&str, &Value),
+        node: Option<&str>,
+        arguments: &[&str],
+    ) -> Value {
         let others = json!({"topologyKey": "kubernetes.io/hostname",
             "labelSelector": {"matchLabels": {LABEL: self.id}}});
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": self.named(part), "spec": {
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": self.named(part), "spec": {
             "restartPolicy": "Never",
             "activeDeadlineSeconds": DEADLINE,
             "terminationGracePeriodSeconds": 0,
@@ -321,7 +365,12 @@ impl<'a> Test<'a> {
                     "seccompProfile": {"type": "RuntimeDefault"},
                 },
             }],
-        }})
+        }});
+        let spec = pod.get_mut("spec").and_then(Value::as_object_mut);
+        if let (Some(spec), Some(node)) = (spec, node) {
+            spec.insert("nodeName".into(), node.into());
+        }
+        pod
     }
 
     fn named(&self, part: &str) -> Value {

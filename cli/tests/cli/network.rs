@@ -1,14 +1,15 @@
 //! `impound doctor --network`: what is said of a network that enforces policies and of those that don't, and that nothing is
 //! left behind. The pods run nowhere: a thread plays kubelet and network, and says how they ended.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use kube_memory::{Cluster, ClusterConfig};
+use kube_memory::{Cluster, ClusterConfig, Fault};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -38,12 +39,7 @@ fn policies_that_are_enforced_are_told_from_those_that_are_not_and_from_what_cou
         let scene = Scene::start(Some(network));
         let ran = scene.doctor();
         let checks: Value = serde_json::from_str(&ran.out).unwrap();
-        let check = checks
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|check| check["about"] == "network policies")
-            .unwrap();
+        let check = about(&checks, "network policies");
         assert_eq!(check["state"], state, "{check}");
         assert!(
             check["found"].as_str().unwrap().starts_with(found),
@@ -52,6 +48,54 @@ fn policies_that_are_enforced_are_told_from_those_that_are_not_and_from_what_cou
         assert_eq!(check.get("remedy").is_some(), state != "ok", "{check}");
         scene.nothing_is_left();
     }
+}
+
+#[test]
+fn what_is_found_is_said_of_the_nodes_that_were_tried_and_those_that_try_are_on_one_node() {
+    let scene = Scene::start(Some(|_, allowed| allowed));
+    let ran = scene.doctor();
+    let checks: Value = serde_json::from_str(&ran.out).unwrap();
+    let check = about(&checks, "network policies");
+    let tried = scene.tried.lock().unwrap();
+    let node = &tried["before"];
+    assert_eq!(
+        [&tried["denied"], &tried["after"]],
+        [node, node],
+        "{tried:?}"
+    );
+    let said = check["found"].as_str().unwrap();
+    let other = said.split(['(', ':']).next().unwrap();
+    assert!(
+        other.contains(node.as_str()) && said.contains("not tried"),
+        "{said} {tried:?}"
+    );
+    scene.nothing_is_left();
+}
+
+#[test]
+fn what_could_not_be_deleted_is_told_beside_what_was_found() {
+    let scene = Scene::start(Some(|_, allowed| allowed));
+    let fault = Fault::answer(403).on("DELETE", "/networkpolicies");
+    scene.cluster.inject(fault);
+    let ran = scene.doctor();
+    let checks: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        about(&checks, "network policies")["state"],
+        "ok",
+        "{checks}"
+    );
+    let left = about(&checks, "network policies, after the test");
+    assert_eq!(left["state"], "warning", "{left}");
+    let remedy = left["remedy"].as_str().unwrap();
+    assert!(
+        remedy.starts_with("kubectl delete pods,networkpolicies -n impound -l"),
+        "{left}"
+    );
+}
+
+fn about<'c>(checks: &'c Value, what: &str) -> &'c Value {
+    let mut checks = checks.as_array().unwrap().iter();
+    checks.find(|check| check["about"] == what).unwrap()
 }
 
 #[test]
@@ -92,7 +136,9 @@ struct Scene {
     stop: Arc<AtomicBool>,
     kubelet: Option<JoinHandle<()>>,
     dir: tempfile::TempDir,
-    _cluster: Cluster,
+    /// The node of each part that has tried.
+    tried: Arc<Mutex<BTreeMap<String, String>>>,
+    cluster: Cluster,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -106,16 +152,19 @@ impl Scene {
         let kubeconfig = dir.path().join("kubeconfig");
         std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
+        let tried = Arc::<Mutex<BTreeMap<String, String>>>::default();
         let scene = Self {
             fake: Fake::start(),
             kubelet: network.map(|network| {
                 let (kubeconfig, stop) = (kubeconfig.clone(), Arc::clone(&stop));
-                std::thread::spawn(move || play(network, &kubeconfig, &stop))
+                let tried = Arc::clone(&tried);
+                std::thread::spawn(move || play(network, &kubeconfig, &tried, &stop))
             }),
             kubeconfig,
             stop,
             dir,
-            _cluster: cluster,
+            tried,
+            cluster,
             _runtime: runtime,
         };
         let labels = json!({"app": "agent"});
@@ -185,8 +234,14 @@ impl Drop for Scene {
     }
 }
 
-/// Says of each pod that tries how it ended in such a network.
-fn play(network: Network, kubeconfig: &Path, stop: &AtomicBool) {
+/// Says of each pod that tries how it ended in such a network, and cordons the node of the first one: who is to be on it
+/// has to ask for it.
+fn play(
+    network: Network,
+    kubeconfig: &Path,
+    tried: &Mutex<BTreeMap<String, String>>,
+    stop: &AtomicBool,
+) {
     let read = |arguments: &[&str]| -> Value {
         let text = kubectl(kubeconfig, arguments).unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
@@ -217,6 +272,11 @@ fn play(network: Network, kubeconfig: &Path, stop: &AtomicBool) {
             let rules = policy["spec"]["ingress"].as_array();
             let allowed = rules.is_some_and(|rules| !rules.is_empty());
             let part = name.rsplit('-').next().unwrap();
+            let node = pod["spec"]["nodeName"].as_str().unwrap();
+            tried.lock().unwrap().insert(part.into(), node.into());
+            if part == "before" {
+                kubectl(kubeconfig, &["cordon", node]).unwrap();
+            }
             let comes = network(part, allowed);
             let (phase, code) = match arguments.contains(&json!("comes")) == comes {
                 true => ("Succeeded", 0),

@@ -15,7 +15,9 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 
-use super::settings::{FINALIZER, PART_OF_LABEL, POD_ANNOTATIONS, QUARANTINE_LABEL, Settings};
+use super::settings::{
+    DENY_ALL_LABEL, FINALIZER, PART_OF_LABEL, POD_ANNOTATIONS, QUARANTINE_LABEL, Settings,
+};
 use crate::kubernetes::{ApiError, from_kube};
 
 /// User of the controller in the manifests of this repository.
@@ -170,15 +172,21 @@ fn evictions(user: &str) -> Vec<Value> {
     with_quarantines("impound-evictions", user, rules, &denial)
 }
 
-/// The deny-all policies and the budgets of quarantines.
+/// The deny-all policies and the budgets of quarantines. A policy is known by its label: quarantines in force keep the
+/// name that they were made with, whatever it is to be called now. That label is reserved, or a policy that allows
+/// could be made that nobody can delete. The name is for policies that a version without the label made.
 fn objects(user: &str, settings: &Settings) -> Vec<Value> {
     let (key, value) = PART_OF_LABEL;
     let name = &settings.names.policy;
+    let label = DENY_ALL_LABEL.0;
+    let labelled = |object: &str| {
+        format!("(has({object}.metadata.labels) && '{label}' in {object}.metadata.labels)")
+    };
     let policy = json!({
         "failurePolicy": "Fail",
         "matchConstraints": constraints(
             &json!([
-                rule("networking.k8s.io", "v1", &["UPDATE", "DELETE"], &["networkpolicies"]),
+                rule("networking.k8s.io", "v1", &["CREATE", "UPDATE", "DELETE"], &["networkpolicies"]),
                 rule("policy", "v1", &["UPDATE", "DELETE"], &["poddisruptionbudgets"]),
             ]),
             json!({ "matchLabels": { key: value } }),
@@ -189,17 +197,28 @@ fn objects(user: &str, settings: &Settings) -> Vec<Value> {
                 // Others' objects with our label, e.g. of an installation, are theirs.
                 "name": "of-a-quarantine",
                 "expression": format!(
-                    "request.resource.resource == 'networkpolicies' ? oldObject.metadata.name == '{name}' : \
+                    "request.resource.resource == 'networkpolicies' ? \
+                     ((request.operation != 'CREATE' && (oldObject.metadata.name == '{name}' || {})) || \
+                     (request.operation != 'DELETE' && {})) : \
                      (has(oldObject.spec.selector) && has(oldObject.spec.selector.matchLabels) && \
-                     '{QUARANTINE_LABEL}' in oldObject.spec.selector.matchLabels)"
+                     '{QUARANTINE_LABEL}' in oldObject.spec.selector.matchLabels)",
+                    labelled("oldObject"),
+                    labelled("object"),
                 ),
             },
         ],
-        "validations": [{
-            "expression": "false",
-            "message": "it holds a quarantined pod: it goes with the release (impound release)",
-            "reason": "Forbidden",
-        }],
+        "validations": [
+            {
+                "expression": "request.operation != 'CREATE'",
+                "message": format!("the label {label} is set by Impound alone"),
+                "reason": "Forbidden",
+            },
+            {
+                "expression": "request.operation == 'CREATE'",
+                "message": "it holds a quarantined pod: it goes with the release (impound release)",
+                "reason": "Forbidden",
+            },
+        ],
     });
     pair("impound-objects", policy, None)
 }

@@ -10,6 +10,7 @@ use super::evict;
 use super::observe::{Observed, phase};
 use super::owner::{Ownership, dependence, ownership};
 use super::plugin::{deny, foreign};
+use super::recorded::Recorded;
 use super::refusal::Refusal;
 use super::settings::{FIELD_MANAGER, QUARANTINE_LABEL, Settings};
 use super::{isolation, node, pod, policy, protect};
@@ -276,23 +277,38 @@ fn is(other: &Quarantine, namespace: &str, quarantine: &str) -> bool {
 /// namespace, node label with those of the node) is called as that one has recorded it, also after the controller
 /// was told other names: the policy selects one label, and whoever is released last takes away what it knows. Says
 /// so where that differs.
-fn names(observed: &Observed, others: &[&Quarantine], settings: &Settings) -> (Names, Vec<String>) {
-    let recorded = |is_shared: &dyn Fn(&Quarantine) -> bool| {
-        let mut shared = others.iter().filter(|other| is_shared(other));
-        shared.find_map(|other| {
-            Some((
-                *other,
-                other.status.as_ref()?.undo.as_ref()?.names.as_ref()?,
-            ))
-        })
-    };
+fn names<'q>(
+    observed: &Observed,
+    others: &[&'q Quarantine],
+    settings: &Settings,
+) -> (Names, Vec<String>) {
     let node = observed.node.metadata.name.as_deref();
-    let of_namespace =
-        recorded(&|other| other.metadata.namespace == observed.pod.metadata.namespace);
-    let of_node = recorded(&|other| {
-        let status = other.status.as_ref();
-        status.and_then(|status| status.node.as_deref()) == node
-    });
+    let recorded = |other: &&'q Quarantine| {
+        let status = other.status.as_ref()?;
+        status.undo.as_ref()?;
+        Some((*other, Recorded::of(status)))
+    };
+    let of_namespace: Vec<(&Quarantine, Recorded)> = others
+        .iter()
+        .filter(|other| other.metadata.namespace == observed.pod.metadata.namespace)
+        .filter_map(recorded)
+        .collect();
+    let of_pod = of_namespace
+        .iter()
+        .find_map(|(other, recorded)| Some((*other, recorded.pod_label.as_ref()?)));
+    // The policy for that label was made by one of them, and each of the others found it there.
+    let of_policy = of_namespace
+        .iter()
+        .filter(|(_, recorded)| recorded.pod_label.as_ref() == of_pod.map(|(_, label)| label))
+        .find_map(|(_, recorded)| recorded.policy.as_ref());
+    let of_node = others
+        .iter()
+        .filter(|other| {
+            let status = other.status.as_ref();
+            status.and_then(|status| status.node.as_deref()) == node
+        })
+        .filter_map(recorded)
+        .find_map(|(other, recorded)| Some((other, recorded.node_label?)));
     let (mut names, mut warnings) = (settings.names.clone(), Vec::new());
     let mut take_over = |other: &Quarantine, what: String| {
         warnings.push(format!(
@@ -302,24 +318,22 @@ fn names(observed: &Observed, others: &[&Quarantine], settings: &Settings) -> (N
             other.metadata.name.as_deref().unwrap_or_default()
         ));
     };
-    if let Some((other, shared)) = of_namespace {
-        if names.pod_label != shared.pod_label || names.policy != shared.policy {
+    if let Some((other, pod_label)) = of_pod {
+        let policy = of_policy.unwrap_or(&names.policy).clone();
+        if names.pod_label != *pod_label || names.policy != policy {
             take_over(
                 other,
-                format!(
-                    "The suspect label is {} and the NetworkPolicy {}",
-                    shared.pod_label, shared.policy
-                ),
+                format!("The suspect label is {pod_label} and the NetworkPolicy {policy}"),
             );
         }
-        names.pod_label = shared.pod_label.clone();
-        names.policy.clone_from(&shared.policy);
+        names.pod_label = pod_label.clone();
+        names.policy = policy;
     }
-    if let Some((other, shared)) = of_node {
-        if names.node_label != shared.node_label {
-            take_over(other, format!("The node's label is {}", shared.node_label));
+    if let Some((other, node_label)) = of_node {
+        if names.node_label != node_label {
+            take_over(other, format!("The node's label is {node_label}"));
         }
-        names.node_label = shared.node_label.clone();
+        names.node_label = node_label;
     }
     (names, warnings)
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::refusal::Refusal;
 use super::selector::{Labels, selects};
-use super::settings::{FIELD_MANAGER, PART_OF_LABEL};
+use super::settings::{DENY_ALL_LABEL, FIELD_MANAGER, PART_OF_LABEL};
 use crate::resources::{ApiCall, Label, Names, StepName};
 
 /// The call that creates the deny-all policy, `None` if it is there already.
@@ -50,7 +50,7 @@ pub fn create(namespace: &str, names: &Names) -> ApiCall {
         "metadata": {
             "name": names.policy,
             "namespace": namespace,
-            "labels": { PART_OF_LABEL.0: PART_OF_LABEL.1 },
+            "labels": { PART_OF_LABEL.0: PART_OF_LABEL.1, DENY_ALL_LABEL.0: DENY_ALL_LABEL.1 },
         },
         "spec": {
             "podSelector": { "matchLabels": { key: value } },
@@ -69,27 +69,55 @@ pub fn create(namespace: &str, names: &Names) -> ApiCall {
     }
 }
 
+/// The call that puts its label on a deny-all policy that a former version made without it; `None` if none is needed.
+#[must_use]
+pub fn mark(namespace: &str, policies: &[NetworkPolicy], names: &Names) -> Option<ApiCall> {
+    let (key, value) = DENY_ALL_LABEL;
+    let policy = ours(policies, names).filter(|policy| denies_all(policy, names))?;
+    let labels = policy.metadata.labels.as_ref();
+    if labels.is_some_and(|labels| labels.contains_key(key)) {
+        return None;
+    }
+    let patch = json!({ "metadata": {
+        "uid": policy.metadata.uid,
+        "resourceVersion": policy.metadata.resource_version,
+        "labels": { key: value },
+    } });
+    Some(super::plan::patch_call(
+        StepName::Policy,
+        path(namespace, names),
+        &patch,
+        "the admission policies know the deny-all policy by a label of its own",
+    ))
+}
+
 /// The call that removes the deny-all policy if Impound made it, `None` if it is gone or foreign.
 #[must_use]
 pub fn remove(namespace: &str, policies: &[NetworkPolicy], names: &Names) -> Option<ApiCall> {
-    let policy = policies.iter().find(|policy| {
-        policy.metadata.name.as_deref() == Some(&names.policy)
-            && policy
-                .metadata
-                .labels
-                .as_ref()
-                .and_then(|labels| labels.get(PART_OF_LABEL.0))
-                == Some(&PART_OF_LABEL.1.to_owned())
-    })?;
+    let policy = ours(policies, names)?;
     Some(super::plan::delete_call(
         StepName::UndoPolicy,
-        format!(
-            "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies/{}",
-            names.policy
-        ),
+        path(namespace, names),
         policy.metadata.uid.as_deref(),
         "no quarantined pod is left in the namespace",
     ))
+}
+
+/// The policy of our name, if Impound made it.
+fn ours<'p>(policies: &'p [NetworkPolicy], names: &Names) -> Option<&'p NetworkPolicy> {
+    policies.iter().find(|policy| {
+        let labels = policy.metadata.labels.as_ref();
+        let part_of = labels.and_then(|labels| labels.get(PART_OF_LABEL.0));
+        policy.metadata.name.as_deref() == Some(&names.policy)
+            && part_of.map(String::as_str) == Some(PART_OF_LABEL.1)
+    })
+}
+
+fn path(namespace: &str, names: &Names) -> String {
+    format!(
+        "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies/{}",
+        names.policy
+    )
 }
 
 /// Whether the policy selects the suspect label and nothing narrower, for both directions, and

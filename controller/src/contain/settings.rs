@@ -16,6 +16,9 @@ pub const OVER_LABEL: (&str, &str) = ("impound.dev/over", "true");
 /// Label on pods that an eviction by Impound must leave alone: agent, controller, store.
 pub const PART_OF_LABEL: (&str, &str) = ("app.kubernetes.io/part-of", "impound");
 
+/// Label on the deny-all policies: the admission policies know them by it, whatever they are called.
+pub const DENY_ALL_LABEL: (&str, &str) = ("impound.dev/deny-all", "true");
+
 /// Annotations that keep autoscalers from deleting the suspect pod.
 /// Source: Cluster Autoscaler FAQ ("safe-to-evict") and Karpenter's disruption documentation.
 pub const POD_ANNOTATIONS: [(&str, &str); 2] = [

@@ -5,8 +5,9 @@
 //!    the rules for tokens, and the agent CA's signature -> status -> the kubelet puts both into the volume
 //! ```
 //! For whom a request is, is the API server's word: it lets a kubelet make some for the pods of its own node alone.
-//! Requests of other signers are left alone. One that is answered is answered for good; the kubelet makes another
-//! when its certificate is to be renewed.
+//! Requests of other signers are left alone. One that is answered is answered for good. Of a pod that has a certificate the
+//! kubelet makes another request when it is to be renewed. A denial it takes for a permanent error of the pod, for which it never
+//! asks again: what was denied and is to be granted takes another pod.
 
 use std::time::Duration;
 
@@ -110,6 +111,13 @@ impl AgentIssuer {
         };
         let Some((reason, message)) = denial(&error) else {
             return Err(error);
+        };
+        let message = match reason {
+            "NodeRevoked" => format!(
+                "{message}. Once that is taken back: kubectl delete pod -n {} {}; for this pod its kubelet does not ask again",
+                self.rules.namespace, spec.pod_name
+            ),
+            _ => message,
         };
         if self.write(request, denied(reason, message)).await? {
             tracing::warn!(

@@ -96,14 +96,16 @@ async fn read(
     there.map_err(|error| from_kube("GET", "collection", error))
 }
 
-/// Another name for a collection whose own is taken, which is written down; `None` if that was done often enough.
-pub(super) fn another_name(record: &mut Record, taken: &str, how: Taken) -> Option<String> {
+/// Another name for a collection whose own is taken; `None` if one was chosen often enough. It is to be recorded, and
+/// written down ([`write_down`]).
+pub(super) fn another_name(record: &Record) -> Option<String> {
     let drift = record.status.drift.iter();
     let chosen = drift.filter(|drift| drift.reason == NAME_TAKEN).count();
-    if chosen >= NAMES {
-        return None;
-    }
-    let name = random_name(&record.name());
+    (chosen < NAMES).then(|| random_name(&record.name()))
+}
+
+/// Writes down that a collection is made under another name, and why.
+pub(super) fn write_down(record: &mut Record, taken: &str, how: Taken, name: &str) {
     let why = match how {
         Taken::Surely => format!(
             "a collection named {taken} exists that is not this quarantine's: it was made before it, or is of another \
@@ -116,7 +118,6 @@ pub(super) fn another_name(record: &mut Record, taken: &str, how: Taken) -> Opti
     };
     let what = format!("{why}, and this one's evidence is collected as {name}");
     note(record, NAME_TAKEN, what);
-    Some(name)
 }
 
 /// Whether the case has a stored collection of the name; `None` if the store does not say so soon. A store that is slow

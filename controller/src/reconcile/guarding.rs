@@ -97,6 +97,7 @@ pub async fn look(
     context: &Context,
 ) -> Result<Option<Duration>, ReconcileError> {
     looked(record, context);
+    record.record_names();
     let namespace = record.namespace();
     let suspect = match observe::suspect(&context.client, &namespace, &record.object.spec.pod).await
     {
@@ -262,7 +263,9 @@ async fn missing(
         calls.push(protect::create(&namespace, &record.name()));
     }
     match policy::deny_all(&namespace, &policies, &names) {
-        Ok(call) => calls.extend(call),
+        Ok(call) => {
+            calls.extend(call.or_else(|| policy::mark(&namespace, &policies, &names)));
+        }
         // Its own step says so.
         Err(_) if !ended(&record.status, StepName::Policy) => {}
         // It may be somebody's own by now: it is told, and left alone.

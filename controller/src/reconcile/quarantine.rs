@@ -18,7 +18,7 @@ use super::collecting::{self, Made};
 use super::containing::{StepError, backoff};
 use super::custody::{AT_LEISURE, AT_ONCE};
 use super::next_step::{self, CONTAINMENT, Next, is_contained};
-use super::record::Record;
+use super::record::{Record, not_kept};
 use super::{
     Context, ReconcileError, blocking, containing, custody, evicting, guarding, isolating,
     releasing, restarts, verifying,
@@ -38,6 +38,7 @@ const WATCH_OVER: Duration = Duration::from_secs(120);
 
 /// What making the first collection is called where it is put off, and what is waited for once it is made.
 const ASK: &str = "first collection";
+const COLLECTION_NAME: &str = "status.collectionName";
 const READING: &str = "inspect and diff of every container on the node";
 
 /// Brings a quarantine as far as it gets without waiting.
@@ -342,7 +343,7 @@ async fn neighbours(
         return Ok(Then::Save);
     }
     let Some(collection) = collection else {
-        return Ok(ask(record, context).await);
+        return ask(record, context).await;
     };
     record.status.collection = Some(collection.name_any());
     let status = collection.status.clone().unwrap_or_default();
@@ -372,10 +373,10 @@ async fn neighbours(
 
 /// Makes the first collection. One that the API does not take is tried again, and said: what is in force is watched
 /// meanwhile, and nothing is evicted that was not read.
-async fn ask(record: &mut Record, context: &Context) -> Then {
+async fn ask(record: &mut Record, context: &Context) -> Result<Then, ReconcileError> {
     let uid = record.uid();
     if let Some(left) = context.pace.left(&uid, ASK) {
-        return Then::Wait(left);
+        return Ok(Then::Wait(left));
     }
     let attempts = record.begin(StepName::Neighbours);
     let wanted = record.first_collection();
@@ -387,15 +388,26 @@ async fn ask(record: &mut Record, context: &Context) -> Then {
             record.status.collection = Some(name);
             READING.to_owned()
         }
-        Ok(Made::Taken(how)) => match collecting::another_name(record, &name, how) {
+        Ok(Made::Taken(how)) => match collecting::another_name(record) {
             Some(another) => {
-                let waited = format!("its collection is to be made as {another}");
-                record.status.collection_name = Some(another);
-                waited
+                record.status.collection_name = Some(another.clone());
+                record.save().await?;
+                if record.has_kept(COLLECTION_NAME) {
+                    collecting::write_down(record, &name, how, &another);
+                    format!("its collection is to be made as {another}")
+                } else {
+                    // What is made under a name that is forgotten would be made again and again, and never found.
+                    record.status.collection_name = None;
+                    context.pace.put_off(&uid, ASK, backoff(attempts));
+                    format!(
+                        "its collection can't be made as {name}, and is NOT made under another name. {}",
+                        not_kept(COLLECTION_NAME)
+                    )
+                }
             }
             None => {
                 every_name_taken(record, &name);
-                return Then::Save;
+                return Ok(Then::Save);
             }
         },
         Err(error) => {
@@ -410,7 +422,7 @@ async fn ask(record: &mut Record, context: &Context) -> Then {
         }
     };
     record.wait(StepName::Neighbours, waited);
-    Then::Save
+    Ok(Then::Save)
 }
 
 /// Nothing is collected under a name that is somebody else's.

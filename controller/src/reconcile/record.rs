@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::custody::{REQUEST, request_id};
 use super::next_step::verdict;
 use super::{Context, ReconcileError};
+use crate::contain::recorded::Recorded;
 use crate::contain::settings::FIELD_MANAGER;
 use crate::kubernetes::{from_kube, pace};
 use crate::resources::{
@@ -27,6 +28,8 @@ pub struct Record {
     pub status: QuarantineStatus,
     context: Arc<Context>,
     saved: Value,
+    /// What the API did not keep of the status that was written last.
+    lost: Vec<String>,
     events: Vec<Event>,
 }
 
@@ -44,6 +47,7 @@ impl Record {
             status,
             context,
             saved,
+            lost: Vec::new(),
             events: Vec::new(),
         }
     }
@@ -123,15 +127,18 @@ impl Record {
         self.object.metadata.uid.clone().unwrap_or_default()
     }
 
-    /// What things were called when the plan was made; of a plan that does not say so, what they are called now.
+    /// What things were called when the plan was made; what its record does not say, what they are called now.
     #[must_use]
     pub fn names(&self) -> Names {
-        let recorded = self
-            .status
-            .undo
-            .as_ref()
-            .and_then(|undo| undo.names.clone());
-        recorded.unwrap_or_else(|| self.context.settings.names.clone())
+        Recorded::of(&self.status).or(&self.context.settings.names)
+    }
+
+    /// Records what things are called, if a former version made the plan and the record tells it otherwise.
+    pub fn record_names(&mut self) {
+        let names = Recorded::of(&self.status).whole();
+        if let Some(undo) = &mut self.status.undo {
+            undo.names = undo.names.take().or(names);
+        }
     }
 
     /// Why the suspect itself is not changed; none for most pods, and as long as nothing is planned.
@@ -267,13 +274,51 @@ impl Record {
     /// begun again from what is saved.
     pub async fn save(&mut self) -> Result<(), ReconcileError> {
         self.status.observed_generation = self.object.metadata.generation;
-        let status = json!(self.status);
-        if status != self.saved {
-            self.write(&changed_fields(&self.saved, &status)).await?;
-            self.saved = status;
+        self.save_changes().await?;
+        if self.warn_of_lost() {
+            self.save_changes().await?;
         }
         self.publish();
         Ok(())
+    }
+
+    /// Whether the API has kept this field of the status, e.g. `status.collectionName`, when it was written last. A
+    /// definition that is older than this program drops what it does not know, and answers as if all were well.
+    #[must_use]
+    pub fn has_kept(&self, field: &str) -> bool {
+        !self.lost.iter().any(|lost| lost == field)
+    }
+
+    async fn save_changes(&mut self) -> Result<(), ReconcileError> {
+        let status = json!(self.status);
+        if status != self.saved {
+            let changed = changed_fields(&self.saved, &status);
+            let kept = self.write(&changed).await?;
+            self.lost = lost(&status, &kept);
+            // What was not kept is written again with the next change.
+            self.saved = if self.lost.is_empty() { status } else { kept };
+        }
+        Ok(())
+    }
+
+    /// Puts what the API did not keep among the warnings; false if nothing was lost, or it is there already.
+    fn warn_of_lost(&mut self) -> bool {
+        if self.lost.is_empty() {
+            return false;
+        }
+        let warning = not_kept(&self.lost.join(", "));
+        if self.status.warnings.contains(&warning) {
+            return false;
+        }
+        tracing::error!(
+            case = self.object.spec.case,
+            pod = self.object.spec.pod,
+            namespace = self.namespace(),
+            warning,
+            "the status is not kept whole"
+        );
+        self.status.warnings.push(warning);
+        true
     }
 
     fn count(&self, before: QuarantinePhase, phase: QuarantinePhase) {
@@ -295,7 +340,8 @@ impl Record {
         self.object.spec = object.spec;
     }
 
-    async fn write(&mut self, changed: &Value) -> Result<(), ReconcileError> {
+    /// Gives the status as the API has it then.
+    async fn write(&mut self, changed: &Value) -> Result<Value, ReconcileError> {
         let api = Api::<Quarantine>::namespaced(self.context.client.clone(), &self.namespace());
         let name = self.name();
         let path = format!("quarantines/{name}/status");
@@ -312,9 +358,10 @@ impl Record {
                 .await
                 .map_err(|error| from_kube("PATCH", &path, error));
             match answer {
-                Ok(object) => {
+                Ok(mut object) => {
+                    let kept = json!(object.status.take().unwrap_or_default());
                     self.take_over(object);
-                    return Ok(());
+                    return Ok(kept);
                 }
                 Err(error) if error.is_conflict() => {
                     let now = api
@@ -389,6 +436,15 @@ impl Record {
     }
 }
 
+/// What is said of fields of a status that the API did not keep.
+#[must_use]
+pub fn not_kept(fields: &str) -> String {
+    format!(
+        "The API did not keep {fields}: the custom resource definitions are of an older version than the controller. \
+         Apply those of its version: kubectl apply --server-side --force-conflicts -f deploy/crds"
+    )
+}
+
 /// Whether a collection was made since the quarantine was, by the API server's clock in whole seconds.
 #[must_use]
 pub fn is_younger(collection: &Collection, quarantine: &Quarantine) -> bool {
@@ -436,6 +492,32 @@ fn changed_fields(saved: &Value, status: &Value) -> Value {
         .into()
 }
 
+/// Paths of what was written as status and is not in what is there; what is there with another value was kept.
+fn lost(written: &Value, kept: &Value) -> Vec<String> {
+    fn compare(path: &str, written: &Value, kept: Option<&Value>, lost: &mut Vec<String>) {
+        match (written, kept) {
+            (Value::Null, _) => {}
+            (_, None) => lost.push(path.to_owned()),
+            (Value::Object(written), Some(kept)) => {
+                for (key, value) in written {
+                    compare(&format!("{path}.{key}"), value, kept.get(key), lost);
+                }
+            }
+            (Value::Array(written), Some(kept)) => {
+                for (at, value) in written.iter().enumerate() {
+                    // The same of each item is said once.
+                    compare(&format!("{path}[]"), value, kept.get(at), lost);
+                }
+                lost.dedup();
+            }
+            _ => {}
+        }
+    }
+    let mut lost = Vec::new();
+    compare("status", written, Some(kept), &mut lost);
+    lost
+}
+
 /// The API server refuses an event whose note has more than 1024 bytes.
 pub(super) fn shortened(mut note: String) -> String {
     const LIMIT: usize = 1024;
@@ -449,4 +531,30 @@ pub(super) fn shortened(mut note: String) -> String {
         note.push_str(MARK);
     }
     note
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_has_not_kept_of_a_status_is_named_and_what_it_has_is_not() {
+        let status = json!({
+            "phase": "Contained", "node": null,
+            "undo": { "pod": { "annotations": { "a": null } }, "names": { "policy": "p" } },
+            "steps": [{ "name": "Cordon", "more": 1 }, { "name": "Strip", "more": 2 }],
+        });
+        assert_eq!(
+            lost(&status, &without_nulls(status.clone())),
+            Vec::<String>::new()
+        );
+        let kept = json!({
+            "phase": "Complete", "undo": { "pod": { "annotations": {} } },
+            "steps": [{ "name": "Cordon" }, { "name": "Strip" }],
+        });
+        assert_eq!(
+            lost(&status, &kept),
+            ["status.steps[].more", "status.undo.names"]
+        );
+    }
 }

@@ -390,10 +390,11 @@ fn wanted(record: &Record, later: &LaterCollection) -> Collection {
 /// Gives a later collection whose name is somebody else's, or may be, another one, under which it is made once that is saved. The
 /// log says that nothing came of the request under the old one: nobody else's object may pass for it.
 async fn rename(record: &mut Record, context: &Context, taken: &LaterCollection, how: NameTaken) {
-    let Some(name) = collecting::another_name(record, &taken.name, how) else {
+    let Some(name) = collecting::another_name(record) else {
         see(record, &taken.name, None);
         return;
     };
+    collecting::write_down(record, &taken.name, how, &name);
     let logged = custody::within(AT_ONCE, log_withdrawn(record, context, taken)).await;
     if let Err(problem) = logged {
         tracing::error!(

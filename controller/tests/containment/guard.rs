@@ -306,6 +306,68 @@ async fn nobody_but_the_controller_takes_a_quarantined_pod_or_what_holds_it_away
 }
 
 #[tokio::test]
+async fn a_deny_all_policy_that_has_a_former_name_is_guarded_as_one_of_the_present_name_is() {
+    let guarded = Guarded::start().await;
+    let world = &guarded.world;
+    let pods = world.deployment("nginx", 1, None).await;
+    let quarantine = world.quarantine(&name(pods.first().unwrap())).await;
+    assert_eq!(quarantine.phase, "Complete", "{quarantine:#?}");
+    let mut settings = Settings::default();
+    settings.names.policy = "deny-evil".into();
+    let newer = guard::guard(super::world::CONTROLLER, &settings);
+    let objects = newer.iter().find(|one| {
+        one["kind"] == "ValidatingAdmissionPolicy" && one["metadata"]["name"] == "impound-objects"
+    });
+    let condition = &objects.unwrap()["spec"]["matchConditions"][1];
+    // Who is let through stays as it is installed.
+    let path = format!("{POLICIES}/validatingadmissionpolicies/impound-objects");
+    let request = http::Request::get(&path).body(Vec::new()).unwrap();
+    let mut installed: Value = world.client.request(request).await.unwrap();
+    installed["spec"]["matchConditions"][1] = condition.clone();
+    let spec = json!({ "spec": installed["spec"] });
+    let (code, message) = ask(&world.client, "PATCH", &path, &spec, "").await;
+    assert_eq!(code, 200, "{message}");
+
+    let policies = guarded.path("networking.k8s.io/v1", "networkpolicies");
+    let former = format!("{policies}/deny-all-suspectpod");
+    let opened = json!({ "spec": { "egress": [{}] } });
+    let unmarked = json!({ "metadata": { "labels": { "impound.dev/deny-all": null } } });
+    for (what, method, body) in [
+        ("policy opened", "PATCH", opened),
+        ("label off", "PATCH", unmarked),
+        ("policy deleted", "DELETE", Value::Null),
+    ] {
+        guarded.refused(what, method, &former, body).await;
+    }
+    // Else a policy that allows could be made that nobody can delete.
+    let allowing = |labels: Value| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": { "name": "allowing", "labels": labels },
+            "spec": { "podSelector": {}, "egress": [{}], "policyTypes": ["Egress"] },
+        })
+    };
+    let ours = json!({ "app.kubernetes.io/part-of": "impound" });
+    let both = json!({ "app.kubernetes.io/part-of": "impound", "impound.dev/deny-all": "true" });
+    let made = allowing(both.clone());
+    guarded
+        .refused("label on a new policy", "POST", &policies, made)
+        .await;
+    let (code, message) = guarded.mallory("POST", &policies, allowing(ours)).await;
+    assert_eq!(code, 201, "{message}");
+    let path = format!("{policies}/allowing");
+    let labelled = json!({ "metadata": { "labels": both } });
+    guarded
+        .refused("label on a policy", "PATCH", &path, labelled)
+        .await;
+    let (code, message) = guarded.mallory("DELETE", &path, Value::Null).await;
+    assert_eq!(code, 200, "{message}");
+    world.release(&quarantine.name, false).await.unwrap();
+    assert_eq!(world.settled(&quarantine.name).await.phase, "Released");
+    guarded.end().await;
+}
+
+#[tokio::test]
 async fn a_namespace_does_not_go_while_it_holds_a_quarantined_pod() {
     let guarded = Guarded::start().await;
     let world = &guarded.world;

@@ -1,6 +1,7 @@
 //! A controller that is told other names while quarantines are in force: what was made under the former ones is
 //! watched, shared and taken away by them.
 
+use impound_controller::resources::Quarantine;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
@@ -42,6 +43,23 @@ async fn node_labels(world: &World, node: &str) -> Value {
 
 #[tokio::test]
 async fn what_was_made_under_former_names_is_watched_shared_and_undone_under_these() {
+    renamed(Version::This).await;
+}
+
+#[tokio::test]
+async fn what_a_version_made_that_recorded_no_names_is_watched_shared_and_undone_under_its_own() {
+    renamed(Version::WithoutNames).await;
+}
+
+/// Which version has made the first quarantine.
+#[derive(PartialEq, Eq)]
+enum Version {
+    This,
+    /// One that did not record what it calls things.
+    WithoutNames,
+}
+
+async fn renamed(version: Version) {
     let mut world = World::in_memory_without_controller().await;
     world.serve_cilium().await;
     world.create(allowing()).await;
@@ -69,6 +87,15 @@ async fn what_was_made_under_former_names_is_watched_shared_and_undone_under_the
     world.kill_controller();
     let client = world.client.clone();
     let everywhere = PatchParams::default();
+    if version == Version::WithoutNames {
+        let quarantines = Api::<Quarantine>::namespaced(client.clone(), &world.namespace);
+        let unnamed = Patch::Merge(json!({ "status": { "undo": { "names": null } } }));
+        let patched = quarantines
+            .patch_status(&first, &everywhere, &unnamed)
+            .await;
+        let undo = patched.unwrap().status.unwrap().undo.unwrap();
+        assert_eq!(undo.names, None);
+    }
     let of_namespace = Api::<NetworkPolicy>::namespaced(client.clone(), &world.namespace);
     let gone = DeleteParams::default();
     of_namespace

@@ -2,11 +2,12 @@
 //! this quarantine's suspect, which is collected under another name.
 
 use impound_controller::reconcile::custody::REQUEST;
-use impound_controller::resources::{Collection, CollectionPhase};
+use impound_controller::resources::{Collection, CollectionPhase, definitions};
 use impound_proto::controller::v1::Quarantine;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -175,6 +176,74 @@ async fn where_the_store_does_not_say_what_it_has_nothing_is_collected_under_a_n
     assert_eq!(done.drift.len(), 1, "one name is enough: {done:#?}");
     assert!(!case.join("q").exists());
     assert!(case.join(&done.collection).join("manifest.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_older_definitions_do_not_keep_is_not_collected_under_until_they_are_brought_up_to_date()
+ {
+    let stage = Stage::new().await;
+    let all = Api::<CustomResourceDefinition>::all(stage.world.client.clone());
+    let newest = definitions();
+    let of_quarantines = newest
+        .iter()
+        .find(|one| one.spec.names.kind == "Quarantine");
+    let of_quarantines = of_quarantines.unwrap();
+    let definition = of_quarantines.name_any();
+    let mut older = json!(of_quarantines);
+    let status = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties";
+    for (of, field) in [("", "collectionName"), ("/undo/properties", "names")] {
+        let fields = older.pointer_mut(&format!("{status}{of}")).unwrap();
+        fields.as_object_mut().unwrap().remove(field).unwrap();
+    }
+    let apply = PatchParams::apply("impound-test").force();
+    all.patch(&definition, &apply, &Patch::Apply(older))
+        .await
+        .unwrap();
+    let stored = stage.world.dir.path().join("store/INC-1/q");
+    std::fs::create_dir_all(&stored).unwrap();
+    std::fs::write(stored.join("theirs"), "evidence").unwrap();
+    stage
+        .world
+        .create(json!({
+            "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "q" },
+            "spec": { "pod": name(&stage.suspect), "case": "INC-1", "reason": "x" },
+        }))
+        .await;
+    let waiting = stage
+        .becomes("q", "it is tried again", |now| {
+            let mut steps = now.steps.iter();
+            let step = steps.find(|step| step.name == "Neighbours");
+            step.is_some_and(|step| step.state == "Waiting" && step.attempts > 1)
+        })
+        .await;
+    let remedy = "kubectl apply --server-side --force-conflicts -f deploy/crds";
+    let said = |field: &str| {
+        let mut warnings = waiting.warnings.iter();
+        warnings.any(|warning| warning.contains(field) && warning.contains(remedy))
+    };
+    assert!(
+        said("status.collectionName") && said("status.undo.names"),
+        "{waiting:#?}"
+    );
+    let mut steps = waiting.steps.iter();
+    let step = steps.find(|step| step.name == "Neighbours").unwrap();
+    assert!(
+        step.message.contains("NOT made") && step.message.contains(remedy),
+        "{step:#?}"
+    );
+    // What holds the pod does not depend on it.
+    assert_eq!(waiting.verdict, "Isolated", "{waiting:#?}");
+    let api = collections(&stage);
+    let made = api.list(&ListParams::default()).await.unwrap();
+    assert_eq!(made.items.len(), 0, "{made:#?}");
+
+    let newer = Patch::Apply(of_quarantines);
+    all.patch(&definition, &apply, &newer).await.unwrap();
+    let done = stage.world.settled("q").await;
+    assert_eq!(done.phase, "Complete", "{done:#?}");
+    collected_as(&done, "q", &done.collection);
+    let made = api.list(&ListParams::default()).await.unwrap();
+    assert_eq!(made.items.len(), 1, "{made:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

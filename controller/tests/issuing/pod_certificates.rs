@@ -223,7 +223,9 @@ async fn what_a_kubelet_asks_that_is_not_for_an_agent_of_its_node_is_denied_with
         "a revoked node",
         good.clone(),
         "NodeRevoked",
-        "rootkit found",
+        &format!(
+            "rootkit found. Once that is taken back: kubectl delete pod -n {NAMESPACE} {name};"
+        ),
     )
     .await;
     world.cluster.hold_controllers(true);

@@ -254,3 +254,23 @@ fn what_others_changed_in_a_narrowed_policy_stays_and_is_told() {
         assert!(told.first().unwrap().contains(word), "{told:?}");
     }
 }
+
+#[test]
+fn a_deny_all_policy_of_ours_without_its_label_gets_it_once_and_what_others_made_never_does() {
+    let names = Names::default();
+    let made = body(&create("shop", &names));
+    let made: NetworkPolicy = serde_json::from_value(made).unwrap();
+    assert_eq!(mark("shop", std::slice::from_ref(&made), &names), None);
+    let mut former = made.clone();
+    let labels = former.metadata.labels.as_mut().unwrap();
+    labels.remove(DENY_ALL_LABEL.0).expect("it is made with it");
+    let marked = mark("shop", std::slice::from_ref(&former), &names).unwrap();
+    let labels = &body(&marked)["metadata"]["labels"];
+    assert_eq!(*labels, json!({ DENY_ALL_LABEL.0: DENY_ALL_LABEL.1 }));
+    let mut theirs = former.clone();
+    theirs.metadata.labels = None;
+    assert_eq!(mark("shop", &[theirs], &names), None);
+    let mut opened = former;
+    opened.spec.as_mut().unwrap().egress = Some(vec![Default::default()]);
+    assert_eq!(mark("shop", &[opened], &names), None);
+}

@@ -76,6 +76,27 @@ fn what_the_namespace_shares_keeps_the_names_that_the_quarantine_in_force_has_re
 }
 
 #[test]
+fn what_is_shared_with_a_quarantine_of_a_version_that_recorded_no_names_is_called_as_it_did() {
+    let mut other = of("shop", "another-node", former());
+    let undo = other.status.as_mut().unwrap().undo.as_mut().unwrap();
+    undo.names = None;
+    undo.pod.added = [former().pod_label.pair()].into();
+    // It found the policy there, which the first one of them had made.
+    let mut first = other.clone();
+    first.metadata.name = Some("before-the-first".into());
+    let status = first.status.as_mut().unwrap();
+    status.plan = vec![policy::create("shop", &former())];
+    let settings = Settings::default();
+    let others = [other, first];
+    let plan = plan(&deployment_pod(), "second", &spec(), &others, &settings).unwrap();
+    let expected = Names {
+        node_label: Names::default().node_label,
+        ..former()
+    };
+    assert_eq!(names(&plan), expected);
+}
+
+#[test]
 fn what_the_node_shares_keeps_the_name_that_the_quarantine_in_force_has_recorded() {
     let plan = beside(of("another", "k8s-worker2", former()));
     let expected = Names {
