@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use impound_evidence::{ArtifactRecord, EvidencePath, Sha256, Timestamp};
 use tokio::sync::watch;
 
+use crate::locked::locked;
+
 /// Shortest time between two reports of bytes that flow. Every change of a state is reported at
 /// once. The wire contract promises watchers at most one message in 200 ms.
 const BYTES_EVERY: Duration = Duration::from_millis(200);
@@ -174,10 +176,7 @@ impl<'a> Board<'a> {
 
     fn change(&self, at_once: bool, change: impl FnOnce(&mut State)) {
         // A task that panicked while holding the lock has changed at most one artifact's numbers.
-        let mut state = self
-            .state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = locked(&self.state);
         change(&mut state);
         if at_once
             || state

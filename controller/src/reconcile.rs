@@ -23,7 +23,7 @@ pub mod verifying;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -53,6 +53,7 @@ use crate::contain::settings::{PART_OF_LABEL, PROTECTED_NODE_LABEL, QUARANTINE_L
 use crate::describe::describe;
 use crate::kubernetes::ApiError;
 use crate::kubernetes::pace::{Works, leave_alone};
+use crate::locked::locked;
 use crate::metrics::Metrics;
 use crate::resources::{Collection, Quarantine, Sweep};
 use crate::seal::CustodyAppender;
@@ -383,10 +384,7 @@ fn retry<K: Resource<DynamicType = ()>>(
 ) -> Action {
     let namespace = object.namespace().unwrap_or_default();
     let key = [K::kind(&()).into_owned(), namespace, object.name_any()];
-    let mut failures = context
-        .failures
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut failures = locked(&context.failures);
     let count = failures.entry(key).or_default();
     let delay = RETRY_DELAY
         .saturating_mul(1 << (*count).min(10))
@@ -419,11 +417,7 @@ async fn log_outcome<K, E: std::error::Error>(
                 namespace,
                 object.name,
             ];
-            context
-                .failures
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&key);
+            locked(&context.failures).remove(&key);
         }
         // The reconciler's own errors are logged by `retry`; an object that is gone needs nothing.
         Err(Error::ReconcilerFailed(..) | Error::ObjectNotFound(_)) => {}

@@ -7,7 +7,7 @@
 //! now and then without being woken.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::record::Record;
 use super::restarts::container_ids;
 use crate::describe::describe;
+use crate::locked::locked;
 use crate::resources::Quarantine;
 
 /// The watches of this process: one for each quarantine whose neighbours terminate, one for each whose suspect
@@ -67,7 +68,7 @@ impl Endings {
     /// was watched for it before; without pods nothing is.
     pub fn watch(&self, record: &Record, pods: BTreeSet<String>) {
         let uid = record.uid();
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = locked(&self.watched);
         if pods.is_empty() {
             watched.remove(&uid);
             return;
@@ -89,7 +90,7 @@ impl Endings {
     /// Wakes the quarantine whenever its suspect's containers are others than before, or the pod is gone or another
     /// one. `seen` is what has been looked at. What is watched already goes on being so.
     pub fn attend(&self, record: &Record, seen: &Pod) {
-        let mut attended = self.attended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut attended = locked(&self.attended);
         let watched = attended.get(&record.uid());
         if watched.is_some_and(|task| !task.is_finished()) {
             return;
@@ -109,9 +110,9 @@ impl Endings {
 
     /// Ends what is watched for the quarantine with this uid.
     pub fn forget(&self, uid: &str) {
-        let mut attended = self.attended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut attended = locked(&self.attended);
         attended.remove(uid);
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = locked(&self.watched);
         watched.remove(uid);
     }
 }

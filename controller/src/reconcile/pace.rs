@@ -2,10 +2,12 @@
 //! and what failed again and again. A restart forgets it, and everything is due at once.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::locked::locked;
 
 /// What this process has put off.
 #[derive(Debug, Default)]
@@ -21,7 +23,7 @@ impl Pace {
     /// How long to leave it alone yet; `None` if it is due.
     #[must_use]
     pub fn left(&self, quarantine: &str, what: &str) -> Option<Duration> {
-        let all = self.locked();
+        let all = locked(&self.0);
         let due = all.get(quarantine)?.get(what)?;
         let left = due.at.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
@@ -31,7 +33,7 @@ impl Pace {
     pub fn put_off(&self, quarantine: &str, what: &str, pause: Duration) {
         let at = Instant::now() + pause;
         let due = Due { at, failures: 0 };
-        let mut all = self.locked();
+        let mut all = locked(&self.0);
         let of_quarantine = all.entry(quarantine.to_owned()).or_default();
         of_quarantine.insert(what.to_owned(), due);
     }
@@ -45,7 +47,7 @@ impl Pace {
         first: Duration,
         slowest: Duration,
     ) -> Duration {
-        let mut all = self.locked();
+        let mut all = locked(&self.0);
         let of_quarantine = all.entry(quarantine.to_owned()).or_default();
         let failures = of_quarantine.get(what).map_or(0, |due| due.failures);
         let pause = first.saturating_mul(1 << failures.min(16)).min(slowest);
@@ -59,19 +61,14 @@ impl Pace {
 
     /// It succeeded.
     pub fn clear(&self, quarantine: &str, what: &str) {
-        if let Some(of_quarantine) = self.locked().get_mut(quarantine) {
+        if let Some(of_quarantine) = locked(&self.0).get_mut(quarantine) {
             of_quarantine.remove(what);
         }
     }
 
     /// The quarantine with this uid is over.
     pub fn forget(&self, quarantine: &str) {
-        self.locked().remove(quarantine);
-    }
-
-    /// The maps are whole after every statement, so a panic elsewhere doesn't spoil them.
-    fn locked(&self) -> MutexGuard<'_, HashMap<String, HashMap<String, Due>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0).remove(quarantine);
     }
 }
 

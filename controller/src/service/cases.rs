@@ -2,8 +2,9 @@
 //! written into its case's custody log, and costs the Kubernetes API nothing.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
+use crate::locked::locked;
 use crate::resources::Quarantine;
 
 /// Names that are remembered; each quarantine has two.
@@ -16,7 +17,7 @@ pub struct Cases(Mutex<HashMap<(String, String), String>>);
 impl Cases {
     /// Remembers the case of `quarantine`, under its own name and its pod's.
     pub(super) fn learn(&self, quarantine: &Quarantine) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = locked(&self.0);
         if known.len() >= MOST {
             known.clear();
         }
@@ -29,7 +30,7 @@ impl Cases {
 
     /// The case; empty if it is not known.
     pub(super) fn of(&self, namespace: &str, name: &str) -> String {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = locked(&self.0);
         let key = (namespace.to_owned(), name.to_owned());
         known.get(&key).cloned().unwrap_or_default()
     }

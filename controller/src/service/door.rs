@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
@@ -22,6 +22,7 @@ use tower::{Layer, Service};
 use super::authorise::{Caller, Requester, Rights, unexpired};
 use super::limits::{Limits, Running};
 use super::tokens::{Token, Tokens, network};
+use crate::locked::locked;
 use crate::metrics::Metrics;
 
 /// Longest text of a caller's making that is logged, in characters.
@@ -216,7 +217,7 @@ impl About {
     /// Notes what the call that `request` came with is about.
     pub(super) fn note<T>(request: &tonic::Request<T>, target: &str) {
         if let Some(about) = request.extensions().get::<Self>() {
-            *about.0.lock().unwrap_or_else(PoisonError::into_inner) = short(target);
+            *locked(&about.0) = short(target);
         }
     }
 }
@@ -265,7 +266,7 @@ impl Line {
         if self.unsaid {
             return;
         }
-        let target = self.about.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let target = locked(&self.about.0);
         let (method, target, why) = (self.method.as_str(), target.as_str(), short(why));
         let identity = self.identity.as_deref().unwrap_or("nobody");
         let remote = self.remote.map(tracing::field::display);

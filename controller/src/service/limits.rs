@@ -4,7 +4,7 @@
 //! come again, as gRPC clients understand it: `google.rpc.RetryInfo` and `grpc-retry-pushback-ms`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prost::Message as _;
@@ -12,6 +12,8 @@ use prost_types::Any;
 use tokio::time::Instant;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
+
+use crate::locked::locked;
 
 /// Callers that are told apart. Only who has been proved to be somebody gets here, and who asks for a proof is
 /// known by address: more than this at once is no installation's normal day.
@@ -74,7 +76,7 @@ impl Limits {
         let now = Instant::now();
         let rate = f64::from(self.allowance.per_second);
         let most = rate * 2.0;
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut callers = locked(&self.callers);
         if callers.len() >= CALLERS && !callers.contains_key(who) {
             // Whoever has nothing running and could begin as many as anybody needs no entry.
             callers.retain(|_, usage| usage.running > 0 || usage.credit_at(now, rate) < most);
@@ -128,9 +130,7 @@ impl Usage {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let callers = self.limits.callers.lock();
-        let mut callers = callers.unwrap_or_else(PoisonError::into_inner);
-        if let Some(usage) = callers.get_mut(&self.who) {
+        if let Some(usage) = locked(&self.limits.callers).get_mut(&self.who) {
             usage.running = usage.running.saturating_sub(1);
         }
     }

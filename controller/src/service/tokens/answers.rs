@@ -3,13 +3,15 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use tokio::time::Instant;
 use tonic::Status;
+
+use crate::locked::locked;
 
 /// How long an answer of the API server is believed: it believes its own for about ten seconds, too.
 pub(super) const BELIEVED: Duration = Duration::from_secs(10);
@@ -70,7 +72,7 @@ where
     where
         F: Future<Output = Result<V, Status>> + Send + 'static,
     {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = locked(&self.state);
         if let Some(value) = state.recent.get(&key) {
             return Ok(std::future::ready(Ok(value)).boxed().shared());
         }
@@ -83,7 +85,7 @@ where
         let (answers, question) = (Arc::clone(self), key.clone());
         let task = tokio::spawn(async move {
             let answer = asking.await;
-            let mut state = answers.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = locked(&answers.state);
             state.asked.remove(&question);
             if let Ok(value) = &answer {
                 state.recent.put(question, value.clone());
