@@ -6,8 +6,8 @@
 //! allowed    a third one gets an answer again               else: could not be tested (the listener may have died)
 //! ```
 //! The three that try are on one node, or the first and the third would say nothing of the second's way. What was found
-//! holds for that node and the listener's, so both are named. What is made has a label of this run, and is deleted at the end, whatever that is. Pods that nobody could delete end by
-//! themselves.
+//! holds for that node and the listener's, so both are named. What is made has a label of this run, and is deleted at
+//! the end, whatever that is. Pods that nobody could delete end by themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

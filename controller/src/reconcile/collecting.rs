@@ -5,12 +5,13 @@
 //! this suspect. Another name is taken then, one that nobody can know before, and recorded before anything is made
 //! under it. So it is when the store does not say what it has.
 
-use impound_evidence::{CaseId, CollectionName, case_log};
+use impound_evidence::case_log;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use uuid::Uuid;
 
 use super::Context;
+use super::collection::collection_id;
 use super::custody::AT_ONCE;
 use super::guarding::note;
 use super::record::Record;
@@ -18,7 +19,6 @@ use crate::contain::plan::NAME_LIMIT;
 use crate::describe::describe;
 use crate::kubernetes::{ApiError, from_kube};
 use crate::resources::Collection;
-use crate::store::CollectionId;
 
 /// Other names that are taken for one quarantine. Who finds each of them taken meets somebody who means it.
 const NAMES: usize = 5;
@@ -124,16 +124,12 @@ pub(super) fn write_down(record: &mut Record, taken: &str, how: Taken, name: &st
 /// keeps no evidence waiting, and the collection itself would not find out: of the same pod, by the same requester for
 /// the same reason, what is stored is gone on with, and what is sealed is taken for it.
 async fn is_stored(context: &Context, wanted: &Collection) -> Option<bool> {
-    let (Ok(case), Ok(name)) = (
-        wanted.spec.case.parse::<CaseId>(),
-        wanted.name_any().parse::<CollectionName>(),
-    ) else {
+    let Ok(at) = collection_id(&wanted.spec.case, &wanted.name_any()) else {
         return Some(false);
     };
-    if case_log().is_ok_and(|log| log == name) {
+    if case_log().is_ok_and(|log| log == at.name) {
         return Some(true);
     }
-    let at = CollectionId { case, name };
     match tokio::time::timeout(AT_ONCE, context.collector.is_stored(&at)).await {
         Ok(Ok(stored)) => Some(stored),
         Ok(Err(error)) => {
@@ -166,6 +162,8 @@ fn api(record: &Record, context: &Context) -> Api<Collection> {
 
 #[cfg(test)]
 mod tests {
+    use impound_evidence::CollectionName;
+
     use super::*;
 
     #[test]

@@ -780,7 +780,10 @@ async fn cluster_uid(context: &Context) -> Result<String, Unready> {
     Ok(uid.unwrap_or_default().to_owned())
 }
 
-fn collection_id(case: &str, name: &str) -> Result<CollectionId, impound_evidence::NameError> {
+pub(super) fn collection_id(
+    case: &str,
+    name: &str,
+) -> Result<CollectionId, impound_evidence::NameError> {
     Ok(CollectionId {
         case: case.parse::<CaseId>()?,
         name: name.parse::<CollectionName>()?,

@@ -387,8 +387,8 @@ fn wanted(record: &Record, later: &LaterCollection) -> Collection {
     )
 }
 
-/// Gives a later collection whose name is somebody else's, or may be, another one, under which it is made once that is saved. The
-/// log says that nothing came of the request under the old one: nobody else's object may pass for it.
+/// Gives a later collection whose name is somebody else's, or may be, another one, under which it is made once that is
+/// saved. The log says that nothing came of the request under the old one: nobody else's object may pass for it.
 async fn rename(record: &mut Record, context: &Context, taken: &LaterCollection, how: NameTaken) {
     let Some(name) = collecting::another_name(record) else {
         see(record, &taken.name, None);

@@ -20,6 +20,7 @@ use crate::kubernetes::from_kube;
 use crate::progress::CollectionProgress;
 use crate::reconcile::custody;
 use crate::resources::{Collection, CollectionSpec};
+use crate::store::CollectionId;
 
 pub(super) async fn create(
     service: &Service,
@@ -57,12 +58,12 @@ pub(super) async fn create(
         )));
     }
     status::checked_recipients(&request.encrypt_to)?;
-    let stored = service
-        .store
-        .collections(&case)
-        .await
-        .map_err(|error| status::of_store(&error))?;
-    if stored.contains(&name) {
+    let at = CollectionId {
+        case: case.clone(),
+        name: name.clone(),
+    };
+    let stored = service.context.collector.is_stored(&at).await;
+    if stored.map_err(|error| status::of_store(&error))? {
         return Err(exists(&format!("collection {name} of case {case}")));
     }
     let there = api(service, &request.namespace)

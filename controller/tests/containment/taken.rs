@@ -74,7 +74,7 @@ fn collections(stage: &Stage) -> Api<Collection> {
     Api::namespaced(stage.world.client.clone(), &stage.world.namespace)
 }
 
-async fn quarantined(stage: &Stage) -> Quarantine {
+async fn ask(stage: &Stage) {
     stage
         .world
         .create(json!({
@@ -82,6 +82,10 @@ async fn quarantined(stage: &Stage) -> Quarantine {
             "spec": { "pod": name(&stage.suspect), "case": "INC-1", "reason": "x" },
         }))
         .await;
+}
+
+async fn quarantined(stage: &Stage) -> Quarantine {
+    ask(stage).await;
     stage.world.settled("q").await
 }
 
@@ -202,13 +206,7 @@ async fn a_name_that_older_definitions_do_not_keep_is_not_collected_under_until_
     let stored = stage.world.dir.path().join("store/INC-1/q");
     std::fs::create_dir_all(&stored).unwrap();
     std::fs::write(stored.join("theirs"), "evidence").unwrap();
-    stage
-        .world
-        .create(json!({
-            "apiVersion": "impound.dev/v1alpha1", "kind": "Quarantine", "metadata": { "name": "q" },
-            "spec": { "pod": name(&stage.suspect), "case": "INC-1", "reason": "x" },
-        }))
-        .await;
+    ask(&stage).await;
     let waiting = stage
         .becomes("q", "it is tried again", |now| {
             let mut steps = now.steps.iter();

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use impound_controller::revoked::CONFIG_MAP;
 use impound_proto::PeerId;
 use impound_proto::pki::KeyRequest;
 use impound_proto::tls::{Peers, ShownCertificate, TlsFiles, client_credentials, connect_shown};
@@ -212,12 +211,7 @@ async fn what_a_kubelet_asks_that_is_not_for_an_agent_of_its_node_is_denied_with
     // The agent's own pod, once it has ended; and a node that is not trusted any more.
     let name = agent["metadata"]["name"].as_str().unwrap();
     let uid = good["nodeUID"].as_str().unwrap().to_owned();
-    let maps = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
-    let list = json!({"metadata": {"name": CONFIG_MAP}, "data": {uid.clone(): "rootkit found"}});
-    world.post(&maps, list).await;
-    world
-        .until("the revocation", || async { world.revoked.reason(&uid) })
-        .await;
+    world.revoke(&uid, "rootkit found").await;
     denies(
         &world,
         "a revoked node",

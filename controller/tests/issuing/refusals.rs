@@ -102,17 +102,12 @@ async fn a_revoked_node_gets_no_certificate_until_it_is_taken_off_the_list() {
     let path = format!("/api/v1/nodes/{NODE}");
     let node = world.ask("GET", &path, &Value::Null).await.unwrap();
     let uid = node["metadata"]["uid"].as_str().unwrap().to_owned();
-    let maps = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
-    let list = json!({"metadata": {"name": CONFIG_MAP}, "data": {uid.clone(): "rootkit found"}});
-    world.post(&maps, list).await;
-    world
-        .until("the revocation", || async { world.revoked.reason(&uid) })
-        .await;
+    world.revoke(&uid, "rootkit found").await;
     let token = world.good_token().await;
     world
         .refuses(&token, Code::PermissionDenied, "is revoked: rootkit found")
         .await;
-    let path = format!("{maps}/{CONFIG_MAP}");
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{CONFIG_MAP}");
     world.ask("DELETE", &path, &Value::Null).await.unwrap();
     world
         .until("the list without it", || async {

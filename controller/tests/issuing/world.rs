@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use impound_agent::enroll::Enrolment;
 use impound_controller::issue::{AUDIENCE, AgentIssuer, REQUEST_LIMIT, Rules, Service};
-use impound_controller::revoked::{self, Revoked};
+use impound_controller::revoked::{self, CONFIG_MAP, Revoked};
 use impound_proto::issuer::v1::issuer_client::IssuerClient;
 use impound_proto::issuer::v1::issuer_server::IssuerServer;
 use impound_proto::issuer::v1::{IssueAgentCertificateRequest, IssueAgentCertificateResponse};
@@ -139,6 +139,15 @@ impl World {
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Value {
         self.ask("POST", path, &body).await.unwrap()
+    }
+
+    /// Puts the node with this uid on the list of those that get no certificate.
+    pub(crate) async fn revoke(&self, uid: &str, reason: &str) {
+        let maps = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
+        let list = json!({"metadata": {"name": CONFIG_MAP}, "data": {uid: reason}});
+        self.post(&maps, list).await;
+        self.until("the revocation", || async { self.revoked.reason(uid) })
+            .await;
     }
 
     /// The agent's pod on [`NODE`].

@@ -133,13 +133,15 @@ impl Draft {
             .unwrap()
     }
 
+    /// A file's bytes.
+    fn file(&mut self, path: &str) -> &mut Vec<u8> {
+        let mut files = self.files.iter_mut();
+        &mut files.find(|(known, _)| known == path).unwrap().1
+    }
+
     /// Replaces a file's bytes before they are recorded.
     fn contents(&mut self, path: &str, bytes: &[u8]) {
-        self.files
-            .iter_mut()
-            .find(|(known, _)| known == path)
-            .unwrap()
-            .1 = bytes.to_vec();
+        *self.file(path) = bytes.to_vec();
         let kept = self.artifact(path).completeness.clone();
         *self.artifact(path) = ArtifactRecord {
             completeness: kept,
@@ -544,13 +546,7 @@ fn a_bundle_of_garbage() {
 #[test]
 fn an_incomplete_tar_claimed_complete() {
     let mut draft = Draft::new();
-    let whole = draft
-        .files
-        .iter()
-        .find(|(path, _)| path == TAR)
-        .unwrap()
-        .1
-        .clone();
+    let whole = draft.file(TAR).clone();
     draft.contents(TAR, &whole[..1024]);
     assert_eq!(
         draft.seal().problems(),

@@ -32,6 +32,15 @@ const NUMBERS: [&[u8]; 10] = [
     b"\x80\0\0\0\0\0\0\0",
 ];
 
+/// Names and values of what may be the head of an HTTP message: `name: value`, one a line.
+pub fn fields(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    head.split(|byte| *byte == b'\n').map(|line| {
+        let at = line.iter().position(|byte| *byte == b':');
+        let (name, value) = line.split_at(at.unwrap_or(line.len()));
+        (name, value.strip_prefix(b": ").unwrap_or(value))
+    })
+}
+
 /// Calls `target` with mutated `seeds` until the time is over; at least with each seed as it is. Says
 /// how many inputs there were. Panics as the target does, after having kept the input.
 pub fn run(name: &str, seeds: &[Vec<u8>], mut target: impl FnMut(&mut Random, Vec<u8>)) {

@@ -544,13 +544,7 @@ mod tests {
         ];
         impound_fuzz::run("head", &seeds.map(|text| text.into()), |_, bytes| {
             let mut headers = HeaderMap::new();
-            for line in bytes.split(|byte| *byte == b'\n') {
-                let at = line
-                    .iter()
-                    .position(|byte| *byte == b':')
-                    .unwrap_or(line.len());
-                let (name, value) = line.split_at(at);
-                let value = value.strip_prefix(b": ").unwrap_or(value);
+            for (name, value) in impound_fuzz::fields(&bytes) {
                 if let (Ok(name), Ok(value)) =
                     (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
                 {

@@ -181,13 +181,7 @@ pub(super) fn cases() -> Vec<(&'static str, Break)> {
         (
             "tar-cut",
             Before(|it| {
-                let whole = it
-                    .files
-                    .iter()
-                    .find(|(path, _)| path == TAR)
-                    .unwrap()
-                    .1
-                    .clone();
+                let whole = it.file(TAR).clone();
                 it.contents(TAR, &whole[..1024]);
             }),
         ),
@@ -212,26 +206,14 @@ pub(super) fn cases() -> Vec<(&'static str, Break)> {
         (
             "tar-cut-inside-a-member",
             Before(|it| {
-                let whole = it
-                    .files
-                    .iter()
-                    .find(|(path, _)| path == TAR)
-                    .unwrap()
-                    .1
-                    .clone();
+                let whole = it.file(TAR).clone();
                 it.contents(TAR, &whole[..1000]);
             }),
         ),
         (
             "tar-goes-on",
             Before(|it| {
-                let whole = it
-                    .files
-                    .iter()
-                    .find(|(path, _)| path == TAR)
-                    .unwrap()
-                    .1
-                    .clone();
+                let whole = it.file(TAR).clone();
                 it.contents(TAR, &[&whole[..], &whole[..]].concat());
             }),
         ),
